@@ -1,0 +1,71 @@
+"""Time and identity, passed in so that tests need neither wait nor guess.
+
+`time()` is the wall clock (unix seconds: what is stored), `monotonic()` measures (what time-outs use, so that a step of
+the wall clock expires nothing), `call_later` arms a timer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+
+class Timer(Protocol):
+    """What call_later gives back."""
+
+    def cancel(self) -> None: ...
+
+
+class Clock(Protocol):
+    """The clock that everything in this package is given."""
+
+    def time(self) -> float: ...
+
+    def monotonic(self) -> float: ...
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer: ...
+
+
+class SystemClock:
+    """The machine's clocks, and the running loop's timers."""
+
+    monotonic = staticmethod(time.monotonic)
+    time = staticmethod(time.time)
+
+    def call_later(self, delay_s: float, callback: Callable[[], None]) -> Timer:
+        """Runs the callback in the running loop, after `delay_s` seconds."""
+        return asyncio.get_running_loop().call_later(delay_s, callback)
+
+
+_ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def _base32(number: int, digits: int) -> str:
+    out = []
+    for _ in range(digits):
+        out.append(_ALPHABET[number & 31])
+        number >>= 5
+    return "".join(reversed(out))
+
+
+class UidSource:
+    """Makes queue ids: 9 characters of time (milliseconds), 7 of a random start that counts up; sorts by time.
+
+    Crockford's base 32 has no letters that are taken for digits, so that an id can be read out on the telephone.
+    """
+
+    def __init__(self, clock: Clock, rng: random.Random | None = None) -> None:
+        self._clock = clock
+        self._counter = (rng or random.SystemRandom()).getrandbits(35)
+        self._millisecond = -1
+        self._prefix = ""
+
+    def __call__(self) -> str:
+        now = int(self._clock.time() * 1000)
+        if now != self._millisecond:
+            self._millisecond, self._prefix = now, _base32(now, 9)
+        self._counter = (self._counter + 1) & 0x7FFFFFFFF
+        return self._prefix + _base32(self._counter, 7)

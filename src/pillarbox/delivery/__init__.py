@@ -1,0 +1,1 @@
+"""The sending side: routes, lanes, the SMTP client, DSNs."""

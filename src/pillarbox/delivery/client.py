@@ -1,0 +1,349 @@
+"""One outgoing connection: asyncio around smtp.client. Connects, TLS, AUTH, then one transaction after the other.
+
+Must not know lanes' policy, retries or the queue: it tells its owner what happened, per transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from dataclasses import dataclass
+from typing import Any, Protocol, cast
+
+from ..clock import Clock
+from ..smtp.client import ClientProtocol, Happened, Stage, Transaction
+from ..smtp.reply import Reply
+from ..smtp.sasl import Credentials, choose_mechanism
+from ..smtp.state import ClientState
+from .route import Target
+from .tlspolicy import TlsPolicy
+
+_log = logging.getLogger("pillarbox.delivery")
+CONNECT_S = 30.0
+# RFC 5321 section 4.5.3.2, seconds.
+STEP_S: dict[Stage, float] = {
+    Stage.GREETING: 300.0,
+    Stage.HELLO: 300.0,
+    Stage.TLS: 120.0,
+    Stage.AUTH: 300.0,
+    Stage.MAIL: 300.0,
+    Stage.RCPT: 300.0,
+    Stage.DATA: 120.0,
+    Stage.CONTENT: 180.0,
+    Stage.FINAL: 600.0,
+}
+_HIGH_WATER = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSettings:
+    """How connections are made. `time_out_s` is a ceiling for every step; None leaves the RFC's."""
+
+    hello_name: str
+    policy: TlsPolicy
+    context: ssl.SSLContext | None
+    credentials: Credentials | None = None
+    may_auth_in_clear: bool = False
+    time_out_s: float | None = None
+
+
+class ConnectFault(Exception):
+    """The connection did not come to where it could take a message; `reply` and `stage` say how far it came."""
+
+    def __init__(self, reply: Reply, stage: Stage, *, is_handshake: bool = False) -> None:
+        super().__init__(str(reply))
+        self.reply = reply
+        self.stage = stage
+        self.is_handshake = is_handshake
+
+
+class Owner(Protocol):
+    """Who gave the work: a lane."""
+
+    def transaction_done(self, connection: ClientConnection, transaction: Transaction) -> None:
+        """All outcomes are there."""
+
+    def may_send_more(self, connection: ClientConnection) -> None:
+        """It can take a transaction (ahead of the last one's final reply, or because it is idle)."""
+
+    def connection_closed(self, connection: ClientConnection) -> None:
+        """It is of no further use."""
+
+
+class ClientConnection(asyncio.Protocol):
+    """See the module's text."""
+
+    def __init__(self, owner: Owner, target: Target, settings: ClientSettings, clock: Clock) -> None:
+        self.target = target
+        self.smtp = ClientProtocol(settings.hello_name)
+        self.remote = target.name
+        self.is_open = False
+        self.idle_since = 0.0
+        self.messages = 0
+        self._owner = owner
+        self._settings = settings
+        self._clock = clock
+        self._transport: asyncio.Transport | None = None
+        self._step: asyncio.Future[Happened] | None = None
+        self._progress = clock.monotonic()
+        self._is_full = False
+        self._is_sending = False
+        self._is_reported = False
+
+    # ---------------------------------------------------------------- opening
+
+    async def open(self, *, with_tls: bool = True) -> None:
+        """Connects up to where transactions may begin. Raises ConnectFault."""
+        loop = asyncio.get_running_loop()
+        target, settings = self.target, self._settings
+        limit = min(CONNECT_S, settings.time_out_s or CONNECT_S)
+        self._step = loop.create_future()
+        try:
+            tls: dict[str, Any] = {}
+            if target.is_tls:
+                tls = {"ssl": settings.context, "server_hostname": target.host, "ssl_handshake_timeout": limit}
+            async with asyncio.timeout(limit):
+                await loop.create_connection(lambda: self, target.host, target.port, **tls)
+        except TimeoutError:
+            raise ConnectFault(Reply(451, "4.4.1", f"Connection to {target.name} timed out"), Stage.CONNECT) from None
+        except ssl.SSLError as error:
+            raise self._tls_fault(error) from None
+        except OSError as error:
+            text = error.strerror or str(error) or type(error).__name__
+            raise ConnectFault(Reply(451, "4.4.1", _printable(f"Connection to {target.name}: {text}")), Stage.CONNECT) from None
+        try:
+            await self._greet(with_tls=with_tls)
+        except BaseException:
+            self.abort()
+            raise
+        self.is_open = True
+        self._step = None
+        self.idle_since = self._clock.monotonic()
+
+    async def _greet(self, *, with_tls: bool) -> None:
+        settings, smtp = self._settings, self.smtp
+        if self.target.is_tls:
+            smtp.is_tls = True
+        await self._await(Happened.READY)
+        if with_tls and not smtp.is_tls and settings.policy is not TlsPolicy.NONE:
+            await self._start_tls()
+        if settings.policy.is_required and not smtp.is_tls:
+            raise ConnectFault(
+                Reply(451, "4.7.10", f"{self.target.name} does not offer STARTTLS, which is required here"), Stage.TLS
+            )
+        if settings.credentials is not None:
+            await self._authenticate(settings.credentials)
+
+    async def _start_tls(self) -> None:
+        smtp, settings = self.smtp, self._settings
+        if not smtp.has("STARTTLS"):
+            return
+        smtp.start_tls()
+        self._flush()
+        if await self._await(Happened.WANTS_HANDSHAKE, Happened.TLS_REFUSED) is Happened.TLS_REFUSED:
+            return
+        transport = self._transport
+        assert transport is not None and settings.context is not None
+        try:
+            upgraded = await asyncio.get_running_loop().start_tls(
+                transport,
+                self,
+                settings.context,
+                server_hostname=self.target.host,
+                ssl_handshake_timeout=min(30.0, settings.time_out_s or 30.0),
+            )
+        except (OSError, ssl.SSLError) as error:
+            raise self._tls_fault(error) from None
+        self._transport = cast(asyncio.Transport, upgraded)
+        smtp.tls_started()
+        self._flush()
+        await self._await(Happened.READY)
+
+    def _tls_fault(self, error: Exception) -> ConnectFault:
+        text = _printable(f"TLS with {self.target.name} failed: {error}")
+        return ConnectFault(Reply(451, "4.7.5", text), Stage.TLS, is_handshake=True)
+
+    async def _authenticate(self, credentials: Credentials) -> None:
+        smtp, name = self.smtp, self.target.name
+        if not smtp.is_tls and not self._settings.may_auth_in_clear:
+            raise ConnectFault(Reply(451, "4.7.11", f"No AUTH with {name} in clear: TLS is not there"), Stage.AUTH)
+        offered = frozenset(smtp.extensions.get("AUTH", "").upper().split())
+        mechanism = choose_mechanism(offered, credentials)
+        if mechanism is None:
+            raise ConnectFault(Reply(451, "4.7.0", f"{name} offers no AUTH mechanism that is known here"), Stage.AUTH)
+        smtp.start_auth(mechanism)
+        self._flush()
+        if await self._await(Happened.AUTHENTICATED, Happened.AUTH_REFUSED) is Happened.AUTH_REFUSED:
+            refused = smtp.last_reply or Reply(451, "4.7.8", "AUTH refused")
+            # The operator mends a wrong password: the mail waits for that, whatever class the reply has.
+            raise ConnectFault(_deferring(refused), Stage.AUTH)
+
+    async def _await(self, *wanted: Happened) -> Happened:
+        """The next thing that happens, if it is one of these; ConnectFault for any other, and for a time-out."""
+        loop = asyncio.get_running_loop()
+        happened = self.smtp.next_event()
+        if happened is None:
+            self._step = loop.create_future()
+            limit = STEP_S[self.smtp.stage]
+            try:
+                async with asyncio.timeout(min(limit, self._settings.time_out_s or limit)):
+                    happened = await self._step
+            except TimeoutError:
+                raise ConnectFault(Reply(451, "4.4.2", f"No reply from {self.target.name} in time"), self.smtp.stage) from None
+        if happened in wanted:
+            return happened
+        reply = self.smtp.last_reply or Reply(451, "4.4.2", "Connection lost")
+        raise ConnectFault(_deferring(reply), self.smtp.stage)
+
+    # ---------------------------------------------------------- from the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Connected (and, after STARTTLS, connected anew)."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+
+    def data_received(self, data: bytes) -> None:
+        """Octets from the server."""
+        self.smtp.receive_data(data)
+        self._pump()
+
+    def eof_received(self) -> bool:
+        """The server closed."""
+        self.smtp.receive_eof()
+        self._pump()
+        return False
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The connection is gone."""
+        self._transport = None
+        self.smtp.receive_eof()
+        self._pump()
+        self._report_closed()
+
+    def pause_writing(self) -> None:
+        """The server reads slowly."""
+        self._is_full = True
+
+    def resume_writing(self) -> None:
+        """It has read."""
+        self._is_full = False
+        self._progress = self._clock.monotonic()
+        if self.is_open:
+            self._send_content()
+
+    # --------------------------------------------------------------- sending
+
+    def send(self, transaction: Transaction) -> None:
+        """Begins a transaction; `smtp.can_start` was true. ClientFault when an address would break the command line."""
+        if not self.smtp.open_transactions:
+            self._progress = self._clock.monotonic()
+        self.smtp.start_transaction(transaction)
+        self.messages += 1
+        if not self._is_sending:
+            self._flush()
+
+    def _pump(self) -> None:
+        smtp = self.smtp
+        while (happened := smtp.next_event()) is not None:
+            self._progress = self._clock.monotonic()
+            if self._step is not None:
+                if not self._step.done():
+                    self._step.set_result(happened)
+                    return
+                return
+            if happened is Happened.WANTS_CONTENT:
+                self._send_content()
+            elif happened is Happened.DONE:
+                self._owner.transaction_done(self, smtp.pop_done())
+            elif happened is Happened.CLOSED:
+                self._report_closed()
+        if not self.is_open:
+            self._flush()
+            return
+        if smtp.state is ClientState.IDLE:
+            self.idle_since = self._progress
+            self._owner.may_send_more(self)
+        self._flush()
+
+    def _send_content(self) -> None:
+        """Content as far as the transport takes it, then the next transaction's commands behind its end, in one write."""
+        if self._is_sending or not self.smtp.is_content_wanted:
+            return
+        self._is_sending = True
+        try:
+            parts = [self.smtp.data_to_send()]
+            while not self._is_full:
+                piece = self.smtp.content_to_send()
+                if piece is None:
+                    break
+                parts.append(piece)
+                if not self.smtp.is_content_wanted:
+                    break
+                if len(piece) >= 65536:
+                    self._write(b"".join(parts))
+                    parts.clear()
+            if not self.smtp.is_content_wanted and self.smtp.can_start:
+                self._owner.may_send_more(self)
+                parts.append(self.smtp.data_to_send())
+            self._write(b"".join(parts))
+        except OSError as error:
+            # Our own spool file cannot be read: nothing half may look complete.
+            _log.error("content of a message cannot be read: %s", error)
+            self.smtp.fail(Reply(451, "4.3.0", _printable(f"The content cannot be read: {error}")))
+            self.abort()
+        finally:
+            self._is_sending = False
+
+    def _write(self, data: bytes) -> None:
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def _flush(self) -> None:
+        self._write(self.smtp.data_to_send())
+
+    # ------------------------------------------------------------------- end
+
+    def sweep(self, now: float) -> None:
+        """Gives a step up that takes too long. Only whole replies count as progress, and content that moves."""
+        if not self.is_open or not self.smtp.open_transactions:
+            return
+        stage = Stage.CONTENT if self.smtp.is_content_wanted else self.smtp.expected_stage
+        limit = STEP_S[stage]
+        if now - self._progress > min(limit, self._settings.time_out_s or limit):
+            self.smtp.fail(Reply(451, "4.4.2", f"No reply from {self.target.name} in time"))
+            self._pump()
+            # Never used again: a late reply must not be taken for another command's (hostile row 98).
+            self.abort()
+
+    def quit(self) -> None:
+        """Says QUIT and closes; 221 is not waited for."""
+        if self.smtp.state is ClientState.IDLE:
+            self.smtp.quit()
+            self._flush()
+        self._report_closed()
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def _report_closed(self) -> None:
+        if self.is_open and not self._is_reported:
+            self._is_reported = True
+            self._owner.connection_closed(self)
+            if self._transport is not None:
+                self._transport.close()
+
+
+def _deferring(reply: Reply) -> Reply:
+    """A refusal of the connection as a whole is no verdict on a message: it waits, the reply is told as it was."""
+    if reply.is_transient:
+        return reply
+    return Reply(451, "4.4.0", f"The next hop refused: {reply}")
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text)[:400]

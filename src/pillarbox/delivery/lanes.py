@@ -1,0 +1,399 @@
+"""Lanes: one per next hop, with its connections, its waiting work and its back-off. The scheduler's Deliverer.
+
+A lane feeds connections as they become free (also ahead of a final reply, under PIPELINING), opens more while work
+waits, and stops when its next hop is in trouble: then one message probes it, at growing pauses, and all others stay in
+the queue. Must not know the store.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+
+from ..clock import Clock, Timer
+from ..queue.work import Result, Work
+from ..smtp.client import ClientFault, Outcome, Stage, Transaction
+from ..smtp.reply import Reply
+from .client import ClientConnection, ClientSettings, ConnectFault
+from .route import NextHop, Target
+from .tlspolicy import TlsPolicy
+from .transaction import Built, build_transaction
+
+_log = logging.getLogger("pillarbox.delivery")
+SWEEP_S = 1.0
+IDLE_S = 5.0
+# Without one success between them, so many faults of the connection mean that the next hop is in trouble.
+TROUBLE = 5
+BACKOFF_FIRST_S = 5.0
+BACKOFF_LONGEST_S = 300.0
+# A host whose TLS handshake failed under "may" gets mail in clear for this long.
+NO_TLS_S = 3600.0
+# Stages that are about the next hop as a whole: what was deferred there is due at once when it is back.
+WHOLE_STAGES = frozenset(("connect", "greeting", "ehlo", "starttls", "auth", "connection"))
+_UNLIMITED = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class LaneLimits:
+    """Connections at once: of the whole server, of one lane."""
+
+    total: int
+    per_lane: int
+
+
+class Lanes:
+    """All lanes of a server; for now the one of the smart hosts."""
+
+    def __init__(
+        self, next_hop: NextHop | None, settings: ClientSettings, limits: LaneLimits, clock: Clock, rng: random.Random
+    ) -> None:
+        self._clock = clock
+        self.finished: Callable[[Work], None] = lambda work: None
+        self.wake: Callable[[], None] = lambda: None
+        self.is_back: Callable[[str, Collection[str]], None] = lambda key, stages: None
+        self._lane = Lane(self, next_hop, settings, min(limits.total, limits.per_lane), clock, rng) if next_hop else None
+        self._timer: Timer | None = None
+
+    def start(self) -> None:
+        """Begins to sweep."""
+        self._timer = self._clock.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._timer = self._clock.call_later(SWEEP_S, self._sweep)
+        if self._lane is not None:
+            self._lane.sweep(self._clock.monotonic())
+
+    async def stop(self, grace_s: float) -> None:
+        """Lets running transactions finish within the grace, then closes all connections."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._lane is not None:
+            await self._lane.stop(grace_s)
+
+    # ------------------------------------------------------- for the scheduler
+
+    def deliver(self, work: Work) -> None:
+        """See queue.work.Deliverer."""
+        assert self._lane is not None
+        self._lane.push(work)
+
+    def room(self) -> int:
+        """See queue.work.Deliverer."""
+        return 0 if self._lane is None else self._lane.room()
+
+    def room_at(self) -> float | None:
+        """See queue.work.Deliverer."""
+        return None if self._lane is None else self._lane.retry_at_wall()
+
+    def withdraw(self, uids: Collection[str] | None) -> list[Work]:
+        """See queue.work.Deliverer."""
+        return [] if self._lane is None else self._lane.withdraw(uids)
+
+    def retry_now(self) -> None:
+        """See queue.work.Deliverer."""
+        if self._lane is not None:
+            self._lane.forget_backoff()
+
+    def why_waiting(self) -> str | None:
+        """See queue.work.Deliverer."""
+        if self._lane is None:
+            return "no smart host is set: start with --relay HOST[:PORT]"
+        return self._lane.why_waiting()
+
+
+class Lane:
+    """One next hop."""
+
+    def __init__(
+        self,
+        lanes: Lanes,
+        next_hop: NextHop,
+        settings: ClientSettings,
+        limit: int,
+        clock: Clock,
+        rng: random.Random,
+    ) -> None:
+        self.next_hop = next_hop
+        self._lanes = lanes
+        self._settings = settings
+        self._limit = limit
+        self._clock = clock
+        self._rng = rng
+        self._waiting: deque[Work] = deque()
+        self._connections: set[ClientConnection] = set()
+        self._idle: list[ClientConnection] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._busy = 0
+        self._trouble = 0
+        self._downs = 0
+        self._retry_at: float | None = None
+        self._last_fault: Reply | None = None
+        self._first_target = 0
+        self._no_tls: dict[Target, float] = {}
+        self._is_stopping = False
+
+    # -------------------------------------------------------------------- work
+
+    @property
+    def is_down(self) -> bool:
+        """True while the next hop is in trouble and the next probe is not due."""
+        return self._retry_at is not None and self._clock.monotonic() < self._retry_at
+
+    def room(self) -> int:
+        """One while it is probed, none while it is down."""
+        if self._is_stopping or self.is_down:
+            return 0
+        if self._retry_at is not None:
+            return 1 if not self._waiting and not self._busy else 0
+        return _UNLIMITED
+
+    def retry_at_wall(self) -> float | None:
+        """Unix time of the next probe."""
+        if self._retry_at is None or not self.is_down:
+            return None
+        return self._clock.time() + self._retry_at - self._clock.monotonic()
+
+    def why_waiting(self) -> str | None:
+        """For people."""
+        if self._retry_at is None:
+            return None
+        seconds = max(0, round(self._retry_at - self._clock.monotonic()))
+        return f"{self.next_hop.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
+
+    def push(self, work: Work) -> None:
+        """Takes work."""
+        work.next_hop = self.next_hop.key
+        if self.is_down or self._is_stopping:
+            self._return(work)
+            return
+        self._waiting.append(work)
+        self._feed()
+
+    def withdraw(self, uids: Collection[str] | None) -> list[Work]:
+        """Work that has not begun."""
+        taken = [work for work in self._waiting if uids is None or work.message.uid in uids]
+        if taken:
+            self._waiting = deque(work for work in self._waiting if work not in taken)
+        return taken
+
+    def forget_backoff(self) -> None:
+        """Probe now."""
+        if self._retry_at is not None:
+            self._retry_at = self._clock.monotonic()
+
+    def _return(self, work: Work) -> None:
+        """Nothing was tried: the queue keeps it until the next probe."""
+        retry_at = self.retry_at_wall() or self._clock.time()
+        fault = self._last_fault or Reply(451, "4.4.1", "The next hop is not reachable")
+        work.results = [
+            Result(r, fault, "connect", is_attempt=False, retry_at=retry_at) for r in work.message.recipients
+        ]
+        self._lanes.finished(work)
+
+    def _feed(self) -> None:
+        while self._waiting and self._idle:
+            self.may_send_more(self._idle[-1])
+        if not self._waiting or self._is_stopping:
+            return
+        limit = 1 if self._retry_at is not None else self._limit
+        room = limit - len(self._connections) - len(self._opening)
+        for _ in range(min(room, len(self._waiting) - len(self._opening))):
+            task = asyncio.get_running_loop().create_task(self._open())
+            self._opening.add(task)
+            task.add_done_callback(self._opening.discard)
+
+    # -------------------------------------------------------------- connections
+
+    async def _open(self) -> None:
+        fault: ConnectFault | None = None
+        targets = self.next_hop.targets
+        for offset in range(len(targets)):
+            index = (self._first_target + offset) % len(targets)
+            try:
+                connection = await self._open_to(targets[index])
+            except ConnectFault as caught:
+                fault = caught
+                _log.info("%s: %s", self.next_hop.key, caught)
+                continue
+            except Exception as error:
+                _log.exception("connecting to %s failed", targets[index].name)
+                fault = ConnectFault(Reply(451, "4.3.0", f"Internal fault: {type(error).__name__}"), Stage.CONNECT)
+                continue
+            if self._first_target != index:
+                _log.warning("%s: using %s", self.next_hop.key, targets[index].name)
+            # The first that works serves, until it fails; then the order begins anew.
+            self._first_target = index
+            self._connections.add(connection)
+            self._idle.append(connection)
+            self._opening.discard(asyncio.current_task())
+            self._feed()
+            return
+        self._first_target = 0
+        self._opening.discard(asyncio.current_task())
+        assert fault is not None
+        self._connect_failed(fault)
+
+    async def _open_to(self, target: Target) -> ClientConnection:
+        now = self._clock.monotonic()
+        with_tls = self._no_tls.get(target, 0.0) <= now
+        connection = ClientConnection(self, target, self._settings, self._clock)
+        try:
+            await connection.open(with_tls=with_tls)
+        except ConnectFault as fault:
+            may = self._settings.policy is TlsPolicy.MAY and not target.is_tls and self._settings.credentials is None
+            if not (fault.is_handshake and may and with_tls):
+                raise
+            # RFC 7435: opportunistic means that a broken TLS is no worse than none. Remembered, said, never with AUTH.
+            _log.warning("%s: TLS failed, sending in clear: %s", target.name, fault)
+            self._no_tls[target] = now + NO_TLS_S
+            connection = ClientConnection(self, target, self._settings, self._clock)
+            await connection.open(with_tls=False)
+        return connection
+
+    def _connect_failed(self, fault: ConnectFault) -> None:
+        self._last_fault = fault.reply
+        if self._connections and self._trouble < TROUBLE:
+            # It serves us on other connections: perhaps it wants no more of them.
+            self._trouble += 1
+            return
+        stage = fault.stage.value
+        work = self._waiting.popleft() if self._waiting else None
+        self._go_down()
+        if work is not None:
+            # The one that asked for the connection has had an attempt; the others have not.
+            work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
+            work.results = [Result(r, fault.reply, stage) for r in work.message.recipients]
+            self._lanes.finished(work)
+        self._return_all()
+
+    def _go_down(self) -> None:
+        pause = min(BACKOFF_FIRST_S * 2**self._downs, BACKOFF_LONGEST_S) * (0.9 + 0.2 * self._rng.random())
+        self._downs = min(self._downs + 1, 16)
+        self._retry_at = self._clock.monotonic() + pause
+        self._trouble = 0
+        _log.warning("%s is in trouble, next try in %.0f s: %s", self.next_hop.key, pause, self._last_fault)
+
+    def _return_all(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for work in waiting:
+            self._return(work)
+        self._lanes.wake()
+
+    def _alive(self) -> None:
+        """The next hop answers for single messages: no trouble."""
+        self._trouble = 0
+        if self._retry_at is not None:
+            self._retry_at = None
+            self._downs = 0
+            self._lanes.is_back(self.next_hop.key, WHOLE_STAGES)
+
+    # -------------------------------------------------------- from a connection
+
+    def may_send_more(self, connection: ClientConnection) -> None:
+        """See client.Owner."""
+        is_idle = not connection.smtp.open_transactions
+        if self._is_stopping:
+            if is_idle:
+                connection.quit()
+            return
+        while self._waiting and connection.smtp.can_start:
+            if self._begin(connection, self._waiting.popleft()):
+                if connection in self._idle:
+                    self._idle.remove(connection)
+                return
+        if is_idle and connection not in self._idle and connection in self._connections:
+            self._idle.append(connection)
+
+    def _begin(self, connection: ClientConnection, work: Work) -> bool:
+        work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
+        built = build_transaction(work, connection.smtp)
+        if not isinstance(built, Built):
+            work.results = [Result(r, built, "mail", is_permanent=True) for r in work.message.recipients]
+            self._lanes.finished(work)
+            return False
+        try:
+            connection.send(built.transaction)
+        except ClientFault as fault:
+            reply = Reply(553, "5.1.3", str(fault))
+            work.results = [Result(r, reply, "mail", is_permanent=True) for r in work.message.recipients]
+            self._lanes.finished(work)
+            return False
+        self._busy += 1
+        return True
+
+    def transaction_done(self, connection: ClientConnection, transaction: Transaction) -> None:
+        """See client.Owner."""
+        work = transaction.tag
+        assert isinstance(work, Work)
+        self._busy -= 1
+        is_lost = connection.smtp.state.name == "CLOSED"
+        for recipient, outcome in zip(work.recipients, transaction.outcomes, strict=True):
+            assert outcome is not None
+            work.results.append(self._result(connection, recipient, outcome, is_lost=is_lost))
+        self._lanes.finished(work)
+        if is_lost and any(result.stage == "connection" or result.is_ambiguous for result in work.results):
+            self._last_fault = work.results[0].reply
+            self._trouble += 1
+            if self._retry_at is not None or self._trouble >= TROUBLE:
+                self._go_down()
+                self._return_all()
+        else:
+            self._alive()
+
+    def _result(self, connection: ClientConnection, recipient: object, outcome: Outcome, *, is_lost: bool) -> Result:
+        reply, stage = outcome.reply, outcome.stage.value
+        is_ours = is_lost and outcome.reply is connection.smtp.last_reply
+        is_ambiguous = is_ours and outcome.stage is Stage.FINAL and reply.code != 421
+        if is_ours and not is_ambiguous:
+            reply = Reply(reply.code, reply.enhanced, *reply.lines[:-1], f"{reply.lines[-1]} (at {stage})")
+            stage = "connection"
+        return Result(
+            recipient,  # type: ignore[arg-type]
+            reply,
+            stage,
+            is_delivered=outcome.is_delivered,
+            is_permanent=outcome.is_permanent and not outcome.is_delivered,
+            is_ambiguous=is_ambiguous,
+            remote=connection.remote,
+            was_dsn_passed_on=connection.smtp.has("DSN"),
+        )
+
+    def connection_closed(self, connection: ClientConnection) -> None:
+        """See client.Owner."""
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._feed()
+
+    # ------------------------------------------------------------------ upkeep
+
+    def sweep(self, now: float) -> None:
+        """Idle connections are closed, slow steps given up, a due probe begun."""
+        for connection in list(self._connections):
+            connection.sweep(now)
+        for connection in list(self._idle):
+            if now - connection.idle_since > IDLE_S:
+                connection.quit()
+        if self._retry_at is not None and not self.is_down and not self._busy and not self._opening:
+            self._lanes.wake()
+
+    async def stop(self, grace_s: float) -> None:
+        """See Lanes.stop."""
+        self._is_stopping = True
+        for connection in list(self._idle):
+            connection.quit()
+        for task in list(self._opening):
+            task.cancel()
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + grace_s
+        while self._busy and loop.time() < deadline:
+            await asyncio.sleep(0.02)
+        for connection in list(self._connections):
+            # What is cut off here is deferred: an attempt that may have succeeded is recorded as ambiguous.
+            connection.smtp.receive_eof()
+            connection.data_received(b"")
+            connection.abort()

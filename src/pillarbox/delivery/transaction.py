@@ -1,0 +1,63 @@
+"""From queued work to an SMTP transaction for one server: what its extensions allow, and what they forbid."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..queue.work import Work
+from ..smtp.client import ClientProtocol, Recipient, Transaction
+from ..smtp.extension import format_xtext
+from ..smtp.reply import Reply
+
+_NEEDS_UTF8 = Reply(553, "5.6.7", "The next hop does not know SMTPUTF8, which this message needs")
+_NEEDS_8BIT = Reply(554, "5.6.3", "The next hop does not take 8-bit content, and conversion is not supported")
+
+
+@dataclass(slots=True)
+class Built:
+    """A transaction that may be sent."""
+
+    transaction: Transaction
+
+
+def build_transaction(work: Work, smtp: ClientProtocol) -> Built | Reply:
+    """The transaction, or the permanent refusal that stands for it: never silently weaker than what was asked for."""
+    message = work.message
+    envelope, content = message.envelope, message.content
+    words = []
+    if smtp.has("SIZE"):
+        words.append(f"SIZE={content.size_bytes}")
+    if envelope.body == "8BITMIME":
+        if smtp.has("8BITMIME"):
+            words.append("BODY=8BITMIME")
+        elif not all(piece.isascii() for piece in content.chunks()):
+            return _NEEDS_8BIT
+    if envelope.is_smtputf8:
+        if smtp.has("SMTPUTF8"):
+            words.append("SMTPUTF8")
+        elif _needs_utf8(work):
+            return _NEEDS_UTF8
+    if smtp.has("DSN"):
+        if envelope.ret:
+            words.append(f"RET={envelope.ret}")
+        if envelope.envid:
+            words.append(f"ENVID={format_xtext(envelope.envid)}")
+    recipients = [Recipient(r.address, _rcpt_words(r.notify, r.orcpt, smtp)) for r in work.recipients]
+    return Built(Transaction(envelope.reverse_path, recipients, content.chunks(), tuple(words), tag=work))
+
+
+def _needs_utf8(work: Work) -> bool:
+    addresses = [work.message.envelope.reverse_path or "", *(r.address for r in work.recipients)]
+    return not all(address.isascii() for address in addresses) or not work.message.content.header_section.isascii()
+
+
+def _rcpt_words(notify: tuple[str, ...], orcpt: str | None, smtp: ClientProtocol) -> tuple[str, ...]:
+    if not smtp.has("DSN") or not (notify or orcpt):
+        return ()
+    words = []
+    if notify:
+        words.append(f"NOTIFY={','.join(notify)}")
+    if orcpt:
+        kind, _, address = orcpt.partition(";")
+        words.append(f"ORCPT={kind};{address if kind.lower() == 'utf-8' else format_xtext(address)}")
+    return tuple(words)

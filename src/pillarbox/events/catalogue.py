@@ -1,0 +1,438 @@
+"""Every event as a typed class. The documentation's table is generated from CATALOGUE.
+
+A plugin may change an event's fields in place; what it changed is what everyone after it sees.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+from ..mail.content import Content
+from ..mail.envelope import Envelope
+from ..smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class Kind(Enum):
+    """SMTPD: something happened. SMTPC: a reply is about to be sent."""
+
+    SMTPD = "SMTPD"
+    SMTPC = "SMTPC"
+
+
+class Event(Protocol):
+    """What all events have in common."""
+
+    name: ClassVar[str]
+    kind: ClassVar[Kind]
+
+
+class Endpoint(NamedTuple):
+    """One end of a connection. `host` is an IP address as text, or the path of a unix socket (then `port` is 0)."""
+
+    host: str
+    port: int
+
+
+class Session:
+    """What is known of a session, for plugins: read it; the server keeps it true.
+
+    `client_id` names the session in every event and log line. `helo` is what EHLO or HELO said, `username` who
+    authenticated, `envelope` the transaction that is open (None between two). `data` is yours: whatever your plugin
+    wants to remember for this session.
+    """
+
+    __slots__ = (
+        "client_id",
+        "data",
+        "envelope",
+        "helo",
+        "is_esmtp",
+        "is_trusted",
+        "local",
+        "peer",
+        "senders",
+        "talked_early",
+        "tls",
+        "username",
+    )
+
+    def __init__(self, client_id: str, peer: Endpoint, local: Endpoint) -> None:
+        self.client_id = client_id
+        self.peer = peer
+        self.local = local
+        self.tls: str = ""
+        self.helo: str = ""
+        self.is_esmtp = False
+        self.is_trusted = False
+        self.talked_early = False
+        self.username: str | None = None
+        self.senders: Sequence[str] = ()
+        self.envelope: Envelope | None = None
+        self.data: dict[str, Any] = {}
+
+    @property
+    def is_submission(self) -> bool:
+        """True for who may relay: trusted networks and authenticated sessions."""
+        return self.is_trusted or self.username is not None
+
+
+@dataclass(slots=True)
+class Registered:
+    """The server is up: its listeners are bound."""
+
+    name: ClassVar[str] = "registered"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    server: Any
+
+
+@dataclass(slots=True)
+class ListenerFailed:
+    """A listener could not be bound."""
+
+    name: ClassVar[str] = "listener_failed"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    operation: str
+    errno: int
+    strerror: str
+    address: str
+
+
+@dataclass(slots=True)
+class Connection:
+    """A client connected. A Reply is the greeting: 220, or 554 or 421 to refuse."""
+
+    name: ClassVar[str] = "connection"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    peer: Endpoint
+    local: Endpoint
+    tls: str = ""
+    proxied: bool = False
+
+
+@dataclass(slots=True)
+class Disconnected:
+    """A session is over. `reason` says who ended it and why."""
+
+    name: ClassVar[str] = "disconnected"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    reason: str
+
+
+@dataclass(slots=True)
+class CmdEhlo:
+    """EHLO; `address` is the name that the client gave."""
+
+    name: ClassVar[str] = "cmd_ehlo"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str
+    address: str
+
+
+@dataclass(slots=True)
+class CmdHelo:
+    """HELO; `address` is the name that the client gave."""
+
+    name: ClassVar[str] = "cmd_helo"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str
+    address: str
+
+
+@dataclass(slots=True)
+class CmdMail:
+    """MAIL; `address` is the reverse-path, None for the null reverse-path. Both fields may be changed."""
+
+    name: ClassVar[str] = "cmd_mail"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str
+    address: str | None
+    parameters: dict[str, Any]
+
+
+@dataclass(slots=True)
+class CmdRcpt:
+    """RCPT; `address` is the recipient. Both fields may be changed."""
+
+    name: ClassVar[str] = "cmd_rcpt"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str
+    address: str
+    parameters: dict[str, Any]
+
+
+@dataclass(slots=True)
+class CmdData:
+    """DATA, in order and with a recipient."""
+
+    name: ClassVar[str] = "cmd_data"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str = ""
+
+
+@dataclass(slots=True)
+class CmdBdat:
+    """BDAT, before its octets are read (RFC 3030)."""
+
+    name: ClassVar[str] = "cmd_bdat"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str
+    size_bytes: int
+    is_last: bool
+
+
+@dataclass(slots=True)
+class CmdRset:
+    """RSET."""
+
+    name: ClassVar[str] = "cmd_rset"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str = ""
+
+
+@dataclass(slots=True)
+class CmdNoop:
+    """NOOP."""
+
+    name: ClassVar[str] = "cmd_noop"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str = ""
+
+
+@dataclass(slots=True)
+class CmdVrfy:
+    """VRFY."""
+
+    name: ClassVar[str] = "cmd_vrfy"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str = ""
+
+
+@dataclass(slots=True)
+class CmdExpn:
+    """EXPN."""
+
+    name: ClassVar[str] = "cmd_expn"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str = ""
+
+
+@dataclass(slots=True)
+class CmdHelp:
+    """HELP."""
+
+    name: ClassVar[str] = "cmd_help"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str = ""
+
+
+@dataclass(slots=True)
+class CmdQuit:
+    """QUIT."""
+
+    name: ClassVar[str] = "cmd_quit"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str = ""
+
+
+@dataclass(slots=True)
+class CmdStarttls:
+    """STARTTLS, where it is offered and TLS is not on."""
+
+    name: ClassVar[str] = "cmd_starttls"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str = ""
+
+
+@dataclass(slots=True)
+class CmdAuth:
+    """AUTH under TLS with a mechanism that is offered. The secret is not among the fields; `args` is the mechanism."""
+
+    name: ClassVar[str] = "cmd_auth"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str
+    mechanism: str
+
+
+@dataclass(slots=True)
+class Auth:
+    """An AUTH exchange came to its end: who, and whether the credentials were right."""
+
+    name: ClassVar[str] = "auth"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    username: str
+    mechanism: str
+    is_accepted: bool
+
+
+@dataclass(slots=True)
+class MessageReceived:
+    """A message is complete and not queued yet: the last chance to change or refuse it.
+
+    `envelope` and `content` may be changed (`content.set_header`, `content.replace`, `envelope.recipients`).
+    """
+
+    name: ClassVar[str] = "message"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    envelope: Envelope
+    content: Content
+
+
+@dataclass(slots=True)
+class MessageQueued:
+    """A message is durable; its 250 leaves now. `client_id` is None for a message that did not come over SMTP."""
+
+    name: ClassVar[str] = "message_queued"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str | None
+    reverse_path: str | None
+    recipients: list[str]
+    uid: str
+    size_bytes: int
+    subject: str
+
+
+@dataclass(slots=True)
+class SendSuccess:
+    """A delivery succeeded: these recipients of the message were taken over by the next hop."""
+
+    name: ClassVar[str] = "send_success"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    uid: str
+    recipients: list[str]
+    next_hop: str
+    reply: Reply
+    attempt: int
+
+
+@dataclass(slots=True)
+class SendFailed:
+    """An attempt failed for these recipients. `next_attempt` is a unix time, None when there will be none."""
+
+    name: ClassVar[str] = "send_failed"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    uid: str
+    recipients: list[str]
+    next_hop: str
+    stage: str
+    reply: Reply
+    is_permanent: bool
+    next_attempt: float | None
+
+
+@dataclass(slots=True)
+class PluginAdd:
+    """A plugin entered the pipeline."""
+
+    name: ClassVar[str] = "plugin_add"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    alias: str
+    plugin: Any
+
+
+@dataclass(slots=True)
+class PluginDel:
+    """A plugin left the pipeline."""
+
+    name: ClassVar[str] = "plugin_del"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    alias: str
+    plugin: Any
+
+
+@dataclass(slots=True)
+class PluginFailed:
+    """A plugin raised, returned nonsense or overran its deadline on an event; never told of itself."""
+
+    name: ClassVar[str] = "plugin_error"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    alias: str
+    plugin: Any
+    event_name: str
+    exception: BaseException
+
+
+@dataclass(slots=True)
+class Response:
+    """A reply is about to be sent: `reply` may be replaced. `verb` is the command that it answers ("" for a greeting)."""
+
+    name: ClassVar[str] = "response"
+    kind: ClassVar[Kind] = Kind.SMTPC
+    client_id: str
+    session: Session
+    reply: Reply
+    verb: str = ""
+
+
+CATALOGUE: dict[str, type[Any]] = {
+    cls.name: cls
+    for cls in (
+        Registered,
+        ListenerFailed,
+        Connection,
+        Disconnected,
+        CmdEhlo,
+        CmdHelo,
+        CmdMail,
+        CmdRcpt,
+        CmdData,
+        CmdBdat,
+        CmdRset,
+        CmdNoop,
+        CmdVrfy,
+        CmdExpn,
+        CmdHelp,
+        CmdQuit,
+        CmdStarttls,
+        CmdAuth,
+        Auth,
+        MessageReceived,
+        MessageQueued,
+        SendSuccess,
+        SendFailed,
+        PluginAdd,
+        PluginDel,
+        PluginFailed,
+        Response,
+    )
+}

@@ -1,0 +1,256 @@
+"""Dispatch: one event through the plugins, then to the subscribers, with as few turns of the loop as possible.
+
+A plain call while nobody suspends; an async method is driven inline by `send(None)` and gets a task only when it truly
+suspends. Failures of plugins end here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import types
+from collections.abc import Callable, Coroutine, Generator
+from typing import Any
+
+from ..smtp.reply import Reply
+from .catalogue import Kind, PluginFailed
+from .pipeline import SIMPLE, Pipeline, Step
+from .plugin import Eat
+from .subscribers import Subscribers
+
+_log = logging.getLogger("pillarbox.plugins")
+
+
+class Parked:
+    """What dispatch gives back when a plugin suspended: the verdict comes later, through `done`."""
+
+
+PARKED = Parked()
+Verdict = Reply | Eat | None
+Done = Callable[[Verdict], None]
+
+FAILED = Reply(451, "4.3.0", "Temporary failure: try again later")
+FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later")
+# A failure at one of these cannot be answered; it is only logged.
+_UNANSWERED = frozenset(("disconnected", "response", "message_queued", "send_success", "send_failed", "registered", "auth"))
+
+
+class Dispatcher:
+    """Pipeline and subscribers of one server, and the walk through them."""
+
+    def __init__(self, server: Any) -> None:
+        self.server = server
+        self.pipeline = Pipeline(server, self._pipeline_changed)
+        self.subscribers = Subscribers()
+        self._running: set[asyncio.Task[Any]] = set()
+
+    def listens(self, name: str) -> bool:
+        """False when an event of that name need not even be built."""
+        return bool(self.pipeline.steps(name)) or self.subscribers.listens(name)
+
+    def dispatch(self, event: Any, done: Done | None = None) -> Verdict | Parked:
+        """Takes the event to everyone who may see it.
+
+        A Reply: the answer. An Eat: the event was eaten without an answer. None: nobody objected. PARKED: `done` gets
+        one of these later (without `done` the rest simply happens later).
+        """
+        steps = self.pipeline.steps(event.name)
+        if not steps:
+            self.subscribers.notify(event)
+            return None
+        return self._walk(event, steps, 0, Eat.NONE, done)
+
+    def post(self, event: Any) -> None:
+        """For events that nobody can answer."""
+        self.dispatch(event)
+
+    # --------------------------------------------------------------------- walk
+
+    def _walk(
+        self, event: Any, steps: tuple[Step, ...], start: int, eaten: Eat, done: Done | None
+    ) -> Verdict | Parked:
+        server = self.server
+        for index in range(start, len(steps)):
+            step = steps[index]
+            try:
+                result = step.method(server, event)
+            except Exception as error:
+                result = self._failed(step, event, error)
+            if result is None:
+                continue
+            if result.__class__ is not Reply and result.__class__ is not Eat:
+                result = self._drive(step, event, result)
+                if isinstance(result, _Suspended):
+                    self._park(event, steps, index, eaten, done, result)
+                    return PARKED
+                if result is None:
+                    continue
+            verdict, eaten, is_over = self._judge(step, event, result, eaten)
+            if is_over:
+                return verdict
+        return self._end(event, eaten)
+
+    def _judge(self, step: Step, event: Any, result: Any, eaten: Eat) -> tuple[Verdict, Eat, bool]:
+        """What one plugin's answer means: (verdict, eaten from now on, the walk is over)."""
+        if result.__class__ is Reply:
+            if event.kind is Kind.SMTPC:
+                event.reply = result
+                return None, eaten, False
+            # A plugin's answer eats the event; the built-in behaviour is what subscribers are meant to see.
+            if step.alias == SIMPLE:
+                self._end(event, eaten)
+            return result, eaten, True
+        if result is Eat.ALL:
+            return Eat.ALL, eaten, True
+        if result is Eat.PLUGIN:
+            if eaten is Eat.NONE:
+                self.subscribers.notify(event)
+            return Eat.PLUGIN if eaten is Eat.NONE else Eat.ALL, eaten, True
+        return None, (Eat.CLIENT if result is Eat.CLIENT else eaten), False
+
+    def _end(self, event: Any, eaten: Eat) -> Verdict:
+        if eaten is Eat.NONE:
+            self.subscribers.notify(event)
+            return None
+        return eaten
+
+    # -------------------------------------------------------------------- async
+
+    def _drive(self, step: Step, event: Any, awaitable: Any) -> Any:
+        """An awaitable's result, when it has one without waiting; a _Suspended when it truly waits."""
+        plugin = step.plugin
+        if not asyncio.iscoroutine(awaitable):
+            if hasattr(awaitable, "__await__"):
+                return _Suspended(_await(awaitable), None, is_begun=False)
+            return self._failed(step, event, TypeError(f"returned {awaitable!r}: None, an Eat, a Reply or an awaitable is wanted"))
+        if getattr(plugin, "needs_task", False):
+            return _Suspended(awaitable, None, is_begun=False)
+        try:
+            return _Suspended(awaitable, awaitable.send(None), is_begun=True)
+        except StopIteration as stop:
+            return self._checked(step, event, stop.value)
+        except Exception as error:
+            return self._failed(step, event, error)
+
+    def _checked(self, step: Step, event: Any, result: Any) -> Verdict:
+        if result is None or result.__class__ is Reply or result.__class__ is Eat:
+            return result
+        return self._failed(step, event, TypeError(f"returned {result!r}: None, an Eat or a Reply is wanted"))
+
+    def _park(
+        self, event: Any, steps: tuple[Step, ...], index: int, eaten: Eat, done: Done | None, waiting: _Suspended
+    ) -> None:
+        """The rest of the walk happens in a task; the plugin's deadline runs from now."""
+
+        async def rest() -> None:
+            step = steps[index]
+            verdict: Verdict = None
+            try:
+                result = await self._wait(step, event, waiting)
+                if result is None:
+                    is_over, now_eaten = False, eaten
+                else:
+                    verdict, now_eaten, is_over = self._judge(step, event, result, eaten)
+                if not is_over:
+                    further = self._walk(event, steps, index + 1, now_eaten, done)
+                    if isinstance(further, Parked):
+                        return
+                    verdict = further
+            except Exception:
+                _log.exception("dispatch of %s failed", event.name)
+                verdict = FAILED
+            if done is not None:
+                done(verdict)
+
+        task = asyncio.get_running_loop().create_task(rest())
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+
+    async def _wait(self, step: Step, event: Any, waiting: _Suspended) -> Verdict:
+        deadline_s = getattr(step.plugin, "deadline_s", 60.0)
+        inner = asyncio.get_running_loop().create_task(waiting.rest())
+        try:
+            return self._checked(step, event, await asyncio.wait_for(inner, deadline_s))
+        except TimeoutError:
+            return self._failed(step, event, TimeoutError(f"no answer within {deadline_s} s"))
+        except asyncio.CancelledError:
+            if (task := asyncio.current_task()) is not None and task.cancelling():
+                raise
+            return self._failed(step, event, asyncio.CancelledError("the plugin cancelled itself"))
+        except Exception as error:
+            return self._failed(step, event, error)
+
+    # ------------------------------------------------------------------ failures
+
+    def _failed(self, step: Step, event: Any, error: BaseException) -> Verdict:
+        """One log line, a `plugin_error` event, and the plugin's failure policy. The peer never sees the text."""
+        client_id = getattr(event, "client_id", None) or "-"
+        _log.error("plugin %r failed on %s (session %s): %r", step.alias, event.name, client_id, error, exc_info=error)
+        if event.name != PluginFailed.name:
+            self._tell(PluginFailed(step.alias, step.plugin, event.name, error), step.plugin)
+        if event.name in _UNANSWERED or getattr(step.plugin, "ignores_failures", False):
+            return None
+        if event.kind is Kind.SMTPC or event.name.startswith("plugin_"):
+            return None
+        return FAILED_AT_CONNECTION if event.name == "connection" else FAILED
+
+    def _tell(self, event: Any, culprit: Any) -> None:
+        steps = tuple(s for s in self.pipeline.steps(event.name) if s.plugin is not culprit)
+        if steps:
+            self._walk(event, steps, 0, Eat.NONE, None)
+        else:
+            self.subscribers.notify(event)
+
+    def _pipeline_changed(self, name: str, alias: str, plugin: Any) -> None:
+        from .catalogue import CATALOGUE
+
+        if self.listens(name):
+            self.dispatch(CATALOGUE[name](alias, plugin))
+
+    async def settle(self) -> None:
+        """Waits for what is parked; at shutdown."""
+        while self._running:
+            await asyncio.wait(set(self._running))
+
+
+async def _await(awaitable: Any) -> Any:
+    return await awaitable
+
+
+class _Suspended:
+    """A coroutine that waits; `first` is what it yielded when it was driven by hand (None also for sleep(0))."""
+
+    __slots__ = ("_coroutine", "_first", "_is_begun")
+
+    def __init__(self, coroutine: Coroutine[Any, Any, Any], first: Any, *, is_begun: bool) -> None:
+        self._coroutine = coroutine
+        self._first = first
+        self._is_begun = is_begun
+
+    async def rest(self) -> Any:
+        """Goes on with it, in a task."""
+        if not self._is_begun:
+            return await self._coroutine
+        return await _resume(self._coroutine, self._first)
+
+
+@types.coroutine
+def _resume(coroutine: Coroutine[Any, Any, Any], first: Any) -> Generator[Any, Any, Any]:
+    """Yields again what the coroutine had yielded before it had a task, then goes on with it as `await` would."""
+    waited = first
+    while True:
+        try:
+            sent = yield waited
+        except GeneratorExit:
+            coroutine.close()
+            raise
+        except BaseException as error:
+            try:
+                waited = coroutine.throw(error)
+            except StopIteration as stop:
+                return stop.value
+        else:
+            try:
+                waited = coroutine.send(sent)
+            except StopIteration as stop:
+                return stop.value

@@ -1,0 +1,229 @@
+"""The pipeline: plugins in order, changed at any time, compiled into one tuple of bound methods per event.
+
+Every operation is all or nothing, and an event that is being dispatched goes on with the plugins it began with. Must not
+know sessions or SMTP beyond `Reply`.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from ..errors import PluginError
+
+_log = logging.getLogger("pillarbox.plugins")
+SIMPLE = "simple"
+
+
+class Step(NamedTuple):
+    """One plugin's method for one event."""
+
+    alias: str
+    plugin: Any
+    method: Callable[[Any, Any], Any]
+
+
+class Pipeline:
+    """Plugins by alias, in order. The built-in behaviour, alias `simple`, is pinned to the end.
+
+    `push` and friends take (alias, plugin); a plugin is named by its alias or by itself. `server` is passed to the
+    plugins' own `plugin_register` and `plugin_unregister`.
+    """
+
+    def __init__(self, server: Any = None, changed: Callable[[str, str, Any], None] | None = None) -> None:
+        self._server = server
+        self._changed = changed or (lambda event, alias, plugin: None)
+        self._entries: list[tuple[str, Any]] = []
+        self._table: dict[str, tuple[Step, ...]] = {}
+
+    # ------------------------------------------------------------------ looking
+
+    def order(self) -> list[Any]:
+        """The plugins, in order."""
+        return [plugin for _, plugin in self._entries]
+
+    def list(self) -> dict[str, Any]:
+        """The plugins by alias, in order."""
+        return dict(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def _find(self, which: Any) -> int:
+        for index, (alias, plugin) in enumerate(self._entries):
+            if plugin is which or (isinstance(which, str) and alias == which):
+                return index
+        return -1
+
+    def _index(self, which: Any) -> int:
+        index = self._find(which)
+        if index < 0:
+            known = ", ".join(alias for alias, _ in self._entries) or "none"
+            raise PluginError(f"no plugin {which!r} in the pipeline; there are: {known}")
+        return index
+
+    def get(self, which: Any) -> Any | None:
+        """The plugin of that alias (or itself), or None."""
+        index = self._find(which)
+        return None if index < 0 else self._entries[index][1]
+
+    def get_index(self, which: Any) -> int:
+        """Its place, from 0. PluginError when it is not there."""
+        return self._index(which)
+
+    def alias_of(self, plugin: Any) -> str:
+        """Its alias. PluginError when it is not there."""
+        return self._entries[self._index(plugin)][0]
+
+    # ----------------------------------------------------------------- changing
+
+    def push(self, alias: str, plugin: Any) -> int:
+        """Adds it at the end, before `simple`; the number of plugins."""
+        return self._insert(self._end(), alias, plugin)
+
+    def unshift(self, alias: str, plugin: Any) -> int:
+        """Adds it at the front; the number of plugins."""
+        return self._insert(0, alias, plugin)
+
+    def insert_before(self, which: Any, alias: str, plugin: Any) -> int:
+        """Adds it before another; the number of plugins."""
+        return self._insert(self._index(which), alias, plugin)
+
+    def insert_after(self, which: Any, alias: str, plugin: Any) -> int:
+        """Adds it behind another; the number of plugins."""
+        return self._insert(min(self._index(which) + 1, self._end()), alias, plugin)
+
+    def pop(self) -> Any | None:
+        """Removes and returns the last one before `simple`, None when there is none."""
+        end = self._end()
+        return self._remove(end - 1) if end else None
+
+    def shift(self) -> Any | None:
+        """Removes and returns the first one (never `simple`), None when there is none."""
+        return self._remove(0) if self._end() else None
+
+    def remove(self, which: Any) -> Any:
+        """Removes and returns it; `simple` too, then the program answers by itself."""
+        return self._remove(self._index(which))
+
+    def replace(self, which: Any, alias: str, plugin: Any) -> Any:
+        """Puts another in its place; returns the one that was there. When the new one refuses, the old one stays."""
+        index = self._index(which)
+        old_alias, old = self._entries[index]
+        if alias != old_alias:
+            self._check_alias(alias)
+        self._enter(alias, plugin)
+        # Entering may have changed the pipeline: the place is looked up again.
+        self._entries[self._index(old)] = (alias, plugin)
+        self._compile()
+        self._leave(old_alias, old)
+        self._changed("plugin_add", alias, plugin)
+        return old
+
+    def bump_up(self, which: Any, steps: int = 1) -> int:
+        """Moves it towards the front; its new place."""
+        return self._move(which, -steps)
+
+    def bump_down(self, which: Any, steps: int = 1) -> int:
+        """Moves it towards the end (never behind `simple`); its new place."""
+        return self._move(which, steps)
+
+    def _end(self) -> int:
+        pinned = bool(self._entries) and self._entries[-1][0] == SIMPLE
+        return len(self._entries) - 1 if pinned else len(self._entries)
+
+    def _check_alias(self, alias: str) -> None:
+        if not alias or not isinstance(alias, str):
+            raise PluginError(f"alias {alias!r}: give the plugin a name")
+        if self._find(alias) >= 0:
+            raise PluginError(f"a plugin {alias!r} is in the pipeline already: remove it first, or use another alias")
+
+    def _insert(self, index: int, alias: str, plugin: Any) -> int:
+        self._check_alias(alias)
+        if self._find(plugin) >= 0:
+            raise PluginError(f"this plugin is in the pipeline already, as {self.alias_of(plugin)!r}")
+        anchor = self._entries[index][1] if index < len(self._entries) else None
+        self._enter(alias, plugin)
+        at = self._find(anchor) if anchor is not None else -1
+        if alias == SIMPLE:
+            self._entries.append((alias, plugin))
+        else:
+            self._entries.insert(at if at >= 0 else self._end(), (alias, plugin))
+        self._compile()
+        self._changed("plugin_add", alias, plugin)
+        return len(self._entries)
+
+    def _remove(self, index: int) -> Any:
+        alias, plugin = self._entries.pop(index)
+        self._compile()
+        self._leave(alias, plugin)
+        return plugin
+
+    def _move(self, which: Any, steps: int) -> int:
+        index = self._index(which)
+        entry = self._entries[index]
+        if entry[0] == SIMPLE:
+            return index
+        del self._entries[index]
+        target = max(0, min(index + steps, self._end()))
+        self._entries.insert(target, entry)
+        self._compile()
+        return target
+
+    def _enter(self, alias: str, plugin: Any) -> None:
+        register = getattr(plugin, "plugin_register", None)
+        if register is None:
+            return
+        try:
+            answer = register(self._server)
+        except Exception as error:
+            raise PluginError(f"plugin {alias!r} failed to register: {error!r}") from error
+        if answer is False:
+            raise PluginError(f"plugin {alias!r} refused to register")
+
+    def _leave(self, alias: str, plugin: Any) -> None:
+        unregister = getattr(plugin, "plugin_unregister", None)
+        if unregister is not None:
+            try:
+                unregister(self._server)
+            except Exception:
+                _log.exception("plugin %r failed to unregister", alias)
+        self._changed("plugin_del", alias, plugin)
+
+    def clear(self) -> None:
+        """Removes all, in order; at shutdown."""
+        while self._entries:
+            self._remove(0)
+
+    # ---------------------------------------------------------------- compiling
+
+    def _compile(self) -> None:
+        names: set[str] = set()
+        for _, plugin in self._entries:
+            names.update(name[3:] for name in dir(plugin) if name.startswith("on_") and name != "on_default")
+        table = {name: self._steps(name) for name in names}
+        self._default = self._steps("default")
+        self._table = table
+
+    _default: tuple[Step, ...] = ()
+
+    def _steps(self, name: str) -> tuple[Step, ...]:
+        steps = []
+        for alias, plugin in self._entries:
+            method = getattr(plugin, f"on_{name}", None) or getattr(plugin, "on_default", None)
+            if method is not None:
+                if not callable(method):
+                    raise PluginError(f"plugin {alias!r}: on_{name} is not a method")
+                steps.append(Step(alias, plugin, method))
+        return tuple(steps)
+
+    def steps(self, name: str) -> tuple[Step, ...]:
+        """The methods that this event goes through, in order."""
+        return self._table.get(name, self._default)
+
+
+def is_async(method: Callable[..., Any]) -> bool:
+    """True for `async def`."""
+    return inspect.iscoroutinefunction(method)

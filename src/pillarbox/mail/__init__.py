@@ -1,0 +1,1 @@
+"""Values: envelope, content, header section, trace fields, DSN. No I/O but reading a spool file; no asyncio."""

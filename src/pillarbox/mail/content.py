@@ -1,0 +1,119 @@
+"""Content: the octets that DATA or BDAT carried, in memory or in a spool file, with a header section that can change.
+
+A large content is a memory part (trace fields and, once changed, the header section) and the rest of a file; the file
+itself is never written again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from . import headers
+
+# How much of a large content is kept in memory, too: the header section has to fit in.
+HEAD_BYTES = 128 * 1024
+_READ_BYTES = 256 * 1024
+
+
+class Content:
+    """The content of a message.
+
+    In memory: `prefix` holds all of it, `path` is None. In the spool: `prefix`, then the file at `path` from `offset` on,
+    `file_bytes` octets long there. `head` is the start of the file.
+    """
+
+    __slots__ = ("file_bytes", "head", "offset", "path", "prefix")
+
+    def __init__(
+        self, octets: bytes = b"", *, path: str | None = None, offset: int = 0, file_bytes: int = 0, head: bytes = b""
+    ) -> None:
+        self.prefix = octets
+        self.path = path
+        self.offset = offset
+        self.file_bytes = file_bytes
+        self.head = head
+
+    @property
+    def size_bytes(self) -> int:
+        """All octets, trace fields included."""
+        return len(self.prefix) + (self.file_bytes if self.path else 0)
+
+    def chunks(self) -> Iterator[bytes]:
+        """The octets, piece by piece; a file is read 256 KB at a time."""
+        if self.prefix:
+            yield self.prefix
+        if self.path:
+            with open(self.path, "rb", buffering=0) as file:
+                file.seek(self.offset)
+                left = self.file_bytes
+                while left > 0 and (piece := file.read(min(_READ_BYTES, left))):
+                    left -= len(piece)
+                    yield piece
+                if left > 0:
+                    raise OSError(f"spool file {self.path} is {left} octets too short")
+
+    def read(self) -> bytes:
+        """All octets at once: for small content, or when you mean it."""
+        return self.prefix if not self.path else b"".join(self.chunks())
+
+    def start(self, limit: int = HEAD_BYTES) -> bytes:
+        """The first octets, up to `limit`."""
+        if not self.path:
+            return self.prefix[:limit]
+        if not self.head:
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                self.head = file.read(HEAD_BYTES)
+        return (self.prefix + self.head)[:limit]
+
+    # ------------------------------------------------------------ header section
+
+    @property
+    def header_section(self) -> bytes:
+        """The octets of the header section, without the empty line behind it."""
+        start = self.start(len(self.prefix) + HEAD_BYTES)
+        return start[: headers.section_end(start)]
+
+    def header(self, name: str) -> str | None:
+        """The value of the first field of that name, decoded for people, or None."""
+        raw = headers.get_raw(self.header_section, name)
+        return None if raw is None else headers.decode_value(raw)
+
+    def set_header(self, name: str, value: str) -> None:
+        """Gives the field that value (added where it was missing). ValueError for CR, LF or a bad name."""
+        self._set_section(headers.replace(self.header_section, name, value))
+
+    def add_header(self, name: str, value: str) -> None:
+        """Adds a field on top."""
+        self.prepend(headers.format_field(name, value))
+
+    def remove_header(self, name: str) -> None:
+        """Takes out every field of that name."""
+        self._set_section(headers.remove(self.header_section, name))
+
+    def prepend(self, fields: bytes) -> None:
+        """Puts octets (whole fields with CRLF) on top."""
+        self.prefix = fields + self.prefix
+
+    def replace(self, octets: bytes) -> None:
+        """Another content altogether; a spool file is left to be collected."""
+        self.prefix, self.path, self.head = octets, None, b""
+        self.offset = self.file_bytes = 0
+
+    def _set_section(self, section: bytes) -> None:
+        old = len(self.header_section)
+        if old == 0 and section:
+            # Text without a header section: from now on it has one, so an empty line must set it apart.
+            section += b"\r\n" if not self.start(2) == b"\r\n" else b""
+        if old <= len(self.prefix):
+            self.prefix = section + self.prefix[old:]
+            return
+        into_file = old - len(self.prefix)
+        self.prefix = section
+        self.head = self.head[into_file:]
+        self.offset += into_file
+        self.file_bytes -= into_file
+
+    def set_section(self, section: bytes) -> None:
+        """Another header section, as octets; for what several changes make at once."""
+        self._set_section(section)

@@ -1,0 +1,84 @@
+"""Scans and changes header sections as octets (RFC 5322 section 2.1 and 2.2). Content outside stays untouched.
+
+The header section ends at the first empty line, or before the first line that is neither a field nor a folded part of
+one: text that has no header section at all is left as it is, and a search never leaves the header section.
+"""
+
+from __future__ import annotations
+
+import re
+from email.header import decode_header, make_header
+
+_SECTION = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*")
+_FIELDS = re.compile(rb"^([!-9;-~]+)[ \t]*:", re.M)
+_NAME = re.compile(r"[!-9;-~]+\Z")
+
+
+def section_end(content: bytes) -> int:
+    """How many octets the header section has, without the empty line behind it."""
+    found = _SECTION.match(content)
+    return found.end() if found else 0
+
+
+def is_complete(head: bytes) -> bool:
+    """True when the header section ends within these octets of a longer content."""
+    return section_end(head) < len(head) - 1 and b"\n" in head[section_end(head) :]
+
+
+def field_names(section: bytes) -> list[bytes]:
+    """The names of all fields, in order, in lower case."""
+    return [name.lower() for name in _FIELDS.findall(section)]
+
+
+def _pattern(name: str) -> re.Pattern[bytes]:
+    if not _NAME.match(name):
+        raise ValueError(f"field name {name!r}: printable ASCII without a colon, RFC 5322 section 2.2")
+    found = _PATTERNS.get(name)
+    if found is None:
+        if len(_PATTERNS) > 200:
+            _PATTERNS.clear()
+        source = rb"^" + re.escape(name.encode()) + rb"[ \t]*:([^\n]*\n(?:[ \t][^\n]*\n)*)"
+        found = _PATTERNS[name] = re.compile(source, re.M | re.I)
+    return found
+
+
+_PATTERNS: dict[str, re.Pattern[bytes]] = {}
+
+
+def get_raw(section: bytes, name: str) -> bytes | None:
+    """The value of the first field of that name, unfolded, or None."""
+    found = _pattern(name).search(section)
+    return re.sub(rb"\r?\n(?=[ \t])", b"", found.group(1)).strip() if found else None
+
+
+def decode_value(raw: bytes) -> str:
+    """A field's value for people: encoded words decoded (RFC 2047), what is broken replaced, never an exception."""
+    text = raw.decode("utf-8", "replace")
+    if "=?" not in text:
+        return text
+    try:
+        return str(make_header(decode_header(text)))
+    except (ValueError, LookupError, UnicodeError):
+        return text
+
+
+def format_field(name: str, value: str) -> bytes:
+    """`Name: value` with CRLF. Raises ValueError where the value has CR, LF or NUL: header injection ends here."""
+    _pattern(name)
+    if any(c in value for c in "\r\n\0"):
+        raise ValueError(f"value of {name} has CR, LF or NUL: a field is one line here")
+    return f"{name}: {value}\r\n".encode()
+
+
+def remove(section: bytes, name: str) -> bytes:
+    """The section without any field of that name, folded parts included."""
+    return _pattern(name).sub(b"", section)
+
+
+def replace(section: bytes, name: str, value: str) -> bytes:
+    """The first field of that name gets the value, further ones go; where there is none it is added at the end."""
+    line = format_field(name, value)
+    found = _pattern(name).search(section)
+    if found is None:
+        return section + line
+    return section[: found.start()] + line + remove(section[found.end() :], name)

@@ -1,0 +1,1 @@
+"""Shipped plugins, one file each."""

@@ -1,0 +1,163 @@
+"""The built-in behaviour, alias `simple`: what a mail server answers when no plugin has said otherwise.
+
+It decides replies only; what a command does to the session happens when its final reply is positive. Must not know
+connections or the queue.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ..events import catalogue as e
+from ..options import Network
+from ..smtp.address import comparable_domain, comparable_mailbox, domain_of
+from ..smtp.command import COMMANDS
+from ..smtp.extension import Facts, offered
+from ..smtp.reply import Reply
+
+_SENDER_OK = Reply(250, "2.1.0", "Sender OK")
+_RECIPIENT_OK = Reply(250, "2.1.5", "Recipient OK")
+_START_DATA = Reply(354, None, "End data with <CR><LF>.<CR><LF>")
+_RESET = Reply(250, "2.0.0", "OK")
+_NOOP = Reply(250, "2.0.0", "OK")
+_BYE = Reply(221, "2.0.0", "Bye")
+# RFC 5321 section 7.3 and 3.5.3: 252 neither confirms nor denies.
+_VRFY = Reply(252, "2.5.2", "Cannot verify, but will take a message and try to deliver it")
+_EXPN = Reply(502, "5.7.0", "Lists are not expanded here")
+_READY_FOR_TLS = Reply(220, "2.0.0", "Ready to start TLS")
+_TOO_MANY = Reply(452, "4.5.3", "Too many recipients: send the rest in a further transaction")
+_NEEDS_UTF8 = Reply(553, "5.6.7", "Address with UTF-8: use SMTPUTF8 with MAIL")
+_NOT_TRUSTED = Reply(550, "5.7.1", "Relaying denied: authenticate, or ask the operator")
+_NOBODY = Reply(550, "5.1.1", "No such mailbox here")
+
+
+@dataclass(slots=True)
+class RelayRule:
+    """Who may send where (DESIGN section 6). `can_deliver` says whether mail for `domains` has a way to go."""
+
+    domains: tuple[str, ...]
+    networks: tuple[Network, ...]
+    can_deliver: Callable[[str], bool]
+
+    def is_trusted(self, host: str) -> bool:
+        """True for an IP address inside the trusted networks."""
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        mapped = getattr(address, "ipv4_mapped", None)
+        return any((mapped or address) in network for network in self.networks)
+
+    def is_ours(self, domain: str) -> bool:
+        """True for a domain of `domains`, exact or below a `.suffix`, in any case, A-labels or U-labels."""
+        domain = comparable_domain(domain)
+        return any(domain == ours or (ours[0] == "." and domain.endswith(ours)) for ours in self.domains)
+
+    def judge(self, session: e.Session, address: str) -> Reply | None:
+        """A refusal, or None."""
+        domain = domain_of(address)
+        # RFC 5321 section 4.5.1: postmaster without a domain is ours, always.
+        if not domain or self.is_ours(domain):
+            return None if self.can_deliver(address) else _NOBODY
+        # A stranger's `u%d@us` or `d!u@us` is a local-part of ours like any other: it opens no way out.
+        return None if session.is_submission else _NOT_TRUSTED
+
+
+class Simple:
+    """The last plugin of the pipeline."""
+
+    def __init__(self, hostname: str, version: str, rule: RelayRule, max_recipients: int) -> None:
+        self._hostname = hostname
+        self._greeting = Reply(220, None, f"{hostname} ESMTP {version}".rstrip())
+        self._rule = rule
+        self._max_recipients = max_recipients
+        self._hello_cache: dict[tuple[Any, ...], Reply] = {}
+        self.facts_of: Callable[[e.Session], Facts] = lambda session: Facts()
+
+    def on_connection(self, server: Any, event: e.Connection) -> Reply:
+        """The greeting."""
+        return self._greeting
+
+    def on_cmd_ehlo(self, server: Any, event: e.CmdEhlo) -> Reply:
+        """Our name and the extensions that are offered now."""
+        facts = self.facts_of(event.session)
+        key = (facts.is_tls, facts.is_authenticated, event.address)
+        reply = self._hello_cache.get(key)
+        if reply is None:
+            reply = Reply(250, None, f"{self._hostname} greets {event.address}", *offered(facts))
+            if len(self._hello_cache) > 1000:
+                self._hello_cache.clear()
+            self._hello_cache[key] = reply
+        return reply
+
+    def on_cmd_helo(self, server: Any, event: e.CmdHelo) -> Reply:
+        """Our name."""
+        return Reply(250, None, f"{self._hostname} greets {event.address}")
+
+    def on_cmd_mail(self, server: Any, event: e.CmdMail) -> Reply:
+        """Every sender, but for who is authenticated and sends as somebody else (RFC 6409 section 6.1)."""
+        session = event.session
+        if session.username is not None and event.address is not None and not _may_send_as(session, event.address):
+            return Reply(553, "5.7.1", f"{session.username} may not send as this address")
+        return _SENDER_OK
+
+    def on_cmd_rcpt(self, server: Any, event: e.CmdRcpt) -> Reply:
+        """The relay rule."""
+        envelope = event.session.envelope
+        if envelope is not None:
+            if len(envelope.recipients) >= self._max_recipients:
+                return _TOO_MANY
+            if not event.address.isascii() and not envelope.is_smtputf8:
+                return _NEEDS_UTF8
+        return self._rule.judge(event.session, event.address) or _RECIPIENT_OK
+
+    def on_cmd_data(self, server: Any, event: e.CmdData) -> Reply:
+        """354."""
+        return _START_DATA
+
+    def on_cmd_rset(self, server: Any, event: e.CmdRset) -> Reply:
+        """250."""
+        return _RESET
+
+    def on_cmd_noop(self, server: Any, event: e.CmdNoop) -> Reply:
+        """250."""
+        return _NOOP
+
+    def on_cmd_vrfy(self, server: Any, event: e.CmdVrfy) -> Reply:
+        """252."""
+        return _VRFY
+
+    def on_cmd_expn(self, server: Any, event: e.CmdExpn) -> Reply:
+        """502."""
+        return _EXPN
+
+    def on_cmd_help(self, server: Any, event: e.CmdHelp) -> Reply:
+        """The commands, or one command's syntax."""
+        row = COMMANDS.get(event.args.strip().upper().encode("ascii", "replace"))
+        if row is not None:
+            return Reply(214, "2.0.0", f"{row.syntax} (RFC {row.rfc})")
+        if event.args.strip():
+            return Reply(504, "5.5.4", "No help on that: send HELP alone for the list")
+        verbs = " ".join(row.verb for row in COMMANDS.values())
+        return Reply(214, "2.0.0", "Pillarbox knows these commands:", verbs, "HELP verb tells the syntax of one")
+
+    def on_cmd_quit(self, server: Any, event: e.CmdQuit) -> Reply:
+        """221."""
+        return _BYE
+
+    def on_cmd_starttls(self, server: Any, event: e.CmdStarttls) -> Reply:
+        """220; the handshake follows."""
+        return _READY_FOR_TLS
+
+
+def _may_send_as(session: e.Session, address: str) -> bool:
+    own = comparable_mailbox(address)
+    for allowed in session.senders:
+        if allowed == "*" or comparable_mailbox(allowed) == own:
+            return True
+        if allowed.startswith("@") and comparable_domain(allowed[1:]) == comparable_domain(domain_of(address)):
+            return True
+    return False

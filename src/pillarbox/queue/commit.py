@@ -1,0 +1,271 @@
+"""Group commit: what finished meanwhile shares one transaction and one fsync (docs/explanation/group-commit.md).
+
+One commit is in flight at a time, in the writer thread; what comes meanwhile is the next batch. Nobody waits for company:
+a lone message is committed at once, and in the loop's own thread when `prefers_inline` says that only one session is
+active, which saves two wake-ups. Outcomes of deliveries alone wait a few milliseconds for a message to ride with.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from ..errors import StoreError
+from .model import Message, Settlement
+from .store import Store
+
+T = TypeVar("T")
+Done = Callable[[BaseException | None], None]
+
+_log = logging.getLogger("pillarbox.queue")
+# Outcomes may wait this long for a message's commit; a crash meanwhile sends such a message again.
+SETTLE_WAIT_S = 0.01
+SETTLE_BATCH = 64
+FAULT_PAUSE_S = 5.0
+
+
+class _Batch:
+    """What one transaction holds, and what came of it."""
+
+    __slots__ = ("accepts", "accepts_done", "runs", "settles")
+
+    def __init__(self) -> None:
+        self.accepts: list[Message] = []
+        self.accepts_done: list[Done] = []
+        self.settles: list[Settlement] = []
+        self.runs: list[tuple[Callable[[Any], Any], asyncio.Future[Any]]] = []
+
+    def __len__(self) -> int:
+        return len(self.accepts) + len(self.settles) + len(self.runs)
+
+
+_Result = list[tuple[Any, BaseException | None]]
+
+
+class GroupCommit:
+    """The way to the store for everybody in the loop. Call `start` in the loop, `stop` before the store is closed."""
+
+    def __init__(self, store: Store, prefers_inline: Callable[[], bool] = lambda: False) -> None:
+        self.store = store
+        self._is_inline = store.is_inline
+        self._prefers_inline = prefers_inline
+        self._pending = _Batch()
+        self._busy = False
+        self._kicked = False
+        self._settle_timer: asyncio.TimerHandle | None = None
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._reads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._reader: Any = None
+        self._idle: list[asyncio.Future[None]] = []
+        self.commits = 0
+        self.committed = 0
+        self.last_error: StoreError | None = None
+
+    def start(self) -> None:
+        """Begins to work in the running loop; the store is open."""
+        self._loop = asyncio.get_running_loop()
+        self._reader = self.store.reader()
+        if not self._is_inline:
+            for jobs, name in ((self._jobs, "writer"), (self._reads, "reader")):
+                thread = threading.Thread(target=_work, args=(jobs,), name=f"pillarbox-{name}", daemon=True)
+                thread.start()
+                self._threads.append(thread)
+
+    async def stop(self) -> None:
+        """Everything that was asked for is committed first."""
+        while self._busy or len(self._pending):
+            waiter = self._loop.create_future()
+            self._idle.append(waiter)
+            self._kick()
+            await waiter
+        for jobs in (self._jobs, self._reads):
+            jobs.put(None)
+        for thread in self._threads:
+            await self._loop.run_in_executor(None, thread.join)
+        if self._reader is not self.store:
+            self._reader.close()
+
+    # -------------------------------------------------------------------- asking
+
+    def accept(self, message: Message, done: Done) -> None:
+        """`done(None)` once the message is durable, `done(error)` when it is not, and will not be."""
+        self._pending.accepts.append(message)
+        self._pending.accepts_done.append(done)
+        self._kick()
+
+    def settle(self, settlement: Settlement) -> None:
+        """Outcomes; committed soon, with whatever else there is, and again until it succeeds."""
+        pending = self._pending
+        pending.settles.append(settlement)
+        if len(pending.settles) >= SETTLE_BATCH:
+            self._kick()
+        elif self._settle_timer is None and not self._busy:
+            self._settle_timer = self._loop.call_later(SETTLE_WAIT_S, self._kick)
+
+    async def run(self, work: Callable[[Store], T]) -> T:
+        """Anything else that writes: `work(store)` within the next transaction."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._pending.runs.append((work, future))
+        self._kick()
+        return await future
+
+    async def read(self, look: Callable[[Any], T]) -> T:
+        """`look(reader)` in the reader's thread, on what is committed."""
+        if self._is_inline:
+            return look(self._reader)
+        future: asyncio.Future[T] = self._loop.create_future()
+
+        def job() -> None:
+            try:
+                value, error = look(self._reader), None
+            except Exception as caught:
+                self._post(_fail, future, caught)
+            else:
+                self._post(_give, future, value)
+                del error
+
+        self._reads.put(job)
+        return await future
+
+    # ------------------------------------------------------------------ committing
+
+    def _kick(self) -> None:
+        if not self._busy and not self._kicked:
+            self._kicked = True
+            # Once per turn of the loop, so that everything that this turn brings shares the commit.
+            self._loop.call_soon(self._begin)
+
+    def _begin(self) -> None:
+        self._kicked = False
+        if self._settle_timer is not None:
+            self._settle_timer.cancel()
+            self._settle_timer = None
+        batch = self._pending
+        if self._busy or not len(batch):
+            return
+        self._pending = _Batch()
+        self._busy = True
+        if self._is_inline or (self._prefers_inline() and self._lock.acquire(blocking=False)):
+            try:
+                results = self._execute(batch)
+            finally:
+                if not self._is_inline:
+                    self._lock.release()
+            if not self._is_inline and self.store.wants_maintenance:
+                self._jobs.put(self._maintain)
+            self._finish(batch, results)
+        else:
+            self._jobs.put(lambda: self._commit_in_thread(batch))
+
+    def _commit_in_thread(self, batch: _Batch) -> None:
+        with self._lock:
+            results = self._execute(batch)
+        self._post(self._finish, batch, results)
+        if self.store.wants_maintenance:
+            self._maintain()
+
+    def _maintain(self) -> None:
+        with self._lock:
+            self.store.maintain()
+
+    def _post(self, callback: Callable[..., None], *args: Any) -> None:
+        try:
+            self._loop.call_soon_threadsafe(callback, *args)
+        except RuntimeError:
+            _log.debug("the loop was closed before its commit was reported")
+
+    def _execute(self, batch: _Batch) -> _Result:
+        try:
+            with self.store.transaction():
+                return self._apply(batch.accepts, batch.settles, [work for work, _ in batch.runs])
+        except Exception as error:
+            if len(batch) == 1:
+                return [(None, error)]
+        # One of them spoils it for all: each alone, so that only the culprit fails.
+        results: _Result = []
+        for message in batch.accepts:
+            results += self._alone([message], [], [])
+        for settlement in batch.settles:
+            results += self._alone([], [settlement], [])
+        for work, _ in batch.runs:
+            results += self._alone([], [], [work])
+        return results
+
+    def _alone(
+        self, accepts: list[Message], settles: list[Settlement], runs: list[Callable[[Any], Any]]
+    ) -> _Result:
+        try:
+            with self.store.transaction():
+                return self._apply(accepts, settles, runs)
+        except Exception as error:
+            return [(None, error)]
+
+    def _apply(
+        self, accepts: list[Message], settles: list[Settlement], runs: list[Callable[[Any], Any]]
+    ) -> _Result:
+        results: _Result = []
+        if accepts:
+            self.store.accept(accepts)
+            results += [(None, None)] * len(accepts)
+        if settles:
+            self.store.settle(settles)
+            results += [(None, None)] * len(settles)
+        results += [(work(self.store), None) for work in runs]
+        return results
+
+    def _finish(self, batch: _Batch, results: _Result) -> None:
+        self._busy = False
+        self.commits += 1
+        self.committed += len(batch)
+        errors = [error for _, error in results]
+        self._note(errors)
+        count = len(batch.accepts)
+        for done, error in zip(batch.accepts_done, errors, strict=False):
+            done(error)
+        for settlement, error in zip(batch.settles, errors[count:], strict=False):
+            if error is not None:
+                # What was delivered is delivered: forgetting it would send it twice.
+                self._loop.call_later(FAULT_PAUSE_S, self.settle, settlement)
+        for (_, future), (value, error) in zip(batch.runs, results[count + len(batch.settles) :], strict=True):
+            if error is not None:
+                _fail(future, error)
+            else:
+                _give(future, value)
+        if len(self._pending):
+            self._begin()
+        elif self._idle:
+            for waiter in self._idle:
+                _give(waiter, None)
+            self._idle.clear()
+
+    def _note(self, errors: list[BaseException | None]) -> None:
+        failed = next((error for error in errors if isinstance(error, StoreError)), None)
+        if failed is not None and str(failed) != str(self.last_error):
+            _log.error("%s", failed)
+        self.last_error = failed
+
+
+def _give(future: asyncio.Future[Any], value: Any) -> None:
+    if not future.done():
+        future.set_result(value)
+
+
+def _fail(future: asyncio.Future[Any], error: BaseException) -> None:
+    if not future.done():
+        future.set_exception(error)
+
+
+def _work(jobs: queue.SimpleQueue[Callable[[], None] | None]) -> None:
+    """A thread's life: one job after the other until None."""
+    while (job := jobs.get()) is not None:
+        try:
+            job()
+        except Exception:
+            _log.exception("a job of %s failed at %s", threading.current_thread().name, time.time())

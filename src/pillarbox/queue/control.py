@@ -1,0 +1,292 @@
+"""The control socket: how `pillarbox queue` looks into a running server and steers it. Mode 0600, in the data directory.
+
+One JSON object a line each way: {"verb": "list", ...} and {"ok": true, "value": ...} or {"ok": false, "error": "..."}.
+What cannot be read gets an error and the connection is closed; the server lives.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol
+
+from ..errors import PillarboxError, StoreError
+from .commit import GroupCommit
+from .model import STATES, Action, Query, view_as_json
+from .scheduler import Scheduler
+from .store import Store
+
+MAX_REQUEST_BYTES = 1 << 20
+SOCKET = "control.sock"
+Rows = list[dict[str, Any]]
+Uids = list[str]
+_QUERY_FIELDS = {
+    "uids": list,
+    "state": str,
+    "sender": str,
+    "recipient": str,
+    "next_hop": str,
+    "received_before": (int, float),
+    "is_all": bool,
+    "limit": int,
+}
+
+
+class Steering(Protocol):
+    """What can be asked of a queue, running or not. Values are fit for JSON."""
+
+    async def list(self, query: Query) -> Rows: ...
+
+    async def show(self, uid: str) -> dict[str, Any] | None: ...
+
+    async def change(self, action: Action, query: Query) -> Uids: ...
+
+    async def pause(self) -> None: ...
+
+    async def resume(self) -> None: ...
+
+    async def status(self) -> dict[str, Any]: ...
+
+
+def parse_query(fields: dict[str, Any]) -> Query:
+    """A Query from JSON. ValueError names the field that is unknown or of the wrong type."""
+    for name, value in fields.items():
+        kind = _QUERY_FIELDS.get(name)
+        if kind is None:
+            raise ValueError(f"unknown filter {name!r}: there are {', '.join(_QUERY_FIELDS)}")
+        if value is not None and (not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool)):  # type: ignore[arg-type]
+            raise ValueError(f"filter {name!r} has a value of the wrong type")
+    query = Query(**{name: value for name, value in fields.items() if value is not None})
+    if query.state is not None and query.state not in STATES:
+        raise ValueError(f"unknown state {query.state!r}: there are {', '.join(STATES)}")
+    if not all(isinstance(uid, str) for uid in query.uids):
+        raise ValueError("filter 'uids' is a list of queue ids")
+    return query
+
+
+async def perform(steering: Steering, request: Any) -> Any:
+    """One request's value. ValueError for what makes no sense."""
+    if not isinstance(request, dict) or not isinstance(request.get("verb"), str):
+        raise ValueError("a request is an object with a verb")
+    verb = request["verb"]
+    if verb == "show":
+        if not isinstance(request.get("uid"), str):
+            raise ValueError("show wants a uid")
+        return await steering.show(request["uid"])
+    if verb == "pause":
+        return await steering.pause()
+    if verb == "resume":
+        return await steering.resume()
+    if verb == "status":
+        return await steering.status()
+    fields = request.get("query", {})
+    if not isinstance(fields, dict):
+        raise ValueError("query is an object")
+    query = parse_query(fields)
+    if verb == "list":
+        return await steering.list(query)
+    if verb in {action.value for action in Action}:
+        return await steering.change(Action(verb), query)
+    raise ValueError(f"unknown verb {verb!r}")
+
+
+# ---------------------------------------------------------------------- a running queue
+
+
+class LiveSteering:
+    """Through the scheduler and the group commit of this process."""
+
+    def __init__(self, scheduler: Scheduler, commit: GroupCommit, why_waiting: Callable[[], str | None]) -> None:
+        self._scheduler = scheduler
+        self._commit = commit
+        self._why_waiting = why_waiting
+
+    async def list(self, query: Query) -> Rows:
+        """Oldest first."""
+        return await self._commit.read(lambda reader: [view_as_json(view) for view in reader.search(query)])
+
+    async def show(self, uid: str) -> dict[str, Any] | None:
+        """One message, its attempts, and why it waits."""
+        found = await self._commit.read(lambda reader: reader.get(uid))
+        if found is None:
+            return None
+        return view_as_json(found) | {"waiting_for": self._waits_for(found.state)}
+
+    def _waits_for(self, state: str) -> str | None:
+        if state not in ("queued", "deferred"):
+            return "queue release" if state == "held" else None
+        if self._scheduler.is_paused:
+            return "the queue is paused: pillarbox queue resume"
+        return self._why_waiting() or ("its next attempt" if state == "deferred" else "a free connection")
+
+    async def change(self, action: Action, query: Query) -> Uids:
+        """The uids that were changed."""
+        return await self._scheduler.change(action, query)
+
+    async def pause(self) -> None:
+        """Running sends finish, nothing else begins."""
+        await self._scheduler.pause()
+
+    async def resume(self) -> None:
+        """Goes on."""
+        await self._scheduler.resume()
+
+    async def status(self) -> dict[str, Any]:
+        """Counts and flags."""
+        counts = await self._commit.read(lambda reader: reader.counts())
+        return {
+            "running": True,
+            "paused": self._scheduler.is_paused,
+            "in_hand": self._scheduler.in_hand,
+            "recipients": counts,
+            "waiting_for": self._why_waiting(),
+        }
+
+
+class ControlServer:
+    """The socket of a running server."""
+
+    def __init__(self, folder: str, steering: Steering) -> None:
+        self.path = os.path.join(folder, SOCKET)
+        self._folder = folder
+        self._steering = steering
+        self._server: asyncio.AbstractServer | None = None
+        self._clients: set[asyncio.StreamWriter] = set()
+
+    async def start(self) -> None:
+        """Binds. The caller owns the folder's lock, so a socket that is there is left over."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self.path)
+        sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        mask = os.umask(0o177)
+        try:
+            with _short_path(self._folder) as path:
+                sock.bind(path)
+        except OSError as error:
+            sock.close()
+            raise StoreError(f"cannot make the control socket {self.path}: {error.strerror or error}") from error
+        finally:
+            os.umask(mask)
+        sock.setblocking(False)
+        self._server = await asyncio.start_unix_server(self._serve, sock=sock, limit=MAX_REQUEST_BYTES)
+
+    async def stop(self) -> None:
+        """Closes and removes it."""
+        if self._server is not None:
+            self._server.close()
+            for writer in list(self._clients):
+                writer.close()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._clients.add(writer)
+        try:
+            while line := await reader.readline():
+                answer = await self._answer(line)
+                writer.write(json.dumps(answer).encode() + b"\n")
+                await writer.drain()
+        except (ValueError, OSError, asyncio.IncompleteReadError):
+            # A line over the limit, or a client that left: nothing of ours is touched.
+            pass
+        finally:
+            self._clients.discard(writer)
+            writer.close()
+
+    async def _answer(self, line: bytes) -> dict[str, Any]:
+        try:
+            return {"ok": True, "value": await perform(self._steering, json.loads(line))}
+        except (ValueError, RecursionError) as error:
+            return {"ok": False, "error": f"bad request: {error}"}
+        except PillarboxError as error:
+            return {"ok": False, "error": str(error)}
+
+
+@contextlib.contextmanager
+def _short_path(folder: str) -> Iterator[str]:
+    """A path of the socket that fits into sun_path (108 octets), however deep the folder is."""
+    path = os.path.join(folder, SOCKET)
+    if len(os.fsencode(path)) < 100 or not os.path.isdir("/proc/self/fd"):
+        yield path
+        return
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{handle}/{SOCKET}"
+    finally:
+        os.close(handle)
+
+
+# --------------------------------------------------------------------------- the CLI's side
+
+
+def ask(folder: str, request: dict[str, Any], timeout_s: float = 30.0) -> Any:
+    """One request to the server that runs on this folder. StoreError when it cannot be asked or says no."""
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
+        sock.settimeout(timeout_s)
+        try:
+            with _short_path(folder) as path:
+                sock.connect(path)
+            sock.sendall(json.dumps(request).encode() + b"\n")
+            with sock.makefile("rb") as file:
+                line = file.readline()
+        except OSError as error:
+            raise StoreError(
+                f"a server runs on {folder} but its control socket does not answer: {error.strerror or error}"
+            ) from error
+    if not line:
+        raise StoreError(f"the server on {folder} closed the control socket without an answer")
+    answer = json.loads(line)
+    if not answer.get("ok"):
+        raise StoreError(str(answer.get("error")))
+    return answer.get("value")
+
+
+class StoppedSteering:
+    """A queue whose server does not run: the store itself, under its lock."""
+
+    def __init__(self, store: Store, now: Callable[[], float]) -> None:
+        self._store = store
+        self._now = now
+
+    async def list(self, query: Query) -> Rows:
+        """Oldest first."""
+        return [view_as_json(view) for view in self._store.search(query)]
+
+    async def show(self, uid: str) -> dict[str, Any] | None:
+        """One message and its attempts."""
+        found = self._store.get(uid)
+        if found is None:
+            return None
+        is_waiting = found.state in ("queued", "deferred")
+        return view_as_json(found) | {"waiting_for": "the server, which is not running" if is_waiting else None}
+
+    async def change(self, action: Action, query: Query) -> Uids:
+        """The uids that were changed."""
+        with self._store.transaction():
+            return self._store.change(action, query, self._now())
+
+    async def pause(self) -> None:
+        """From the next start on."""
+        with self._store.transaction():
+            self._store.set_flag("paused", "1")
+
+    async def resume(self) -> None:
+        """From the next start on."""
+        with self._store.transaction():
+            self._store.set_flag("paused", None)
+
+    async def status(self) -> dict[str, Any]:
+        """Counts and flags."""
+        return {
+            "running": False,
+            "paused": self._store.flag("paused") is not None,
+            "in_hand": 0,
+            "recipients": self._store.counts(),
+            "waiting_for": "the server is not running",
+        }
+
+

@@ -1,0 +1,279 @@
+"""A store in memory, for tests: the same contract, nothing kept. Not for mail that matters."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+from collections.abc import Callable, Collection, Iterator, Sequence
+
+from ..errors import DuplicateUidError
+from ..mail.content import Content
+from .model import (
+    ACTIVE,
+    FINAL,
+    Action,
+    Attempt,
+    Message,
+    Query,
+    Recipient,
+    Settled,
+    Settlement,
+    View,
+    matches,
+)
+
+
+class MemoryStore:
+    """See queue.store.Store. `spool` may name a folder for large contents."""
+
+    is_inline = True
+
+    def __init__(self, spool: str = "") -> None:
+        self.spool = spool
+        self._messages: dict[int, Message] = {}
+        self._attempts: dict[int, list[Attempt]] = {}
+        self._finished: dict[int, float] = {}
+        self._flags: dict[str, str] = {}
+        self._last_key = 0
+        self._dropped_spool: list[str] = []
+
+    def open(self) -> None:
+        """Makes the spool folder, if there is one."""
+        if self.spool:
+            os.makedirs(self.spool, mode=0o700, exist_ok=True)
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+    def reader(self) -> MemoryStore:
+        """Itself: everything happens in one thread."""
+        return self
+
+    wants_maintenance = False
+
+    def maintain(self) -> None:
+        """Nothing to do."""
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """Undone as a whole by an exception, like a real one."""
+        state = (self._messages, self._attempts, self._finished, self._flags)
+        saved = copy.copy(state[0]), copy.copy(state[1]), copy.copy(state[2]), copy.copy(state[3])
+        try:
+            yield
+        except BaseException:
+            self._messages, self._attempts, self._finished, self._flags = saved
+            raise
+
+    def accept(self, batch: Sequence[Message]) -> None:
+        """Takes copies, so that the caller's objects may change."""
+        known = {message.uid for message in self._messages.values()}
+        for message in batch:
+            if message.uid in known:
+                raise DuplicateUidError("a message with this queue id is queued already: choose another uid")
+            known.add(message.uid)
+            self._last_key += 1
+            message.key = self._last_key
+            kept = copy.copy(message)
+            leased = message.leased_until is not None
+            due_at = message.leased_until if leased else message.due_at or message.received_at
+            kept.recipients = [copy.copy(r) for r in message.recipients]
+            for r in kept.recipients:
+                r.due_at, r.is_leased = due_at, leased
+            self._messages[kept.key] = kept
+            self._attempts[kept.key] = []
+
+    def claim(self, limit: int, now: float, lease_until: float, max_content_bytes: int) -> list[Message]:
+        """Earliest due first."""
+        return self._claim(lambda m: True, limit, now, lease_until, max_content_bytes)
+
+    def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
+        """Messages past their time."""
+        return self._claim(lambda m: m.expires_at <= now, limit, now, lease_until, 1 << 26)
+
+    def _claim(
+        self, wanted: Callable[[Message], bool], limit: int, now: float, lease_until: float, max_content_bytes: int
+    ) -> list[Message]:
+        due = [
+            (r.due_at, key)
+            for key, message in self._messages.items()
+            for r in message.recipients
+            if r.due_at is not None and r.due_at <= now and wanted(message)
+        ]
+        claimed: list[Message] = []
+        size = 0
+        for key in dict.fromkeys(key for _, key in sorted(due)[:limit]):
+            message = self._messages[key]
+            mine = []
+            for r in message.recipients:
+                if r.due_at is not None and r.due_at <= now:
+                    r.due_at, r.is_leased = lease_until, True
+                    mine.append(copy.copy(r))
+            taken = copy.copy(message)
+            taken.recipients, taken.leased_until = mine, lease_until
+            claimed.append(taken)
+            size += len(message.content.prefix)
+            if size > max_content_bytes:
+                break
+        return claimed
+
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        """Outcomes."""
+        for settlement in batch:
+            message = self._messages[settlement.key]
+            by_number = {r.number: r for r in message.recipients}
+            for s in settlement.recipients:
+                self._settle_one(by_number[s.number], s)
+                if s.is_attempt:
+                    attempt = Attempt(s.number, s.started_at, s.seconds, s.outcome, s.next_hop, s.remote, s.stage, s.reply)
+                    self._attempts[settlement.key].append(attempt)
+            self._finish(message, settlement.at)
+
+    @staticmethod
+    def _settle_one(r: Recipient, s: Settled) -> None:
+        is_steered = r.state not in ACTIVE
+        r.is_leased = False
+        r.attempts += s.is_attempt
+        r.last_reply = s.reply or r.last_reply
+        r.last_stage = s.stage or r.last_stage
+        if is_steered:
+            if s.state == "delivered" and r.state in ("cancelled", "held"):
+                r.state, r.due_at = "delivered", None
+            return
+        r.state, r.due_at = s.state, s.due_at
+        r.next_hop = s.next_hop or r.next_hop
+        r.is_delay_reported = r.is_delay_reported or s.is_delay_reported
+
+    def _finish(self, message: Message, now: float) -> None:
+        if message.key in self._finished or any(r.state not in FINAL or r.is_leased for r in message.recipients):
+            return
+        self._finished[message.key] = now
+        if message.content.path:
+            self._dropped_spool.append(os.path.basename(message.content.path))
+
+    def renew(self, keys: Collection[int], lease_until: float) -> None:
+        """Moves the end of the leases."""
+        for key in keys:
+            for r in self._messages[key].recipients:
+                if r.is_leased and r.due_at is not None:
+                    r.due_at = lease_until
+
+    def recover(self, now: float) -> int:
+        """Frees every lease."""
+        count = 0
+        text = "the server stopped with this in hand: it may have been sent"
+        for key, message in self._messages.items():
+            for r in message.recipients:
+                if r.is_leased and r.due_at is not None:
+                    self._attempts[key].append(Attempt(r.number, now, 0, "ambiguous", r.next_hop, None, None, text))
+                    r.due_at, r.attempts, count = now, r.attempts + 1, count + 1
+                r.is_leased = False
+            self._finish(message, now)
+        return count
+
+    def get(self, uid: str) -> View | None:
+        """One message with its attempts."""
+        for message in self._messages.values():
+            if message.uid == uid:
+                view = self._view(message)
+                view.attempts = list(self._attempts[message.key])
+                return view
+        return None
+
+    def _view(self, m: Message) -> View:
+        return View(
+            m.uid,
+            m.envelope.reverse_path,
+            m.content.size_bytes,
+            m.received_at,
+            m.expires_at,
+            m.subject,
+            m.facts,
+            [copy.copy(r) for r in m.recipients],
+            finished_at=self._finished.get(m.key),
+        )
+
+    def content(self, uid: str) -> Content | None:
+        """Content of what is not final."""
+        for message in self._messages.values():
+            if message.uid == uid and message.key not in self._finished:
+                return message.content
+        return None
+
+    def search(self, query: Query) -> list[View]:
+        """Oldest first."""
+        found = [v for v in map(self._view, self._messages.values()) if matches(query, v)]
+        return found[: query.limit]
+
+    def change(self, action: Action, query: Query, now: float) -> list[str]:
+        """Steers what the query means."""
+        wanted = {view.uid for view in self.search(query)}
+        changed = []
+        for message in self._messages.values():
+            if message.uid in wanted and any([_steer(action, r, now) for r in message.recipients]):
+                changed.append(message.uid)
+                self._finish(message, now)
+        return changed
+
+    def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
+        """Due now."""
+        count = 0
+        for message in self._messages.values():
+            for r in message.recipients:
+                if r.due_at is None or r.is_leased or r.next_hop != next_hop or r.last_stage not in stages:
+                    continue
+                r.due_at, count = now, count + 1
+        return count
+
+    def counts(self) -> dict[str, int]:
+        """Recipients by state."""
+        counts: dict[str, int] = {}
+        for message in self._messages.values():
+            for r in message.recipients:
+                counts[r.state] = counts.get(r.state, 0) + 1
+        return counts
+
+    def next_due(self) -> float | None:
+        """The next due time."""
+        return min((r.due_at for m in self._messages.values() for r in m.recipients if r.due_at is not None), default=None)
+
+    def flag(self, name: str) -> str | None:
+        """A control flag."""
+        return self._flags.get(name)
+
+    def set_flag(self, name: str, value: str | None) -> None:
+        """Sets or removes."""
+        if value is None:
+            self._flags.pop(name, None)
+        else:
+            self._flags[name] = value
+
+    def purge(self, finished_before: float, keep: int, limit: int) -> list[str]:
+        """Forgets old history."""
+        by_age = sorted(self._finished, key=lambda key: (self._finished[key], key))
+        old = [key for key in by_age if self._finished[key] < finished_before][:limit]
+        for key in dict.fromkeys(old + by_age[: max(0, len(by_age) - keep)][:limit]):
+            del self._messages[key], self._attempts[key], self._finished[key]
+        dropped, self._dropped_spool = self._dropped_spool, []
+        return dropped
+
+    def spool_names(self) -> set[str]:
+        """Spool files in need."""
+        unfinished = (m for m in self._messages.values() if m.key not in self._finished)
+        return {os.path.basename(m.content.path) for m in unfinished if m.content.path}
+
+
+def _steer(action: Action, r: Recipient, now: float) -> bool:
+    if action is Action.HOLD and r.state in ACTIVE:
+        r.state, r.due_at = "held", None
+    elif action is Action.RELEASE and r.state == "held":
+        r.state = "deferred" if r.attempts else "queued"
+        r.due_at = now + 3600 if r.is_leased else now
+    elif action is Action.RETRY and r.state in ACTIVE and not r.is_leased:
+        r.due_at = now
+    elif action is Action.CANCEL and r.state not in FINAL:
+        r.state, r.due_at = "cancelled", None
+    else:
+        return False
+    return True

@@ -1,0 +1,219 @@
+"""Message, Recipient, Attempt and their states, as the queue knows them. Values only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ..mail.content import Content
+from ..mail.envelope import Envelope
+
+FINAL = frozenset(("delivered", "bounced", "expired", "cancelled"))
+ACTIVE = frozenset(("queued", "deferred"))
+STATES = ("queued", "deferred", "held", "delivered", "bounced", "expired", "cancelled")
+
+
+@dataclass(slots=True)
+class Recipient:
+    """One recipient of a queued message. Times in unix seconds; `number` is its place in the envelope.
+
+    `last_reply` is the last remote reply, or what stood in its place; `last_stage` how far that attempt came.
+    """
+
+    number: int
+    address: str
+    state: str = "queued"
+    notify: tuple[str, ...] = ()
+    orcpt: str | None = None
+    attempts: int = 0
+    due_at: float | None = None
+    next_hop: str | None = None
+    last_reply: str | None = None
+    last_stage: str | None = None
+    is_delay_reported: bool = False
+    is_leased: bool = False
+
+
+@dataclass(slots=True)
+class Message:
+    """One accepted message. `key` is the store's number for it, `facts` what is known of its coming (peer, helo, ...)."""
+
+    uid: str
+    envelope: Envelope
+    content: Content
+    received_at: float
+    expires_at: float
+    subject: str = ""
+    facts: dict[str, Any] = field(default_factory=dict)
+    recipients: list[Recipient] = field(default_factory=list)
+    key: int = 0
+    leased_until: float | None = None
+    due_at: float | None = None
+
+    def __post_init__(self) -> None:
+        if not self.recipients:
+            self.recipients = [
+                Recipient(n, r.address, notify=r.notify, orcpt=r.orcpt)
+                for n, r in enumerate(self.envelope.recipients)
+            ]
+
+
+@dataclass(slots=True)
+class Settled:
+    """What becomes of one recipient after an attempt (or without one: `is_attempt` False gives a lease back).
+
+    `outcome` is "delivered", "deferred", "bounced", "expired" or "ambiguous" (the final reply never came, RFC 1047).
+    """
+
+    number: int
+    state: str
+    outcome: str
+    due_at: float | None = None
+    reply: str | None = None
+    stage: str | None = None
+    next_hop: str | None = None
+    remote: str | None = None
+    started_at: float = 0.0
+    seconds: float = 0.0
+    is_attempt: bool = True
+    is_delay_reported: bool = False
+
+
+@dataclass(slots=True)
+class Settlement:
+    """The outcomes of one message that one attempt brought."""
+
+    key: int
+    recipients: Sequence[Settled]
+    at: float = 0.0
+
+
+class Action(Enum):
+    """How a queue is steered."""
+
+    HOLD = "hold"
+    RELEASE = "release"
+    RETRY = "retry"
+    CANCEL = "cancel"
+
+
+@dataclass(slots=True)
+class Query:
+    """Which messages are meant; what is None does not narrow. Addresses match whole, or by `@domain`, or as a part.
+
+    `is_all` takes those in a final state, too. `older_than_s` counts from `now`.
+    """
+
+    uids: Sequence[str] = ()
+    state: str | None = None
+    sender: str | None = None
+    recipient: str | None = None
+    next_hop: str | None = None
+    received_before: float | None = None
+    is_all: bool = False
+    limit: int | None = None
+
+
+@dataclass(slots=True)
+class Attempt:
+    """One try for one recipient, as the history keeps it."""
+
+    number: int
+    at: float
+    seconds: float
+    outcome: str
+    next_hop: str | None
+    remote: str | None
+    stage: str | None
+    reply: str | None
+
+
+@dataclass(slots=True)
+class View:
+    """A message as people and programs look at it: no content, all recipients, and (from `get`) all attempts."""
+
+    uid: str
+    reverse_path: str | None
+    size_bytes: int
+    received_at: float
+    expires_at: float
+    subject: str
+    facts: dict[str, Any]
+    recipients: list[Recipient]
+    attempts: list[Attempt] = field(default_factory=list)
+    finished_at: float | None = None
+
+    @property
+    def state(self) -> str:
+        """The state that says most: the first of held, queued, deferred, bounced, expired, cancelled, delivered."""
+        present = {recipient.state for recipient in self.recipients}
+        order = ("held", "queued", "deferred", "bounced", "expired", "cancelled", "delivered")
+        return next((state for state in order if state in present), "queued")
+
+
+def view_as_json(view: View) -> dict[str, Any]:
+    """The documented JSON form of `pillarbox queue list|show --json`; times in unix seconds."""
+    return {
+        "uid": view.uid,
+        "state": view.state,
+        "reverse_path": view.reverse_path,
+        "subject": view.subject,
+        "size_bytes": view.size_bytes,
+        "received_at": view.received_at,
+        "expires_at": view.expires_at,
+        "finished_at": view.finished_at,
+        "received": view.facts,
+        "recipients": [
+            {
+                "address": r.address,
+                "state": r.state,
+                "attempts": r.attempts,
+                "due_at": r.due_at,
+                "in_flight": r.is_leased,
+                "next_hop": r.next_hop,
+                "last_reply": r.last_reply,
+                "last_stage": r.last_stage,
+                "notify": list(r.notify),
+                "orcpt": r.orcpt,
+            }
+            for r in view.recipients
+        ],
+        "attempts": [
+            {
+                "recipient": view.recipients[a.number].address if a.number < len(view.recipients) else "",
+                "at": a.at,
+                "seconds": a.seconds,
+                "outcome": a.outcome,
+                "next_hop": a.next_hop,
+                "remote": a.remote,
+                "stage": a.stage,
+                "reply": a.reply,
+            }
+            for a in view.attempts
+        ],
+    }
+
+
+def matches(query: Query, view: View) -> bool:
+    """The meaning of a Query, for stores without SQL."""
+    if query.uids and view.uid not in query.uids:
+        return False
+    if not query.is_all and not query.uids and query.state is None and view.finished_at is not None:
+        return False
+    if query.received_before is not None and view.received_at >= query.received_before:
+        return False
+    if query.sender is not None and not address_matches(query.sender, view.reverse_path or ""):
+        return False
+    return any(
+        (query.state is None or r.state == query.state)
+        and (query.recipient is None or address_matches(query.recipient, r.address))
+        and (query.next_hop is None or r.next_hop == query.next_hop)
+        for r in view.recipients
+    )
+
+
+def address_matches(pattern: str, address: str) -> bool:
+    """`<>` means the null reverse-path; otherwise a part of the address, in any case."""
+    return address == "" if pattern == "<>" else pattern.lower() in address.lower()

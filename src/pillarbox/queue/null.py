@@ -1,0 +1,36 @@
+"""A store that says yes and forgets: lets a benchmark tell the disk from the protocol. Loses all mail, on purpose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from .memory import MemoryStore
+from .model import Message
+
+
+class NullStore:
+    """Accepts everything, has nothing; the rest of the contract is an empty MemoryStore's."""
+
+    is_inline = True
+    wants_maintenance = False
+
+    def __init__(self, spool: str = "") -> None:
+        self.spool = spool
+        empty = MemoryStore(spool)
+        self.open, self.close, self.transaction = empty.open, empty.close, empty.transaction
+        self.claim, self.settle, self.renew, self.recover = empty.claim, lambda batch: None, empty.renew, empty.recover
+        self.get, self.content, self.search, self.change = empty.get, empty.content, empty.search, empty.change
+        self.wake, self.counts, self.next_due = empty.wake, empty.counts, empty.next_due
+        self.flag, self.set_flag, self.purge, self.spool_names = empty.flag, empty.set_flag, empty.purge, empty.spool_names
+        self.maintain, self.claim_expired = empty.maintain, empty.claim_expired
+        self._count = 0
+
+    def reader(self) -> NullStore:
+        """Itself."""
+        return self
+
+    def accept(self, batch: Sequence[Message]) -> None:
+        """Counts, no more."""
+        for message in batch:
+            self._count += 1
+            message.key = self._count

@@ -1,0 +1,434 @@
+"""The scheduler: claims due work, hands it to delivery, settles outcomes. Runs in the loop, has no task per message.
+
+Must not know SMTP, routes or sockets: the delivering side is a `Deliverer`, DSNs come from a `Reporter`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..clock import Clock, Timer
+from ..smtp.reply import Reply
+from .commit import GroupCommit
+from .model import Action, Message, Query, Settled, Settlement
+from .retry import RetryPolicy, pause_s
+from .store import Store
+from .work import Deliverer, Result, Work
+
+_log = logging.getLogger("pillarbox.queue")
+LEASE_S = 3600.0
+CLAIM_MESSAGES = 200
+CLAIM_BYTES = 8 << 20
+# Small contents that wait in memory for their delivery, and never have to be read back.
+MEMORY_BYTES = 64 << 20
+MEMORY_MESSAGES = 5000
+# A claim that failed (disk, lock) is tried again after this.
+FAULT_PAUSE_S = 5.0
+EXPIRY_SWEEP_S = 60.0
+PURGE_EVERY = 2000
+PURGE_EVERY_S = 300.0
+
+
+class Reporter(Protocol):
+    """Makes the DSNs that outcomes call for (delivery.bounce)."""
+
+    def __call__(self, message: Message, judged: list[Judged], now: float) -> list[Message]: ...
+
+
+@dataclass(slots=True)
+class Judged:
+    """A result and what it means for the recipient's state. `is_delay_report` asks for a delay DSN."""
+
+    result: Result
+    settled: Settled
+    is_delay_report: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """How much of what is finished stays visible."""
+
+    keep_s: float = 7 * 86400.0
+    keep_messages: int = 10_000
+
+
+class Scheduler:
+    """One worker's scheduler. `on_outcome(work, judged)` is called after each settled attempt is on its way to the disk."""
+
+    def __init__(
+        self,
+        commit: GroupCommit,
+        clock: Clock,
+        policy: RetryPolicy,
+        *,
+        history: History | None = None,
+        rng: random.Random | None = None,
+    ) -> None:
+        self._commit = commit
+        self._clock = clock
+        self.policy = policy
+        self._history = history or History()
+        self._rng = rng or random.Random()
+        self._deliverer: Deliverer
+        self._reporter: Reporter
+        self._on_outcome: Callable[[Work, list[Judged]], None] = lambda work, judged: None
+        self._remove_spool: Callable[[list[str]], None] = lambda names: None
+        self._in_hand: dict[int, Work] = {}
+        self._in_hand_bytes = 0
+        self._timer: Timer | None = None
+        self._renewal: Timer | None = None
+        self._purge_timer: Timer | None = None
+        self._claiming: asyncio.Task[None] | None = None
+        self._has_more = False
+        self._wakes_again = False
+        self._purge_soon: Timer | None = None
+        self._is_running = False
+        self._next_sweep = 0.0
+        self._finished_since_purge = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self.is_paused = False
+
+    def connect(
+        self,
+        deliverer: Deliverer,
+        reporter: Reporter,
+        on_outcome: Callable[[Work, list[Judged]], None],
+        remove_spool: Callable[[list[str]], None],
+    ) -> None:
+        """Names the others; app.py does this once."""
+        self._deliverer = deliverer
+        self._reporter = reporter
+        self._on_outcome = on_outcome
+        self._remove_spool = remove_spool
+
+    # ----------------------------------------------------------------- life
+
+    async def start(self) -> None:
+        """Frees what a crash left leased, then begins to claim."""
+        recovered, paused = await self._commit.run(self._recover)
+        if recovered:
+            _log.warning("%d deliveries were in hand when the server stopped: they are due again", recovered)
+        self.is_paused = self.is_paused or paused
+        self._is_running = True
+        self._renewal = self._clock.call_later(LEASE_S / 3, self._renew)
+        self._purge_timer = self._clock.call_later(PURGE_EVERY_S, self._purge_by_time)
+        self.wake()
+
+    def _recover(self, store: Store) -> tuple[int, bool]:
+        return store.recover(self._clock.time()), store.flag("paused") is not None
+
+    async def stop(self) -> None:
+        """No more claims; work that has not begun goes back to the store."""
+        self._is_running = False
+        for timer in (self._timer, self._renewal, self._purge_timer, self._purge_soon):
+            if timer is not None:
+                timer.cancel()
+        if self._claiming is not None:
+            await asyncio.wait([self._claiming])
+        self._give_back(self._deliverer.withdraw(None))
+
+    async def drained(self) -> None:
+        """Returns when what was settled is on the disk."""
+        while self._tasks:
+            await asyncio.wait(set(self._tasks))
+
+    @property
+    def is_running(self) -> bool:
+        """True between start and stop."""
+        return self._is_running
+
+    @property
+    def in_hand(self) -> int:
+        """Messages that are leased and not settled."""
+        return len(self._in_hand)
+
+    # ------------------------------------------------------------- new messages
+
+    def lease_for_new(self, size_bytes: int) -> float | None:
+        """When a message that is being accepted can be delivered from memory: the end of its lease, else None."""
+        if not self._is_running or self.is_paused or self._deliverer.room() <= 0:
+            return None
+        if len(self._in_hand) >= MEMORY_MESSAGES or self._in_hand_bytes + size_bytes > MEMORY_BYTES:
+            self._has_more = True
+            return None
+        return self._clock.time() + LEASE_S
+
+    def accepted(self, message: Message) -> None:
+        """A message is durable now. A leased one is delivered, for any other a claim will come."""
+        if message.leased_until is None:
+            self.wake()
+        elif self._is_running and not self.is_paused:
+            self._take(message)
+        else:
+            self._give_back([Work(message)])
+
+    def _take(self, message: Message) -> None:
+        work = Work(message)
+        self._in_hand[id(work)] = work
+        self._in_hand_bytes += len(message.content.prefix)
+        self._deliverer.deliver(work)
+
+    # ------------------------------------------------------------------- claims
+
+    def wake(self) -> None:
+        """There may be work: claims it, unless there is no room for it."""
+        if not self._is_running or self.is_paused:
+            return
+        if self._claiming is not None:
+            # The claim may have looked before what woke us was there.
+            self._wakes_again = True
+            return
+        room = min(CLAIM_MESSAGES, self._deliverer.room(), MEMORY_MESSAGES - len(self._in_hand))
+        if room <= 0 and self._clock.monotonic() < self._next_sweep:
+            self._arm(self._deliverer.room_at())
+            return
+        if self._in_hand_bytes > MEMORY_BYTES:
+            return
+        self._claiming = asyncio.get_running_loop().create_task(self._claim(room))
+
+    def _arm(self, due_at: float | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if due_at is not None:
+            # The wall clock may step: never sleep past a minute on its word (hostile row 116).
+            delay = min(max(due_at - self._clock.time(), 0.001), 60.0)
+            self._timer = self._clock.call_later(delay, self.wake)
+
+    async def _claim(self, room: int) -> None:
+        now = self._clock.time()
+        lease = now + LEASE_S
+        is_sweep = room <= 0
+
+        def work(store: Store) -> tuple[list[Message], float | None]:
+            if is_sweep:
+                return store.claim_expired(CLAIM_MESSAGES, now, lease), None
+            return store.claim(room, now, lease, CLAIM_BYTES), store.next_due()
+
+        try:
+            messages, next_due = await self._commit.run(work)
+        except Exception as error:
+            _log.error("cannot claim work: %s", error)
+            self._claiming = None
+            self._arm(now + FAULT_PAUSE_S)
+            return
+        self._claiming = None
+        if is_sweep:
+            self._next_sweep = self._clock.monotonic() + EXPIRY_SWEEP_S
+            self._expire(messages)
+            self._arm(self._soonest(self._deliverer.room_at(), now + EXPIRY_SWEEP_S))
+            return
+        self._has_more = next_due is not None and next_due <= now
+        for message in messages:
+            if self._is_running and not self.is_paused:
+                self._take(message)
+            else:
+                self._give_back([Work(message)])
+        if self._wakes_again or (messages and self._has_more):
+            self._wakes_again = False
+            self.wake()
+        else:
+            self._arm(next_due)
+
+    @staticmethod
+    def _soonest(*times: float | None) -> float | None:
+        return min((t for t in times if t is not None), default=None)
+
+    def _expire(self, messages: list[Message]) -> None:
+        """Given up without a further try: their next hop has been down to the end."""
+        for message in messages:
+            work = Work(message, started_at=self._clock.time())
+            for r in message.recipients:
+                reply = _parse_kept(r.last_reply)
+                work.results.append(Result(r, reply, r.last_stage or "connect", is_attempt=False))
+            self.finished(work)
+
+    # ----------------------------------------------------------------- outcomes
+
+    def finished(self, work: Work) -> None:
+        """Delivery is done with it: `work.results` has one result for each recipient."""
+        if self._in_hand.pop(id(work), None) is not None:
+            self._in_hand_bytes -= len(work.message.content.prefix)
+        now = self._clock.time()
+        judged = [self._judge(work, result, now) for result in work.results]
+        self._settle(work.message, judged, now)
+        if any(one.settled.is_attempt or one.settled.state == "expired" for one in judged):
+            self._on_outcome(work, judged)
+        self._finished_since_purge += 1
+        if self._finished_since_purge >= PURGE_EVERY:
+            self._purge()
+        elif work.message.content.path and self._purge_soon is None:
+            # A spool file may be large: its room is given back soon.
+            self._purge_soon = self._clock.call_later(1.0, self._purge)
+        if self._has_more and len(self._in_hand) < MEMORY_MESSAGES // 2:
+            self.wake()
+
+    def _judge(self, work: Work, result: Result, now: float) -> Judged:
+        message, recipient = work.message, result.recipient
+        settled = Settled(
+            recipient.number,
+            "delivered",
+            "delivered",
+            reply=str(result.reply),
+            stage=result.stage,
+            next_hop=work.next_hop or None,
+            remote=result.remote,
+            started_at=work.started_at,
+            seconds=max(0.0, self._clock.monotonic() - work.started_clock) if work.started_clock else 0.0,
+            is_attempt=result.is_attempt,
+        )
+        if result.is_delivered:
+            return Judged(result, settled)
+        if result.is_permanent:
+            settled.state = settled.outcome = "bounced"
+            return Judged(result, settled)
+        if now >= message.expires_at:
+            settled.state = settled.outcome = "expired"
+            return Judged(result, settled)
+        settled.state = "deferred" if result.is_attempt else recipient.state
+        settled.outcome = "ambiguous" if result.is_ambiguous else "deferred"
+        pause = pause_s(self.policy, recipient.attempts + 1, self._rng)
+        due_at = result.retry_at if result.retry_at is not None else now + pause
+        settled.due_at = min(due_at, max(message.expires_at, now + 1.0))
+        after = self.policy.delay_notice_s
+        if after is not None and not recipient.is_delay_reported and now - message.received_at >= after:
+            settled.is_delay_reported = True
+        return Judged(result, settled, is_delay_report=settled.is_delay_reported)
+
+    def _settle(self, message: Message, judged: list[Judged], now: float) -> None:
+        settlement = Settlement(message.key, [one.settled for one in judged], now)
+        reports = self._reporter(message, judged, now) if _calls_for_report(judged) else []
+        if not reports:
+            self._commit.settle(settlement)
+            return
+        for report in reports:
+            report.leased_until = self.lease_for_new(len(report.content.prefix))
+
+        def work(store: Store) -> None:
+            # The DSN and the state that it reports are one transaction: never one without the other.
+            store.accept(reports)
+            store.settle([settlement])
+
+        self._spawn(self._settle_with(work, reports))
+
+    async def _settle_with(self, work: Callable[[Store], None], reports: list[Message]) -> None:
+        while True:
+            try:
+                await self._commit.run(work)
+                break
+            except Exception as error:
+                _log.error("an outcome could not be written, trying again: %s", error)
+                await asyncio.sleep(FAULT_PAUSE_S)
+        for report in reports:
+            self.accepted(report)
+
+    def _spawn(self, coroutine: object) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _give_back(self, works: list[Work]) -> None:
+        """Unbegun work returns to the store as it was."""
+        now = self._clock.time()
+        for work in works:
+            if self._in_hand.pop(id(work), None) is not None:
+                self._in_hand_bytes -= len(work.message.content.prefix)
+            settled = [
+                Settled(r.number, r.state, r.state, due_at=now, is_attempt=False) for r in work.message.recipients
+            ]
+            self._commit.settle(Settlement(work.message.key, settled, now))
+
+    # ----------------------------------------------------------------- steering
+
+    async def pause(self) -> None:
+        """What runs finishes; nothing else is sent until `resume`, not even after a restart."""
+        self.is_paused = True
+        self._give_back(self._deliverer.withdraw(None))
+        await self._commit.run(lambda store: store.set_flag("paused", "1"))
+
+    async def resume(self) -> None:
+        """Goes on."""
+        await self._commit.run(lambda store: store.set_flag("paused", None))
+        self.is_paused = False
+        self.wake()
+
+    async def change(self, action: Action, query: Query) -> list[str]:
+        """Hold, release, retry, cancel: the uids of what was changed, durable when it returns."""
+        now = self._clock.time()
+        changed = await self._commit.run(lambda store: store.change(action, query, now))
+        if action in (Action.HOLD, Action.CANCEL) and changed:
+            self._give_back(self._deliverer.withdraw(set(changed)))
+        elif changed:
+            self._deliverer.retry_now()
+            self.wake()
+        if action is Action.CANCEL:
+            self._purge()
+        return changed
+
+    def next_hop_is_back(self, next_hop: str, stages: Collection[str]) -> None:
+        """After trouble a delivery succeeded: what was deferred for that trouble is due now."""
+        now = self._clock.time()
+
+        async def run() -> None:
+            count = await self._commit.run(lambda store: store.wake(next_hop, stages, now))
+            if count:
+                _log.info("next hop %s is back: %d deferred recipients are due now", next_hop, count)
+            self.wake()
+
+        self._spawn(run())
+
+    # ------------------------------------------------------------------- upkeep
+
+    def _renew(self) -> None:
+        self._renewal = self._clock.call_later(LEASE_S / 3, self._renew)
+        keys = {work.message.key for work in self._in_hand.values()}
+        if keys:
+            until = self._clock.time() + LEASE_S
+            self._spawn(self._run_quietly(lambda store: store.renew(keys, until)))
+
+    def _purge_by_time(self) -> None:
+        self._purge_timer = self._clock.call_later(PURGE_EVERY_S, self._purge_by_time)
+        self._purge()
+
+    def _purge(self) -> None:
+        self._finished_since_purge = 0
+        self._purge_soon = None
+        before = self._clock.time() - self._history.keep_s
+
+        def work(store: Store) -> None:
+            self._remove_spool(store.purge(before, self._history.keep_messages, PURGE_EVERY))
+
+        self._spawn(self._run_quietly(work))
+
+    async def _run_quietly(self, work: Callable[[Store], None]) -> None:
+        try:
+            await self._commit.run(work)
+        except Exception as error:
+            _log.error("upkeep of the queue failed: %s", error)
+
+
+def _calls_for_report(judged: list[Judged]) -> bool:
+    return any(
+        one.settled.state in ("bounced", "expired")
+        or one.is_delay_report
+        or (one.settled.state == "delivered" and "SUCCESS" in one.result.recipient.notify)
+        for one in judged
+    )
+
+
+def _parse_kept(text: str | None) -> Reply:
+    """The last reply, as the store kept it."""
+    words = (text or "").split(" ", 2)
+    if len(words) == 3 and words[0].isdigit() and 400 <= int(words[0]) <= 599:
+        try:
+            return Reply(int(words[0]), words[1], words[2])
+        except ValueError:
+            return Reply(int(words[0]), None, " ".join(words[1:]))
+    return Reply(451, "4.4.7", text or "no attempt could be made")
+
+

@@ -1,0 +1,349 @@
+"""The default store: SQLite, one file per worker (WAL, synchronous=FULL), owned by one process through a lock.
+
+Only this connection writes and checkpoints. The driver is apsw for the SQLite that it brings: releases before 3.51.3 can
+corrupt a WAL file when two connections write or checkpoint at once.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+from collections.abc import Collection, Iterator, Sequence
+from typing import Any
+
+import apsw
+
+from ..errors import DuplicateUidError, StoreError, StoreFullError, StoreLockedError
+from ..mail.content import Content
+from .model import Action, Message, Query, Recipient, Settled, Settlement, View
+from .sql import migrations
+from .sqlite_read import SQL, SqliteReader, connect
+
+# The WAL is written back when it has this many pages of 4 KB; between batches, so that no commit waits inside.
+CHECKPOINT_PAGES = 4000
+_FINISHING = frozenset(("delivered", "bounced", "expired", "cancelled"))
+_STEERING = {Action.HOLD: "hold", Action.RELEASE: "release", Action.RETRY: "retry", Action.CANCEL: "cancel"}
+
+
+def _translated(error: apsw.Error, path: str) -> StoreError:
+    if isinstance(error, apsw.FullError):
+        return StoreFullError(f"no room left for the queue at {path}: make room on that disk")
+    if isinstance(error, apsw.ConstraintError) and "message.uid" in str(error):
+        return DuplicateUidError("a message with this queue id is queued already: choose another uid")
+    return StoreError(f"the queue at {path} failed: {error}")
+
+
+class SqliteStore:
+    """See queue.store.Store. `folder` is the data directory; the file in it is queue-<shard>.db, the lock beside it."""
+
+    is_inline = False
+
+    def __init__(self, folder: str, shard: int = 0) -> None:
+        self.folder = folder
+        self.path = os.path.join(folder, f"queue-{shard}.db")
+        self.spool = os.path.join(folder, "spool")
+        self._lock_path = os.path.join(folder, f"queue-{shard}.lock")
+        self._lock: int | None = None
+        self._db: apsw.Connection
+        self._read: SqliteReader
+        self._last_id = 0
+        self._wal_pages = 0
+        self._dropped_spool: list[str] = []
+        self._staged_spool: list[str] = []
+
+    # ------------------------------------------------------------ open and close
+
+    def open(self) -> None:
+        """Locks, opens, migrates. StoreLockedError names the lock when a server runs on this folder."""
+        self._make_folders()
+        self._lock = self._take_lock()
+        try:
+            self._db = connect(self.path, is_read_only=False)
+            self._prepare()
+        except apsw.Error as error:
+            self._release_lock()
+            raise _translated(error, self.path) from error
+        self._read = SqliteReader(self._db, self.spool)
+        self._last_id = next(iter(self._read.rows(SQL["highest_id"])))[0]
+
+    def _make_folders(self) -> None:
+        try:
+            for folder in (self.folder, self.spool):
+                os.makedirs(folder, mode=0o700, exist_ok=True)
+        except OSError as error:
+            raise StoreError(f"cannot make the data directory {self.folder}: {error.strerror}; see --data-dir") from error
+
+    def _take_lock(self) -> int:
+        try:
+            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise StoreError(f"cannot open {self._lock_path}: {error.strerror}; see --data-dir") from error
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            owner = os.read(lock, 32).decode("ascii", "replace").strip()
+            os.close(lock)
+            raise StoreLockedError(
+                f"a server (pid {owner or 'unknown'}) runs on {self.folder}: stop it, or use another --data-dir"
+            ) from None
+        os.ftruncate(lock, 0)
+        os.write(lock, f"{os.getpid()}\n".encode())
+        return lock
+
+    def _release_lock(self) -> None:
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _prepare(self) -> None:
+        db = self._db
+        os.chmod(self.path, 0o600)
+        db.execute("PRAGMA journal_mode = WAL")
+        db.execute("PRAGMA synchronous = FULL")
+        db.execute("PRAGMA wal_autocheckpoint = 0")
+        db.execute("PRAGMA journal_size_limit = 67108864")
+        db.execute("PRAGMA cache_size = -32768")
+        db.execute("PRAGMA temp_store = MEMORY")
+        db.set_wal_hook(self._count_wal)
+        version = next(iter(db.execute("PRAGMA user_version")))[0]
+        steps = migrations("sqlite")
+        if version > len(steps):
+            raise apsw.SchemaChangeError(f"made by a newer Pillarbox (schema {version}, this one knows {len(steps)})")
+        for number, script in enumerate(steps[version:], version + 1):
+            with self.transaction():
+                db.execute(script)
+                db.execute(f"PRAGMA user_version = {number}")
+
+    def _count_wal(self, connection: apsw.Connection, name: str, pages: int) -> int:
+        self._wal_pages = pages
+        return apsw.SQLITE_OK
+
+    def close(self) -> None:
+        """Writes the WAL back and gives the lock up."""
+        if self._lock is None:
+            return
+        with contextlib.suppress(apsw.Error):
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        self._db.close()
+        self._release_lock()
+
+    def reader(self) -> SqliteReader:
+        """A reader with a connection of its own, for another thread."""
+        return SqliteReader(connect(self.path, is_read_only=True), self.spool)
+
+    @property
+    def wants_maintenance(self) -> bool:
+        """True when `maintain` has work to do."""
+        return self._wal_pages >= CHECKPOINT_PAGES
+
+    def maintain(self) -> None:
+        """To be called between two batches: writes the WAL back when it has grown."""
+        if self._wal_pages >= CHECKPOINT_PAGES:
+            self._wal_pages = 0
+            # PASSIVE never waits for a reader; what it could not do, the next one does.
+            with contextlib.suppress(apsw.Error):
+                self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """BEGIN to COMMIT: with synchronous=FULL the commit returns after the WAL's fsync."""
+        db = self._db
+        try:
+            db.execute("BEGIN IMMEDIATE")
+            yield
+            db.execute("COMMIT")
+            self._dropped_spool += self._staged_spool
+        except BaseException as error:
+            if db.in_transaction:
+                with contextlib.suppress(apsw.Error):
+                    db.execute("ROLLBACK")
+            if isinstance(error, apsw.Error):
+                raise _translated(error, self.path) from error
+            raise
+        finally:
+            self._staged_spool.clear()
+
+    # ------------------------------------------------------------------- writing
+
+    def accept(self, batch: Sequence[Message]) -> None:
+        """Three statements for the whole batch."""
+        messages, contents, recipients = [], [], []
+        for message in batch:
+            self._last_id += 1
+            key = message.key = self._last_id
+            messages.append(self._message_row(message))
+            contents.append((key, message.content.prefix))
+            leased = message.leased_until is not None
+            due_at = message.leased_until if leased else message.due_at or message.received_at
+            for r in message.recipients:
+                notify = ",".join(r.notify) or None
+                recipients.append((key, r.number, r.address, r.state, due_at, leased, r.attempts, notify, r.orcpt))
+        db = self._db
+        db.executemany(SQL["insert_message"], messages)
+        db.executemany(SQL["insert_content"], contents)
+        db.executemany(SQL["insert_recipient"], recipients)
+
+    @staticmethod
+    def _message_row(message: Message) -> tuple[Any, ...]:
+        envelope, content = message.envelope, message.content
+        return (
+            message.key,
+            message.uid,
+            envelope.reverse_path,
+            envelope.body,
+            envelope.is_smtputf8,
+            envelope.ret,
+            envelope.envid,
+            message.subject,
+            content.size_bytes,
+            message.received_at,
+            message.expires_at,
+            json.dumps(message.facts),
+            os.path.basename(content.path) if content.path else None,
+            content.offset,
+            content.file_bytes,
+        )
+
+    def claim(self, limit: int, now: float, lease_until: float, max_content_bytes: int) -> list[Message]:
+        """The messages that are due first; stops when their contents pass the bound (but gives one at least)."""
+        return self._claim(SQL["due_messages"], limit, now, lease_until, max_content_bytes)
+
+    def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
+        """Messages past their time, whose next hop may be down for ever."""
+        return self._claim(SQL["expired_messages"], limit, now, lease_until, 1 << 26)
+
+    def _claim(self, sql: str, limit: int, now: float, lease_until: float, max_content_bytes: int) -> list[Message]:
+        claimed: list[Message] = []
+        size = 0
+        for key, _ in list(self._read.rows(sql, (now, limit))):
+            rows = self._db.execute(SQL["lease_recipients"], (lease_until, key, now))
+            recipients = [
+                Recipient(n, a, s, tuple(notify.split(",")) if notify else (), o, t, lease_until, hop, reply, stage, bool(d), True)
+                for n, a, s, t, notify, o, hop, reply, stage, d in rows
+            ]
+            recipients.sort(key=lambda r: r.number)
+            message = self._read.message(key, recipients, lease_until)
+            if message is None:
+                self._quarantine(key, recipients)
+                continue
+            claimed.append(message)
+            size += len(message.content.prefix)
+            if size > max_content_bytes:
+                break
+        return claimed
+
+    def _quarantine(self, key: int, recipients: list[Recipient]) -> None:
+        """A message without its content cannot be sent; it is held, visible, and the rest goes on (hostile row 115)."""
+        for r in recipients:
+            sql = "UPDATE recipient SET state = 'held', due_at = NULL, leased = 0, last_reply = ? WHERE message_id = ? AND number = ?"
+            self._db.execute(sql, ("451 4.3.0 the content is missing from the queue", key, r.number))
+
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        """Outcomes, their history, and what becomes final by them."""
+        db = self._db
+        for settlement in batch:
+            key = settlement.key
+            may_finish = False
+            for s in settlement.recipients:
+                self._settle_one(key, s)
+                may_finish = may_finish or s.state in _FINISHING or s.due_at is None
+                if s.is_attempt:
+                    row = (key, s.number, s.started_at, s.seconds, s.outcome, s.next_hop, s.remote, s.stage, s.reply)
+                    db.execute(SQL["insert_attempt"], row)
+            if may_finish or self._was_steered:
+                self._finish(key, settlement.at)
+
+    _was_steered = False
+
+    def _settle_one(self, key: int, s: Settled) -> None:
+        row = (s.state, s.due_at, s.is_attempt, s.next_hop, s.reply, s.stage, s.is_delay_reported, key, s.number)
+        self._db.execute(SQL["settle_recipient"], row)
+        self._was_steered = self._db.changes() == 0
+        if self._was_steered:
+            self._db.execute(SQL["settle_steered"], (s.state, s.is_attempt, s.reply, s.stage, key, s.number))
+
+    def _finish(self, key: int, now: float) -> None:
+        for (spool,) in list(self._db.execute(SQL["finish_message"], (now, key))):
+            self._db.execute(SQL["delete_content"], (key,))
+            if spool:
+                self._staged_spool.append(spool)
+
+    def renew(self, keys: Collection[int], lease_until: float) -> None:
+        """Moves the end of the leases."""
+        self._db.executemany(SQL["renew"], [(lease_until, key) for key in keys])
+
+    def recover(self, now: float) -> int:
+        """The lock proves that whoever leased these is dead."""
+        db = self._db
+        db.execute(SQL["recover_attempts"], (now,))
+        db.execute(SQL["recover_leases"], (now,))
+        count = db.changes()
+        for (key,) in list(db.execute(SQL["recover_steered"])):
+            self._finish(key, now)
+        return count
+
+    def change(self, action: Action, query: Query, now: float) -> list[str]:
+        """Steers what the query means."""
+        sql = SQL[_STEERING[action]]
+        changed: list[str] = []
+        for key, uid in self._read.ids(query):
+            self._db.execute(sql, (now, key) if action in (Action.RELEASE, Action.RETRY) else (key,))
+            if self._db.changes():
+                changed.append(uid)
+                if action is Action.CANCEL:
+                    self._finish(key, now)
+        return changed
+
+    def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
+        """Due now: the next hop is back."""
+        self._db.execute(SQL["wake"], (now, next_hop, json.dumps(sorted(stages))))
+        return self._db.changes()
+
+    def set_flag(self, name: str, value: str | None) -> None:
+        """Sets or removes."""
+        if value is None:
+            self._db.execute(SQL["delete_flag"], (name,))
+        else:
+            self._db.execute(SQL["set_flag"], (name, value))
+
+    def purge(self, finished_before: float, keep: int, limit: int) -> list[str]:
+        """Forgets old history, a bounded piece at a time; gives the names of spool files to unlink."""
+        keys = [row[0] for row in self._read.rows(SQL["purge_old"], (finished_before, limit))]
+        keys += [row[0] for row in self._read.rows(SQL["purge_many"], (limit, keep))]
+        for key in dict.fromkeys(keys):
+            for name in ("forget_recipients", "forget_attempts", "forget_message"):
+                self._db.execute(SQL[name], (key,))
+        dropped, self._dropped_spool = self._dropped_spool, []
+        return dropped
+
+    # ------------------------------------------------------------------- reading
+
+    def get(self, uid: str) -> View | None:
+        """One message."""
+        return self._read.get(uid)
+
+    def content(self, uid: str) -> Content | None:
+        """Its content."""
+        return self._read.content(uid)
+
+    def search(self, query: Query) -> list[View]:
+        """Messages."""
+        return self._read.search(query)
+
+    def counts(self) -> dict[str, int]:
+        """Recipients by state."""
+        return self._read.counts()
+
+    def next_due(self) -> float | None:
+        """The next due time."""
+        return self._read.next_due()
+
+    def flag(self, name: str) -> str | None:
+        """A control flag."""
+        return self._read.flag(name)
+
+    def spool_names(self) -> set[str]:
+        """Spool files in need."""
+        return self._read.spool_names()

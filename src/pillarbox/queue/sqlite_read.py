@@ -1,0 +1,190 @@
+"""Looking into a SQLite queue: views, searches, counts. Works on any connection, also a read-only one.
+
+Must not change anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import apsw
+
+from ..mail.content import Content
+from ..mail.envelope import Envelope, EnvelopeRecipient
+from .model import Attempt, Message, Query, Recipient, View
+from .sql import named_queries
+
+SQL = named_queries("sqlite")
+_COLUMNS = "id, uid, reverse_path, size_bytes, received_at, expires_at, subject, facts, finished_at"
+
+
+def connect(path: str, *, is_read_only: bool) -> apsw.Connection:
+    """A connection with the pragmas that every one of ours has."""
+    flags = apsw.SQLITE_OPEN_READONLY if is_read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
+    connection = apsw.Connection(path, flags=flags)
+    connection.set_busy_timeout(5000)
+    return connection
+
+
+class SqliteReader:
+    """The reading verbs of a Store over one connection; `spool` is the folder of the spool files."""
+
+    def __init__(self, connection: apsw.Connection, spool: str) -> None:
+        self._db = connection
+        self._spool = spool
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._db.close()
+
+    def rows(self, sql: str, bindings: Sequence[Any] = ()) -> Iterator[tuple[Any, ...]]:
+        """The rows of a query, by text."""
+        return self._db.execute(sql, tuple(bindings))
+
+    def get(self, uid: str) -> View | None:
+        """One message with all its recipients and attempts."""
+        for row in self.rows(f"SELECT {_COLUMNS} FROM message WHERE uid = ?", (uid,)):
+            view = self._view(row)
+            view.attempts = [Attempt(*attempt) for attempt in self.rows(SQL["attempts_of"], (row[0],))]
+            return view
+        return None
+
+    def search(self, query: Query) -> list[View]:
+        """Messages, oldest first, with all their recipients."""
+        where, bindings = _conditions(query)
+        limit = f" LIMIT {int(query.limit)}" if query.limit is not None else ""
+        sql = f"SELECT {_COLUMNS} FROM message WHERE {where} ORDER BY id{limit}"
+        return [self._view(row) for row in list(self.rows(sql, bindings))]
+
+    def ids(self, query: Query) -> list[tuple[int, str]]:
+        """(id, uid) of what a query means."""
+        where, bindings = _conditions(query)
+        return [(row[0], row[1]) for row in self.rows(f"SELECT id, uid FROM message WHERE {where} ORDER BY id", bindings)]
+
+    def _view(self, row: tuple[Any, ...]) -> View:
+        key, uid, reverse_path, size_bytes, received_at, expires_at, subject, facts, finished_at = row
+        recipients = [recipient_of(r) for r in self.rows(SQL["recipients_of"], (key,))]
+        return View(
+            uid,
+            reverse_path,
+            size_bytes,
+            received_at,
+            expires_at,
+            subject,
+            json.loads(facts),
+            recipients,
+            finished_at=finished_at,
+        )
+
+    def content(self, uid: str) -> Content | None:
+        """The content of a message that is not final."""
+        for key, spool, offset, size in self.rows(SQL["message_by_uid"], (uid,)):
+            return self.content_of(key, spool, offset, size)
+        return None
+
+    def content_of(self, key: int, spool: str | None, offset: int, size: int) -> Content | None:
+        """Content by the message's id and its spool columns."""
+        for (octets,) in self.rows(SQL["content_by_id"], (key,)):
+            if spool is None:
+                return Content(octets)
+            return Content(octets, path=os.path.join(self._spool, spool), offset=offset, file_bytes=size)
+        return None
+
+    def counts(self) -> dict[str, int]:
+        """Recipients by state."""
+        return {state: count for state, count in self.rows(SQL["counts"])}
+
+    def next_due(self) -> float | None:
+        """When the next recipient is due."""
+        for (due_at,) in self.rows(SQL["next_due"]):
+            return float(due_at)
+        return None
+
+    def flag(self, name: str) -> str | None:
+        """A control flag."""
+        for (value,) in self.rows(SQL["get_flag"], (name,)):
+            return str(value)
+        return None
+
+    def spool_names(self) -> set[str]:
+        """The spool files that unfinished messages need."""
+        return {name for (name,) in self.rows(SQL["spool_names"])}
+
+    def message(self, key: int, recipients: list[Recipient], leased_until: float) -> Message | None:
+        """A claimed message, content included; None when its content is gone (a torn file: hostile row 115)."""
+        for row in self.rows(SQL["message_by_id"], (key,)):
+            (uid, reverse_path, body, smtputf8, ret, envid, subject, _, received_at, expires_at, facts) = row[:11]
+            content = self.content_of(key, *row[11:])
+            if content is None:
+                return None
+            envelope = Envelope(reverse_path, [], body, bool(smtputf8), ret, envid)
+            envelope.recipients = [EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in recipients]
+            return Message(
+                uid,
+                envelope,
+                content,
+                received_at,
+                expires_at,
+                subject,
+                json.loads(facts),
+                recipients,
+                key,
+                leased_until,
+            )
+        return None
+
+
+def recipient_of(row: tuple[Any, ...]) -> Recipient:
+    """A Recipient from the columns of recipients_of."""
+    number, address, state, notify, orcpt, attempts, due_at, next_hop, last_reply, last_stage, delayed, leased = row
+    return Recipient(
+        number,
+        address,
+        state,
+        tuple(notify.split(",")) if notify else (),
+        orcpt,
+        attempts,
+        due_at,
+        next_hop,
+        last_reply,
+        last_stage,
+        bool(delayed),
+        bool(leased),
+    )
+
+
+def _conditions(query: Query) -> tuple[str, list[Any]]:
+    """WHERE and its bindings; parameters only, never text of the caller's."""
+    parts: list[str] = []
+    bindings: list[Any] = []
+
+    def add(sql: str, *values: Any) -> None:
+        parts.append(sql)
+        bindings.extend(values)
+
+    if query.uids:
+        add("uid IN (SELECT value FROM json_each(?))", json.dumps(list(query.uids)))
+    elif not query.is_all and query.state is None:
+        add("finished_at IS NULL")
+    if query.received_before is not None:
+        add("received_at < ?", query.received_before)
+    if query.sender == "<>":
+        add("reverse_path IS NULL")
+    elif query.sender is not None:
+        add("instr(lower(coalesce(reverse_path, '')), lower(?))", query.sender)
+    inner: list[str] = []
+    if query.state is not None:
+        inner.append("r.state = ?")
+        bindings.append(query.state)
+    if query.recipient is not None:
+        inner.append("instr(lower(r.address), lower(?))")
+        bindings.append(query.recipient)
+    if query.next_hop is not None:
+        inner.append("r.next_hop = ?")
+        bindings.append(query.next_hop)
+    if inner:
+        parts.append(f"EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = message.id AND {' AND '.join(inner)})")
+    return " AND ".join(parts) or "1", bindings

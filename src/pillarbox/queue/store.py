@@ -1,0 +1,121 @@
+"""The Store protocol: what a store must do. One contract test suite runs for every store.
+
+A store is blocking and used by one thread at a time; `queue.commit.GroupCommit` runs it in a thread of its own and makes
+one transaction of what came meanwhile. Everything done within `transaction()` is durable when the block is left, or
+undone when it is left by an exception.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol
+
+from ..mail.content import Content
+from .model import Action, Message, Query, Settlement, View
+
+
+class Reader(Protocol):
+    """The verbs that only look, for another thread than the writer's."""
+
+    def get(self, uid: str) -> View | None:
+        """One message with all its recipients and attempts."""
+
+    def content(self, uid: str) -> Content | None:
+        """The content of a message that is not final, or None."""
+
+    def search(self, query: Query) -> list[View]:
+        """Messages, oldest first, with all their recipients, without attempts."""
+
+    def counts(self) -> dict[str, int]:
+        """Recipients by state."""
+
+    def flag(self, name: str) -> str | None:
+        """A control flag, such as "paused"."""
+
+    def close(self) -> None:
+        """Gives up what it holds."""
+
+
+class Store(Protocol):
+    """See the module's text. Every time is a unix time in seconds that the caller passes in."""
+
+    is_inline: bool
+    """True for a store that never waits for a disk: it is used in the loop's own thread."""
+
+    @property
+    def wants_maintenance(self) -> bool:
+        """True when `maintain` has work to do."""
+
+    def maintain(self) -> None:
+        """Work that belongs between two transactions (a checkpoint)."""
+
+    def reader(self) -> Reader:
+        """A reader for one other thread."""
+
+    def open(self) -> None:
+        """Opens or makes the store, and takes it for this process. StoreLockedError when another has it."""
+
+    def close(self) -> None:
+        """Gives it up; nothing is lost."""
+
+    def transaction(self) -> AbstractContextManager[None]:
+        """One durable commit for what is done inside. StoreFullError when the disk is full, StoreError else."""
+
+    def accept(self, batch: Sequence[Message]) -> None:
+        """Takes messages; sets each one's `key`. DuplicateUidError for a uid that is there.
+
+        A message with `leased_until` is in the caller's hands from the start, as if it had been claimed at once.
+        """
+
+    def claim(self, limit: int, now: float, lease_until: float, max_content_bytes: int) -> list[Message]:
+        """Up to `limit` messages that are due, each with its due recipients, leased until then."""
+
+    def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
+        """As `claim`, but only messages whose time is over: they are given up even if their next hop never comes back."""
+
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        """Outcomes of attempts. What was cancelled or held meanwhile stays so, unless it was delivered."""
+
+    def renew(self, keys: Collection[int], lease_until: float) -> None:
+        """The work on these messages goes on: their leases last until then."""
+
+    def recover(self, now: float) -> int:
+        """After a crash: leases without outcome are recorded as ambiguous and due at once. How many there were."""
+
+    def get(self, uid: str) -> View | None:
+        """One message with all its recipients and attempts."""
+
+    def content(self, uid: str) -> Content | None:
+        """The content of a message that is not final, or None."""
+
+    def search(self, query: Query) -> list[View]:
+        """Messages, oldest first, with all their recipients, without attempts."""
+
+    def change(self, action: Action, query: Query, now: float) -> list[str]:
+        """Holds, releases, retries or cancels what the query means; the uids of what was changed."""
+
+    def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
+        """What was deferred for a fault of this next hop as a whole is due now; how many recipients."""
+
+    def counts(self) -> dict[str, int]:
+        """Recipients by state."""
+
+    def next_due(self) -> float | None:
+        """When the next recipient is due, or None."""
+
+    def flag(self, name: str) -> str | None:
+        """A control flag, such as "paused"."""
+
+    def set_flag(self, name: str, value: str | None) -> None:
+        """Sets or removes a control flag."""
+
+    def purge(self, finished_before: float, keep: int, limit: int) -> list[str]:
+        """Forgets finished messages older than that, and all but the last `keep`; at most `limit` at a time.
+
+        Returns the names of spool files that nothing needs any longer (also those of messages finished since the last
+        call).
+        """
+
+    def spool_names(self) -> set[str]:
+        """The spool files that unfinished messages need."""

@@ -1,0 +1,68 @@
+"""What passes between the scheduler and the delivering side: work, and what came of it. Values and one protocol."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from ..smtp.reply import Reply
+from .model import Message, Recipient
+
+
+@dataclass(slots=True)
+class Result:
+    """What an attempt brought for one recipient. `reply` is the remote one, or ours that stands in its place.
+
+    `is_attempt` False: nothing was tried (the next hop is down); `retry_at` then says when. `was_dsn_passed_on` is True
+    when the next hop took over the duty to report success (RFC 3461 section 5.2.1).
+    """
+
+    recipient: Recipient
+    reply: Reply
+    stage: str
+    is_delivered: bool = False
+    is_permanent: bool = False
+    is_ambiguous: bool = False
+    is_attempt: bool = True
+    retry_at: float | None = None
+    remote: str | None = None
+    was_dsn_passed_on: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Work:
+    """A claimed message on its way to one next hop, with those of its recipients that go there."""
+
+    message: Message
+    next_hop: str = ""
+    started_at: float = 0.0
+    started_clock: float = 0.0
+    results: list[Result] = field(default_factory=list)
+
+    @property
+    def recipients(self) -> list[Recipient]:
+        """Those to deliver to."""
+        return self.message.recipients
+
+
+class Deliverer(Protocol):
+    """The delivering side, as the scheduler sees it."""
+
+    def deliver(self, work: Work) -> None:
+        """Takes work; ends with Scheduler.finished(work)."""
+
+    def room(self) -> int:
+        """How many messages it would take now; 0 when there is no route, or its next hop is down."""
+
+    def room_at(self) -> float | None:
+        """Unix time when room should be asked again, or None: it will call Scheduler.wake by itself."""
+
+    def withdraw(self, uids: Collection[str] | None) -> list[Work]:
+        """Gives back work that has not begun (None: all of it)."""
+
+    def retry_now(self) -> None:
+        """The operator wants it tried at once: forget back-off."""
+
+    def why_waiting(self) -> str | None:
+        """Why queued mail is not sent now, for people; None when it is."""

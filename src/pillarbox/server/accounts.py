@@ -1,0 +1,141 @@
+"""Accounts and password hashes: the file that `pillarbox passwd` writes, and who may send as whom.
+
+A line: `name:scrypt$N$r$p$salt$hash[:address,@domain,*]`. Hashes are scrypt (RFC 7914), from the standard library.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import os
+from dataclasses import dataclass
+
+from ..errors import OptionError
+
+_N, _R, _P = 1 << 14, 8, 1
+_MAX_MEMORY = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Account:
+    """Who authenticated. `may_send_as` holds addresses, `@domain` for a whole domain, or `*`.
+
+    Empty: as itself, which is its name where that is an address, else its name at any of the server's domains.
+    """
+
+    name: str
+    may_send_as: tuple[str, ...] = ()
+
+
+def hash_password(password: str, salt: bytes | None = None) -> str:
+    """The hash as it stands in the file; 16 octets of random salt."""
+    salt = os.urandom(16) if salt is None else salt
+    digest = hashlib.scrypt(password.encode(), salt=salt, n=_N, r=_R, p=_P, maxmem=_MAX_MEMORY, dklen=32)
+    return f"scrypt${_N}${_R}${_P}${_b64(salt)}${_b64(digest)}"
+
+
+def _b64(octets: bytes) -> str:
+    return base64.b64encode(octets).decode().rstrip("=")
+
+
+def _unb64(text: str) -> bytes:
+    return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+
+
+def is_password(password: str, hashed: str) -> bool:
+    """True when the password has this hash; in constant time. False for a hash that cannot be read."""
+    try:
+        kind, n, r, p, salt, digest = hashed.split("$")
+        if kind != "scrypt":
+            return False
+        made = hashlib.scrypt(
+            password.encode(), salt=_unb64(salt), n=int(n), r=int(r), p=int(p), maxmem=_MAX_MEMORY, dklen=32
+        )
+        return hmac.compare_digest(made, _unb64(digest))
+    except (ValueError, TypeError):
+        return False
+
+
+# An unknown name costs the same time as a known one with a wrong password: nobody learns which names there are.
+_NOBODY = hash_password("", b"\0" * 16)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    hashed: str
+    account: Account
+
+
+class AuthFile:
+    """Accounts of a file; read again when the file changes. OptionError names the file and line that cannot be read."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+        self._stamp: tuple[int, int] | None = None
+        self._entries: dict[str, _Entry] = {}
+        self._load()
+
+    def _load(self) -> None:
+        try:
+            status = os.stat(self._path)
+            stamp = (status.st_mtime_ns, status.st_size)
+            if stamp == self._stamp:
+                return
+            with open(self._path, encoding="utf-8") as file:
+                entries = dict(parse_line(line, f"{self._path}:{n}") for n, line in enumerate(file, 1) if _is_entry(line))
+        except (OSError, UnicodeError) as error:
+            raise OptionError(f"option 'auth_file': cannot read {self._path}: {error}") from None
+        self._entries, self._stamp = entries, stamp
+
+    def __call__(self, username: str, password: str) -> Account | None:
+        """The account, or None. Takes some 50 ms: meant for a thread."""
+        self._load()
+        entry = self._entries.get(username)
+        is_right = is_password(password, entry.hashed if entry else _NOBODY)
+        return entry.account if entry and is_right else None
+
+
+def _is_entry(line: str) -> bool:
+    return bool(line.strip()) and not line.startswith("#")
+
+
+def parse_line(line: str, place: str = "") -> tuple[str, _Entry]:
+    """(name, entry) of a line. OptionError names the place."""
+    name, _, rest = line.rstrip("\r\n").partition(":")
+    hashed, _, senders = rest.partition(":")
+    if not name or hashed.count("$") != 5 or not hashed.startswith("scrypt$"):
+        raise OptionError(f"{place}: not name:hash[:addresses]; make the line with `pillarbox passwd`")
+    may = tuple(word.strip() for word in senders.split(",") if word.strip())
+    return name, _Entry(hashed, Account(name, may))
+
+
+def format_line(name: str, hashed: str, may_send_as: tuple[str, ...]) -> str:
+    """A line of the file. ValueError where a name or address would break it."""
+    if not name or any(c in name for c in ":\r\n") or name.startswith("#"):
+        raise ValueError(f"{name!r} cannot be a name: no colon, no line end, no leading #")
+    if any(c in one for one in may_send_as for c in ":,\r\n"):
+        raise ValueError("an address may not hold a colon, a comma or a line end")
+    return f"{name}:{hashed}" + (f":{','.join(may_send_as)}" if may_send_as else "")
+
+
+def update_file(path: str, name: str, line: str | None) -> bool:
+    """Sets or (None) removes an account; the file is replaced as a whole, mode 0600. True if the name was there."""
+    lines: list[str] = []
+    try:
+        with open(path, encoding="utf-8") as file:
+            lines = file.read().splitlines()
+    except FileNotFoundError:
+        pass
+    kept = [old for old in lines if not _is_entry(old) or old.partition(":")[0] != name]
+    was_there = len(kept) != len(lines)
+    if line is not None:
+        kept.append(line)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write("".join(f"{one}\n" for one in kept))
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    return was_there

@@ -1,0 +1,161 @@
+"""A connection: moves bytes between a transport and a session, knows no SMTP. Back-pressure, half-close, STARTTLS."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import ssl
+from typing import TYPE_CHECKING, Any, cast
+
+from ..events.catalogue import Endpoint, Session
+from ..smtp.extension import Facts
+from ..smtp.sasl import MECHANISMS
+from ..smtp.server import ServerProtocol
+from .limits import network_key
+from .session import SmtpSession
+from .tls import describe
+
+if TYPE_CHECKING:
+    from .context import ServerContext
+
+_log = logging.getLogger("pillarbox.session")
+HANDSHAKE_S = 30.0
+
+
+def _endpoint(name: Any) -> Endpoint:
+    if isinstance(name, tuple) and len(name) >= 2:
+        return Endpoint(str(name[0]), int(name[1]))
+    return Endpoint(str(name or ""), 0)
+
+
+class SmtpConnection(asyncio.Protocol):
+    """One connection. The loop calls it; it calls its session."""
+
+    __slots__ = ("_context", "_key", "_stops", "_tls_task", "_transport", "has_eof", "session")
+
+    def __init__(self, context: ServerContext) -> None:
+        self._context = context
+        self._transport: asyncio.Transport | None = None
+        self._stops: set[str] = set()
+        self._key = ""
+        self._tls_task: asyncio.Task[None] | None = None
+        self.has_eof = False
+        self.session: SmtpSession
+
+    # ------------------------------------------------------------ from the loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A client connected; with TLS from the first octet its handshake is done."""
+        context = self._context
+        self._transport = cast(asyncio.Transport, transport)
+        get = transport.get_extra_info
+        peer, local = _endpoint(get("peername")), _endpoint(get("sockname"))
+        facts = Session(context.new_client_id(), peer, local)
+        facts.tls = describe(get("ssl_object"))
+        facts.is_trusted = context.is_trusted(peer.host)
+        options = context.options
+        protocol = ServerProtocol(
+            Facts(
+                max_size_bytes=options.max_size_bytes,
+                max_recipients=options.max_recipients,
+                tls_offered=context.tls is not None,
+                is_tls=bool(facts.tls),
+                auth_mechanisms=MECHANISMS if context.authenticate is not None else (),
+            ),
+            context.rules,
+        )
+        self.session = SmtpSession(context, self, facts, protocol)
+        self._key = network_key(peer.host)
+        context.sessions[facts.client_id] = self.session
+        context.counters.sessions += 1
+        refusal = context.admission.enter(self._key, is_trusted=facts.is_trusted)
+        if context.is_closing:
+            refusal = "Shutting down: try again later"
+        self.session.begin(refusal)
+
+    def data_received(self, data: bytes) -> None:
+        """Octets."""
+        self.session.receive(data)
+
+    def eof_received(self) -> bool:
+        """The client's half is closed: what it asked before is still answered (the original threw that away)."""
+        self.has_eof = True
+        self.session.receive_eof()
+        # A TLS connection cannot be half closed; True would be ignored with a warning.
+        return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The end."""
+        context, session = self._context, self.session
+        if context.sessions.pop(session.facts.client_id, None) is not None:
+            context.admission.leave(self._key)
+        if exc is not None and session.reason.startswith("client"):
+            session.reason = f"connection lost: {exc}"
+        self._transport = None
+        session.lost()
+
+    def pause_writing(self) -> None:
+        """The client does not read our replies: then we do not read its commands."""
+        self.stop_reading("writing")
+
+    def resume_writing(self) -> None:
+        """It reads again."""
+        self.go_on_reading("writing")
+
+    # --------------------------------------------------------- from the session
+
+    def write(self, data: bytes) -> None:
+        """Octets to the client."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def stop_reading(self, why: str) -> None:
+        """No more octets until every reason for stopping is gone."""
+        if not self._stops and self._transport is not None and not self._transport.is_closing():
+            self._transport.pause_reading()
+        self._stops.add(why)
+
+    def go_on_reading(self, why: str) -> None:
+        """One reason less."""
+        if why not in self._stops:
+            return
+        self._stops.discard(why)
+        if not self._stops and self._transport is not None and not self._transport.is_closing():
+            self._transport.resume_reading()
+
+    def close_when_written(self) -> None:
+        """Closes once what was written has left."""
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Closes at once."""
+        if self._transport is not None:
+            self._transport.abort()
+
+    def start_tls(self) -> None:
+        """Begins the handshake behind the 220; plaintext that comes meanwhile fails it, and is never a command."""
+        assert self._transport is not None
+        # Nothing may reach the session between the 220 and the switch of protocols.
+        self._transport.pause_reading()
+        self._tls_task = asyncio.get_running_loop().create_task(self._handshake(self._transport))
+
+    async def _handshake(self, transport: asyncio.Transport) -> None:
+        context = self._context.tls
+        assert context is not None
+        session = self.session
+        try:
+            upgraded = await asyncio.get_running_loop().start_tls(
+                transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_S
+            )
+        except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
+            session.reason = f"TLS handshake failed: {error}"
+            _log.info("session %s: %s", session.facts.client_id, session.reason)
+            transport.abort()
+            # Some loops do not tell the protocol of a connection that ends within the handshake.
+            self.connection_lost(None)
+            return
+        if upgraded is None or session.is_lost:
+            return
+        self._transport = upgraded
+        session.tls_started(describe(upgraded.get_extra_info("ssl_object")))

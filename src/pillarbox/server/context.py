@@ -1,0 +1,72 @@
+"""What all sessions of a server share. app.py builds it; sessions only use it."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from ..clock import Clock, UidSource
+from ..events.catalogue import Session
+from ..events.dispatch import Dispatcher
+from ..options import Options
+from ..queue.commit import GroupCommit
+from ..queue.scheduler import Scheduler
+from ..queue.spool import Spool
+from ..smtp.server import Rules
+from .accounts import Account
+from .limits import Admission, GuessLimit
+
+if TYPE_CHECKING:
+    from .session import SmtpSession
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the start."""
+
+    sessions: int = 0
+    accepted: int = 0
+    refused: int = 0
+    delivered: int = 0
+    deferred: int = 0
+    bounced: int = 0
+
+
+@dataclass(slots=True)
+class ServerContext:
+    """See the module's text. `authenticate` gives an Account or None; it may be a coroutine function or a plain one."""
+
+    options: Options
+    dispatcher: Dispatcher
+    clock: Clock
+    commit: GroupCommit
+    scheduler: Scheduler
+    spool: Spool | None
+    new_uid: UidSource
+    admission: Admission
+    is_trusted: Callable[[str], bool]
+    tls: ssl.SSLContext | None = None
+    authenticate: Callable[[str, str], Any] | None = None
+    default_senders: Callable[[Account], tuple[str, ...]] = lambda account: account.may_send_as
+    rules: Rules = field(default_factory=Rules)
+    # Spread over many addresses an account is still one account, and the other way round (hostile row 59).
+    guesses_by_peer: GuessLimit = field(default_factory=lambda: GuessLimit(10))
+    guesses_by_account: GuessLimit = field(default_factory=lambda: GuessLimit(20))
+    sessions: dict[str, SmtpSession] = field(default_factory=dict)
+    counters: Counters = field(default_factory=Counters)
+    is_closing: bool = False
+    last_client: int = 0
+    guess_delay_s: float = 1.0
+    disk_reserve_bytes: int = 0
+
+    def new_client_id(self) -> str:
+        """A name for a session: short, never used twice by this server."""
+        self.last_client += 1
+        return f"s{self.last_client:x}"
+
+
+def facts_of_session(context: ServerContext) -> Callable[[Session], Any]:
+    """For the plugin `simple`: the protocol's facts of a session, by its public side."""
+    return lambda session: context.sessions[session.client_id].protocol.facts

@@ -1,0 +1,250 @@
+"""From pieces of content to a queued message: memory or spool, checks, trace fields, the `message` event, the queue.
+
+One Intake serves one session, one transaction after the other. Must not write to the wire: verdicts go back to the
+session as replies.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from ..errors import StoreError, StoreFullError
+from ..events.catalogue import MessageQueued, MessageReceived
+from ..events.dispatch import Parked, Verdict
+from ..mail import headers, trace
+from ..mail.content import Content
+from ..mail.envelope import Envelope
+from ..queue.model import Message
+from ..queue.spool import SpoolWriter
+from ..smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from .context import ServerContext
+    from .session import SmtpSession
+
+_log = logging.getLogger("pillarbox.session")
+_FULL = Reply(452, "4.3.1", "No room left for mail: try again later")
+_FAULT = Reply(451, "4.3.0", "The message could not be stored: try again later")
+_LOOP = Reply(554, "5.4.6", "Too many Received fields: this message goes round in a circle")
+_NO_RECIPIENT = Reply(554, "5.5.1", "No recipients are left")
+_HEADER_TOO_LARGE = Reply(552, "5.3.4", "Header section too large")
+
+
+class Intake:
+    """Collects content; `finish` makes a message of it and gives the session its reply."""
+
+    __slots__ = ("_context", "_pieces", "_session", "_size", "_writer")
+
+    def __init__(self, context: ServerContext, session: SmtpSession) -> None:
+        self._context = context
+        self._session = session
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._writer: SpoolWriter | None = None
+
+    def piece(self, octets: bytes) -> None:
+        """Content, as it arrives."""
+        self._size += len(octets)
+        if self._writer is not None:
+            self._writer.write(octets)
+            return
+        self._pieces.append(octets)
+        context = self._context
+        if self._size > context.options.spool_above_bytes and context.spool is not None:
+            self._writer = context.spool.create(context.new_uid(), self._session.wants_reading)
+            for piece in self._pieces:
+                self._writer.write(piece)
+            self._pieces.clear()
+
+    def reset(self) -> None:
+        """The transaction is over without a message: what was collected goes."""
+        if self._writer is not None:
+            self._writer.abort()
+            self._writer = None
+        self._pieces.clear()
+        self._size = 0
+
+    # ------------------------------------------------------------------- finish
+
+    def finish(self, envelope: Envelope) -> None:
+        """All content is there; the session gets exactly one `intake_decided(reply)`, perhaps later."""
+        if self._writer is None:
+            pieces = self._pieces
+            content = Content(pieces[0] if len(pieces) == 1 else b"".join(pieces))
+            self._pieces = []
+            self._size = 0
+            self._judge(envelope, content)
+        else:
+            self._writer.finish(lambda error: self._spooled(envelope, error))
+
+    def _spooled(self, envelope: Envelope, error: StoreError | None) -> None:
+        writer = self._writer
+        if writer is None:
+            return
+        if error is not None:
+            _log.error("session %s: %s", self._session.facts.client_id, error)
+            self.reset()
+            self._session.intake_decided(_FULL if isinstance(error, StoreFullError) else _FAULT)
+            return
+        self._judge(envelope, writer.content())
+
+    def _judge(self, envelope: Envelope, content: Content) -> None:
+        """The checks that need the header section, then the plugins."""
+        start = content.prefix if content.path is None else content.start()
+        end = headers.section_end(start)
+        options = self._context.options
+        if end > options.max_header_bytes or (end == len(start) and content.size_bytes > len(start)):
+            self._refuse(_HEADER_TOO_LARGE)
+            return
+        # RFC 5321 section 6.3
+        if start[:end].lower().count(b"\nreceived:") + start[:9].lower().startswith(b"received:") > options.max_received:
+            self._refuse(_LOOP)
+            return
+        dispatcher = self._context.dispatcher
+        if not dispatcher.listens("message"):
+            self._accept(envelope, content)
+            return
+        session = self._session.facts
+        event = MessageReceived(session.client_id, session, envelope, content)
+        verdict = dispatcher.dispatch(event, lambda later: self._decided(event, later))
+        if not isinstance(verdict, Parked):
+            self._decided(event, verdict)
+
+    def _decided(self, event: MessageReceived, verdict: Verdict) -> None:
+        if isinstance(verdict, Reply):
+            if verdict.is_positive:
+                # A plugin that answers 2yz has taken the message over: nothing is queued.
+                self.reset()
+                self._session.intake_decided(verdict)
+            else:
+                self._refuse(verdict)
+        else:
+            # An Eat says who else may see the event; the message is queued all the same.
+            self._accept(event.envelope, event.content)
+
+    def _refuse(self, reply: Reply) -> None:
+        self._context.counters.refused += 1
+        self.reset()
+        self._session.intake_decided(reply)
+
+    # ------------------------------------------------------------------- accept
+
+    def _accept(self, envelope: Envelope, content: Content) -> None:
+        if not envelope.recipients:
+            self._refuse(_NO_RECIPIENT)
+            return
+        if self._session.is_lost:
+            # Nobody is there to hear 250: the client will send it again, so it must not be here already.
+            self.reset()
+            return
+        context = self._context
+        uid = context.new_uid()
+        now = context.clock.time()
+        subject = self._stamp(uid, envelope, content, now)
+        message = Message(
+            uid,
+            envelope,
+            content,
+            now,
+            now + context.options.expire_s,
+            subject,
+            self._facts(),
+            leased_until=context.scheduler.lease_for_new(len(content.prefix)),
+        )
+        writer, self._writer = self._writer, None
+        if writer is not None and content.path is None:
+            # A plugin has replaced the content: the file is of no use.
+            writer.abort()
+        context.commit.accept(message, lambda error: self._committed(message, error))
+
+    def _stamp(self, uid: str, envelope: Envelope, content: Content, now: float) -> str:
+        """Trace fields and what a submission lacks (RFC 6409 section 8); gives the subject, decoded."""
+        context, session = self._context, self._session.facts
+        section = content.header_section
+        names = headers.field_names(section)
+        added = b""
+        # RFC 5321 section 4.4: Return-Path is made at final delivery, nowhere before.
+        drop = [name for name in ("Return-Path",) if name.lower().encode() in names]
+        if session.is_submission:
+            if b"message-id" not in names:
+                added += headers.format_field("Message-ID", trace.message_id(uid, context.options.hostname))
+            if b"date" not in names:
+                added += headers.format_field("Date", trace.format_date(now))
+            if b"bcc" in names:
+                drop.append("Bcc")
+        changed = section
+        for name in drop:
+            changed = headers.remove(changed, name)
+        if changed is not section:
+            content.set_section(changed)
+        if not section and content.size_bytes and content.start(2) != b"\r\n":
+            # Text without a header section: an empty line keeps it apart from ours.
+            added += b"\r\n"
+        facts = trace.ReceivedFacts(
+            session.helo,
+            session.peer.host,
+            context.options.hostname,
+            trace.protocol_name(
+                is_esmtp=session.is_esmtp,
+                is_utf8=envelope.is_smtputf8,
+                is_tls=bool(session.tls),
+                is_authenticated=session.username is not None,
+            ),
+            uid,
+            session.tls,
+            envelope.recipients[0].address if len(envelope.recipients) == 1 else None,
+        )
+        content.prepend(trace.format_received(facts, now) + added)
+        raw = headers.get_raw(section, "Subject")
+        return headers.decode_value(raw)[:200] if raw else ""
+
+    def _facts(self) -> dict[str, object]:
+        session = self._session.facts
+        facts: dict[str, object] = {"peer": session.peer.host, "helo": session.helo, "session": session.client_id}
+        if session.tls:
+            facts["tls"] = session.tls
+        if session.username is not None:
+            facts["user"] = session.username
+        return facts
+
+    def _committed(self, message: Message, error: BaseException | None) -> None:
+        context, session = self._context, self._session
+        if error is not None:
+            _log.error("session %s: message %s was not stored: %s", session.facts.client_id, message.uid, error)
+            if message.content.path and context.spool is not None:
+                context.spool.remove([message.content.path])
+            session.intake_decided(_FULL if isinstance(error, StoreFullError) else _FAULT)
+            return
+        context.counters.accepted += 1
+        announce(context, message, session.facts.client_id)
+        # RFC 5321 section 4.2.5: with this 250 the responsibility is ours, and the message is on the disk.
+        session.intake_decided(Reply(250, "2.0.0", f"{message.uid} Message accepted for delivery"))
+        context.scheduler.accepted(message)
+
+
+def announce(context: ServerContext, message: Message, client_id: str | None) -> None:
+    """The `message_queued` event and its log line."""
+    envelope = message.envelope
+    if _log.isEnabledFor(logging.INFO):
+        _log.info(
+            "queued %s from=<%s> to=%d size=%d session=%s",
+            message.uid,
+            envelope.reverse_path or "",
+            len(message.recipients),
+            message.content.size_bytes,
+            client_id or "-",
+        )
+    if context.dispatcher.listens("message_queued"):
+        context.dispatcher.post(
+            MessageQueued(
+                client_id,
+                envelope.reverse_path,
+                [r.address for r in message.recipients],
+                message.uid,
+                message.content.size_bytes,
+                message.subject,
+            )
+        )
+
+

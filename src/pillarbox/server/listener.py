@@ -1,0 +1,125 @@
+"""Listeners: binds addresses, accepts, sweeps deadlines, closes with grace. Must not know SMTP."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+from collections.abc import Callable
+
+from ..clock import Timer
+from ..errors import ListenError
+from ..smtp.reply import Reply
+from .connection import HANDSHAKE_S, SmtpConnection
+from .context import ServerContext
+
+_log = logging.getLogger("pillarbox.listener")
+SWEEP_S = 1.0
+BACKLOG = 1024
+_LEAVING = Reply(421, "4.3.2", "Shutting down: try again later")
+
+
+class Listeners:
+    """All listeners of one server, and the sweep over their sessions."""
+
+    def __init__(self, context: ServerContext, failed: Callable[[OSError, str], None]) -> None:
+        self._context = context
+        self._failed = failed
+        self._servers: list[asyncio.Server] = []
+        self._timer: Timer | None = None
+
+    @property
+    def is_listening(self) -> bool:
+        """True once bound."""
+        return bool(self._servers)
+
+    async def start(self) -> None:
+        """Binds every address, or none: ListenError names the one that could not be had, and why."""
+        loop = asyncio.get_running_loop()
+        context = self._context
+        for scheme, host, port in context.options.listeners:
+            is_tls = scheme == "smtps"
+            try:
+                server = await loop.create_server(
+                    lambda: SmtpConnection(context),
+                    host,
+                    port,
+                    backlog=BACKLOG,
+                    reuse_address=True,
+                    ssl=context.tls if is_tls else None,
+                    ssl_handshake_timeout=HANDSHAKE_S if is_tls else None,
+                )
+            except OSError as error:
+                await self._undo()
+                where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                self._failed(error, where)
+                raise ListenError(error.errno or 0, _listen_hint(error, where, port)) from None
+            self._servers.append(server)
+        self._timer = context.clock.call_later(SWEEP_S, self._sweep)
+
+    async def _undo(self) -> None:
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+
+    def names(self) -> list[tuple[str, int]]:
+        """(host, port) of every socket that is bound."""
+        names = []
+        for server in self._servers:
+            for sock in server.sockets:
+                name = sock.getsockname()
+                names.append((str(name[0]), int(name[1])))
+        return names
+
+    def _sweep(self) -> None:
+        context = self._context
+        self._timer = context.clock.call_later(SWEEP_S, self._sweep)
+        now = context.clock.monotonic()
+        for session in list(context.sessions.values()):
+            session.sweep(now)
+
+    async def stop(self, grace_s: float) -> None:
+        """No new sessions; 421 4.3.2 to idle ones; running transactions may finish within the grace."""
+        context = self._context
+        context.is_closing = True
+        for server in self._servers:
+            server.close()
+        self._servers.clear()
+        deadline = context.clock.monotonic() + grace_s
+        while context.sessions:
+            is_over = context.clock.monotonic() >= deadline
+            for session in list(context.sessions.values()):
+                if is_over or not session.is_busy:
+                    session.leave(_LEAVING, "shutdown")
+            if is_over:
+                break
+            await _turn(context)
+        await self._abort_rest()
+        if self._timer is not None:
+            self._timer.cancel()
+
+    async def _abort_rest(self) -> None:
+        """Who does not read our 421 is cut off."""
+        for _ in range(20):
+            if not self._context.sessions:
+                return
+            await _turn(self._context)
+        for session in list(self._context.sessions.values()):
+            session.cut_off()
+        await asyncio.sleep(0)
+
+
+async def _turn(context: ServerContext) -> None:
+    """A twentieth of a second of real time: closing sockets is the kernel's work, whatever clock the server has."""
+    await asyncio.sleep(0.05)
+
+
+def _listen_hint(error: OSError, where: str, port: int) -> str:
+    text = f"cannot listen on {where}: {os.strerror(error.errno) if error.errno else error}"
+    with contextlib.suppress(AttributeError):
+        if isinstance(error, PermissionError) and port < 1024 and os.geteuid() != 0:
+            return f"{text}; ports below 1024 want root or CAP_NET_BIND_SERVICE: use --listen HOST:2525"
+    if error.errno in (98, 48):
+        return f"{text}; another server has it: stop that one, or use another port (0 takes any free one)"
+    return text

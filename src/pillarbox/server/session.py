@@ -1,0 +1,477 @@
+"""A session: a synchronous state machine between the protocol, the pipeline and the queue.
+
+What the protocol gives (a command, content, its end) goes to the pipeline; what comes back becomes the reply; what a
+command does to the envelope happens when its final reply is positive. Nothing here waits: when a plugin or the disk
+takes its time the session is parked, its input stays in the protocol's buffer, and `_resume` goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..events import catalogue as e
+from ..events.dispatch import PARKED, Parked, Verdict
+from ..events.plugin import Eat
+from ..mail.envelope import Envelope
+from ..smtp.command import COMMANDS, Command
+from ..smtp.reply import Reply
+from ..smtp.server import AuthLine, EndOfContent, ServerProtocol
+from ..smtp.state import State
+from .authentication import Authentication
+from .intake import Intake
+
+if TYPE_CHECKING:
+    from .connection import SmtpConnection
+    from .context import ServerContext
+
+_log = logging.getLogger("pillarbox.session")
+_TIMED_OUT = Reply(421, "4.4.2", "Time-out: closing")
+_TOO_SLOW = Reply(421, "4.4.2", "Content comes too slowly: closing")
+_TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing")
+_TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing")
+_CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
+_NO_ANSWER = Reply(451, "4.3.0", "No answer in time")
+_JUNK = frozenset(row.verb for row in COMMANDS.values() if row.is_junk)
+# Input that waits while the session is parked; beyond, reading stops.
+_MAX_BUFFERED = 64 * 1024
+
+# Stands for the end of content where a reply's command is asked for.
+_END = Command(".", "")
+
+_Builder = Callable[[e.Session, Command], Any]
+_BUILDERS: dict[str, _Builder] = {
+    "EHLO": lambda s, c: e.CmdEhlo(s.client_id, s, c.args, c.address or ""),
+    "HELO": lambda s, c: e.CmdHelo(s.client_id, s, c.args, c.address or ""),
+    "MAIL": lambda s, c: e.CmdMail(s.client_id, s, c.args, c.address, c.parameters),
+    "RCPT": lambda s, c: e.CmdRcpt(s.client_id, s, c.args, c.address or "", c.parameters),
+    "DATA": lambda s, c: e.CmdData(s.client_id, s, c.args),
+    "BDAT": lambda s, c: e.CmdBdat(s.client_id, s, c.args, c.size_bytes, c.is_last),
+    "RSET": lambda s, c: e.CmdRset(s.client_id, s, c.args),
+    "NOOP": lambda s, c: e.CmdNoop(s.client_id, s, c.args),
+    "VRFY": lambda s, c: e.CmdVrfy(s.client_id, s, c.args),
+    "EXPN": lambda s, c: e.CmdExpn(s.client_id, s, c.args),
+    "HELP": lambda s, c: e.CmdHelp(s.client_id, s, c.args),
+    "QUIT": lambda s, c: e.CmdQuit(s.client_id, s, c.args),
+    "STARTTLS": lambda s, c: e.CmdStarttls(s.client_id, s, c.args),
+    "AUTH": lambda s, c: e.CmdAuth(s.client_id, s, c.mechanism, c.mechanism),
+}
+
+
+class SmtpSession:
+    """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
+
+    __slots__ = (
+        "_authentication",
+        "_command",
+        "_connection",
+        "_context",
+        "_errors",
+        "_event",
+        "_greeted",
+        "_intake",
+        "_is_content",
+        "_junk",
+        "_pumping",
+        "_waiting",
+        "awaits_program",
+        "content_bytes",
+        "content_started",
+        "facts",
+        "is_lost",
+        "last_activity",
+        "line_started",
+        "protocol",
+        "reason",
+    )
+
+    def __init__(
+        self, context: ServerContext, connection: SmtpConnection, facts: e.Session, protocol: ServerProtocol
+    ) -> None:
+        self._context = context
+        self._connection = connection
+        self.facts = facts
+        self.protocol = protocol
+        self._intake = Intake(context, self)
+        self._authentication: Authentication | None = None
+        self._command: Command | None = None
+        self._event: Any = None
+        # Parked: nothing is taken from the protocol until whoever parked it goes on.
+        self._waiting = True
+        self._pumping = False
+        self._greeted = False
+        self._is_content = False
+        self._errors = 0
+        self._junk = 0
+        self.is_lost = False
+        self.awaits_program = False
+        self.reason = "client closed the connection"
+        self.last_activity = context.clock.monotonic()
+        self.line_started = self.last_activity
+        self.content_started = 0.0
+        self.content_bytes = 0
+
+    # ------------------------------------------------------------------ greeting
+
+    def begin(self, refusal: str | None) -> None:
+        """The connection stands (and its TLS, where it begins with TLS): greets, or sends away."""
+        if refusal is not None:
+            self._greeting_decided(Reply(421, "4.7.0", refusal))
+            return
+        facts = self.facts
+        self._event = e.Connection(facts.client_id, facts, facts.peer, facts.local, facts.tls)
+        verdict = self._context.dispatcher.dispatch(self._event, self._greeting_decided)
+        if not isinstance(verdict, Parked):
+            self._greeting_decided(verdict)
+
+    def _greeting_decided(self, verdict: Verdict) -> None:
+        if self.is_lost:
+            return
+        if not isinstance(verdict, Reply):
+            # The plugin that ate the event owes the greeting: MailServer.send_to_client.
+            self.awaits_program = True
+            self._touch()
+            return
+        self._respond_with(verdict, self._send_greeting)
+
+    def _send_greeting(self, reply: Reply, *, is_sent: bool) -> None:
+        self._greeted = True
+        self.awaits_program = False
+        if is_sent:
+            # RFC 5321 section 3.1: 554 in place of 220, or 421, and the connection is closed.
+            self.protocol.say(reply)
+        if self.protocol.is_closed or reply.code >= 400:
+            self.reason = f"refused with {reply.code}"
+            self.protocol.close()
+        self._resume()
+
+    # --------------------------------------------------------------------- input
+
+    def receive(self, data: bytes) -> None:
+        """Octets from the wire."""
+        protocol = self.protocol
+        self.last_activity = self._context.clock.monotonic()
+        if not protocol.buffered_bytes:
+            self.line_started = self.last_activity
+        if not self._greeted:
+            self.facts.talked_early = True
+        protocol.receive_data(data)
+        if not self._waiting:
+            self._pump()
+        elif protocol.buffered_bytes > _MAX_BUFFERED:
+            self._connection.stop_reading("parked")
+
+    def receive_eof(self) -> None:
+        """The client sends no more; what it sent is answered (RFC 5321 section 4.1.1.10 has QUIT for this)."""
+        if not self._waiting:
+            self._connection.close_when_written()
+
+    def _pump(self) -> None:
+        self._pumping = True
+        next_event = self.protocol.next_event
+        while not self._waiting:
+            event = next_event()
+            if event is None:
+                break
+            kind = event.__class__
+            if kind is bytes:
+                self.content_bytes += len(event)  # type: ignore[arg-type]
+                self._intake.piece(event)  # type: ignore[arg-type]
+            elif kind is Command:
+                self._on_command(event)  # type: ignore[arg-type]
+            elif kind is EndOfContent:
+                self._on_end(event)  # type: ignore[arg-type]
+            else:
+                self._on_auth_line(event)  # type: ignore[arg-type]
+        self._pumping = False
+        self._flush()
+
+    def _resume(self) -> None:
+        """Goes on after a park; harmless inside a pump."""
+        self._waiting = False
+        if self.is_lost:
+            return
+        if not self._pumping:
+            self._connection.go_on_reading("parked")
+            self._touch()
+            self._pump()
+            if not self._waiting and self._connection.has_eof:
+                self._connection.close_when_written()
+
+    def _touch(self) -> None:
+        self.last_activity = self._context.clock.monotonic()
+
+    def _flush(self) -> None:
+        """Everything that this turn produced leaves in one write."""
+        data = self.protocol.data_to_send()
+        if data:
+            self._connection.write(data)
+        if self.protocol.is_closed and not self._waiting:
+            self._connection.close_when_written()
+
+    # ------------------------------------------------------------------ commands
+
+    def _on_command(self, command: Command) -> None:
+        self._command = command
+        self.line_started = self.last_activity
+        if command.error is not None:
+            self._event = None
+            if command.is_abuse:
+                self.reason = f"closed after {command.error.code} {command.error.text}"
+                _log.warning("session %s: %s", self.facts.client_id, self.reason)
+            self._answer(command.error)
+            return
+        if command.verb in _JUNK:
+            self._junk += 1
+            if self._junk > self._context.options.max_junk:
+                self._event = None
+                self._answer(_TOO_MUCH_JUNK)
+                return
+        event = self._event = _BUILDERS[command.verb](self.facts, command)
+        self._waiting = True
+        verdict = self._context.dispatcher.dispatch(event, self._command_decided)
+        if verdict is not PARKED:
+            self._command_decided(verdict)  # type: ignore[arg-type]
+
+    def _command_decided(self, verdict: Verdict) -> None:
+        if self.is_lost:
+            return
+        if verdict.__class__ is Reply:
+            self._answer(verdict)
+        elif verdict is None and self._command is not None and self._command.verb == "BDAT":
+            self.protocol.accept_chunk()
+            self._begin_content()
+            self._resume()
+        elif verdict is None and self._command is not None and self._command.verb == "AUTH":
+            self._authentication = Authentication(self._context, self, self._command.mechanism)
+            self._authentication.begin(self._command.initial)
+        else:
+            # Eaten: whoever ate it owes the reply, and the sweep answers 451 when it does not come.
+            self.awaits_program = True
+            self._touch()
+
+    def reply_from_program(self, reply: Reply) -> bool:
+        """A reply by MailServer.send_to_client; False when none is owed."""
+        if not self.awaits_program or self.is_lost:
+            return False
+        self.awaits_program = False
+        if self._greeted:
+            self._answer(reply)
+        else:
+            self._respond_with(reply, self._send_greeting)
+        return True
+
+    def _answer(self, reply: Reply) -> None:
+        self._respond_with(reply, self._send)
+
+    def _respond_with(self, reply: Reply, send: Callable[..., None]) -> None:
+        """The `response` event, where somebody listens, then `send`."""
+        self._waiting = True
+        dispatcher = self._context.dispatcher
+        if not dispatcher.listens("response"):
+            send(reply, is_sent=True)
+            return
+        verb = self._command.verb if self._command is not None else ""
+        event = e.Response(self.facts.client_id, self.facts, reply, verb)
+
+        def decided(verdict: Verdict) -> None:
+            if not self.is_lost:
+                send(event.reply, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)
+
+        verdict = dispatcher.dispatch(event, decided)
+        if verdict is not PARKED:
+            decided(verdict)  # type: ignore[arg-type]
+
+    def _send(self, reply: Reply, *, is_sent: bool) -> None:
+        """The reply leaves (with the rest of this turn); then what the command does, and what too many errors do."""
+        command, event = self._command, self._event
+        self.protocol.respond(reply, is_sent=is_sent)
+        self._waiting = False
+        if reply.code >= 400:
+            if command is not None and command.verb == "BDAT" and self.protocol.state is State.READY:
+                self._reset()
+            self._count_error(reply)
+        elif command is not None and event is not None:
+            effect = _EFFECTS.get(command.verb)
+            if effect is not None:
+                effect(self, event, reply)
+        self._command = self._event = None
+        if not self._waiting:
+            self._resume()
+
+    def _count_error(self, reply: Reply) -> None:
+        self._context.counters.refused += 1
+        self._errors += 1
+        if self.protocol.is_closed:
+            if self.reason.startswith("client"):
+                self.reason = f"closed after {reply.code} {reply.text}"
+        elif self._errors >= self._context.options.max_errors:
+            self.leave(_TOO_MANY_ERRORS, "too many errors")
+
+    # -------------------------------------------------- what positive replies do
+
+    def _reset(self, event: Any = None, reply: Reply | None = None) -> None:
+        self.facts.envelope = None
+        self._intake.reset()
+        self._is_content = False
+
+    def _greet(self, event: Any, reply: Reply) -> None:
+        self._reset()
+        self.facts.helo = event.address
+        self.facts.is_esmtp = event.name == "cmd_ehlo"
+
+    def _open_transaction(self, event: e.CmdMail, reply: Reply) -> None:
+        parameters = event.parameters
+        self.facts.envelope = Envelope(
+            event.address,
+            [],
+            parameters.get("BODY", "7BIT"),
+            "SMTPUTF8" in parameters,
+            parameters.get("RET"),
+            parameters.get("ENVID"),
+        )
+
+    def _add_recipient(self, event: e.CmdRcpt, reply: Reply) -> None:
+        envelope = self.facts.envelope
+        if envelope is not None:
+            parameters = event.parameters
+            if parameters:
+                envelope.add(event.address, parameters.get("NOTIFY", ()), parameters.get("ORCPT"))
+            else:
+                envelope.add(event.address)
+
+    def _begin_content(self, event: Any = None, reply: Reply | None = None) -> None:
+        if not self._is_content:
+            self._is_content = True
+            self.content_started = self._context.clock.monotonic()
+            self.content_bytes = 0
+
+    def _quit(self, event: Any, reply: Reply) -> None:
+        self.reason = "QUIT"
+
+    def _start_tls(self, event: Any, reply: Reply) -> None:
+        if reply.code == 220:
+            self._waiting = True
+            self._flush()
+            self._connection.start_tls()
+
+    def tls_started(self, description: str) -> None:
+        """The handshake is done: everything from before is forgotten (RFC 3207 section 4.2)."""
+        self._reset()
+        self.protocol.tls_started()
+        facts = self.facts
+        facts.tls, facts.helo, facts.is_esmtp = description, "", False
+        facts.username, facts.senders = None, ()
+        self._resume()
+
+    # ---------------------------------------------------------------------- AUTH
+
+    def _on_auth_line(self, event: AuthLine) -> None:
+        assert self._authentication is not None
+        self._waiting = True
+        self._authentication.line(event.line)
+
+    def auth_decided(self, reply: Reply) -> None:
+        """A step of the exchange has its reply."""
+        if self.is_lost:
+            return
+        if reply.code != 334:
+            self._authentication = None
+        self._answer(reply)
+
+    # ------------------------------------------------------------------- content
+
+    def _on_end(self, end: EndOfContent) -> None:
+        self._command = _END
+        if not end.is_last:
+            self._answer(_CHUNK_OK)
+            return
+        self._is_content = False
+        envelope = self.facts.envelope
+        if end.fault is not None or envelope is None:
+            self._reset()
+            if end.is_abuse:
+                self.reason = "content with bare CR or LF"
+                _log.warning("session %s: %s", self.facts.client_id, self.reason)
+            self._answer(end.fault or Reply(503, "5.5.1", "No transaction is open"))
+            return
+        self._waiting = True
+        self._intake.finish(envelope)
+
+    def intake_decided(self, reply: Reply) -> None:
+        """The message is queued, or refused."""
+        if self.is_lost:
+            return
+        self.facts.envelope = None
+        if reply.is_positive:
+            self._junk = 0
+        self._answer(reply)
+
+    def wants_reading(self, wants: bool) -> None:
+        """The spool's back-pressure."""
+        if wants:
+            self._connection.go_on_reading("spool")
+        else:
+            self._connection.stop_reading("spool")
+
+    # ----------------------------------------------------------------------- end
+
+    @property
+    def is_busy(self) -> bool:
+        """True within a transaction, or while an answer is being made: a graceful shutdown lets it finish."""
+        return self._waiting or self.facts.envelope is not None or self._is_content
+
+    def leave(self, reply: Reply, reason: str) -> None:
+        """421 (RFC 5321 section 3.8), then the connection is closed."""
+        if self.is_lost or self.protocol.is_closed:
+            return
+        self.reason = reason
+        self.protocol.say(reply)
+        self.protocol.close()
+        self._waiting = False
+        data = self.protocol.data_to_send()
+        self._connection.write(data)
+        self._connection.close_when_written()
+
+    def cut_off(self) -> None:
+        """Ends the connection without another word."""
+        self._connection.abort()
+
+    def sweep(self, now: float) -> None:
+        """Deadlines: for a command since its last octet's line, for content by time and rate, for an owed reply."""
+        options = self._context.options
+        if self.awaits_program and now - self.last_activity > options.client_time_out:
+            self.reply_from_program(_NO_ANSWER if self._greeted else Reply(421, "4.3.0", "No answer in time"))
+        if self._waiting or self.protocol.is_closed:
+            return
+        if now - self.last_activity > options.client_time_out:
+            self.leave(_TIMED_OUT, "time-out")
+        elif self._is_content and self.protocol.is_in_content:
+            allowed = options.client_time_out + self.content_bytes / max(options.min_rate_bytes_s, 1)
+            if options.min_rate_bytes_s and now - self.content_started > allowed:
+                self.leave(_TOO_SLOW, "content too slow")
+        elif self.protocol.buffered_bytes and now - self.line_started > options.client_time_out:
+            self.leave(_TIMED_OUT, "time-out within a command line")
+
+    def lost(self) -> None:
+        """The connection is gone: an open transaction goes with it."""
+        if self.is_lost:
+            return
+        self.is_lost = True
+        self._intake.reset()
+        facts = self.facts
+        if self._context.dispatcher.listens("disconnected"):
+            self._context.dispatcher.post(e.Disconnected(facts.client_id, facts, self.reason))
+
+
+_EFFECTS: dict[str, Callable[[SmtpSession, Any, Reply], None]] = {
+    "EHLO": SmtpSession._greet,
+    "HELO": SmtpSession._greet,
+    "MAIL": SmtpSession._open_transaction,
+    "RCPT": SmtpSession._add_recipient,
+    "DATA": SmtpSession._begin_content,
+    "RSET": SmtpSession._reset,
+    "QUIT": SmtpSession._quit,
+    "STARTTLS": SmtpSession._start_tls,
+}

@@ -1,0 +1,30 @@
+"""TLS of the receiving side: one context for all listeners, TLS 1.2 or later (RFC 8996), no renegotiation."""
+
+from __future__ import annotations
+
+import ssl
+from typing import Any
+
+from ..errors import OptionError
+
+
+def server_context(cert: str, key: str | None) -> ssl.SSLContext:
+    """The context. OptionError names the file that cannot be used."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    try:
+        context.load_cert_chain(cert, key)
+    except (OSError, ssl.SSLError) as error:
+        raise OptionError(
+            f"option 'tls_cert': cannot use {cert}" + (f" with {key}" if key else "") + f": {error}; PEM files are wanted"
+        ) from None
+    return context
+
+
+def describe(ssl_object: Any) -> str:
+    """Version and cipher, as the Received field tells them; empty without TLS."""
+    if ssl_object is None:
+        return ""
+    cipher = ssl_object.cipher()
+    return f"{ssl_object.version()} with cipher {cipher[0] if cipher else 'unknown'}"

@@ -1,0 +1,498 @@
+"""ClientProtocol: the sending side of SMTP as a machine without I/O (RFC 5321, RFC 2920 PIPELINING).
+
+What is to be said goes into a plan of commands; what is expected back stands in a queue, one entry per command. Under
+PIPELINING MAIL, RCPT and DATA leave in one piece, and the next transaction's group may ride behind the content of the
+one before. Must not know sockets, next hops, retries or the queue.
+
+Use: `receive_data(octets)`, then `next_event()` until None, then `data_to_send()`. The caller acts on the events.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from enum import Enum
+
+from .framing import DotStuffer
+from .reply import Reply, ReplyFault, ReplyReader, format_reply
+from .sasl import ClientMechanism, SaslFault, decode_base64, encode_base64
+from .state import CLIENT_TRANSITIONS, ClientState
+
+__all__ = ["ClientFault", "ClientProtocol", "Happened", "Outcome", "Recipient", "Stage", "Transaction", "format_reply"]
+
+
+class Stage(Enum):
+    """How far a transaction had come when its fate was decided."""
+
+    CONNECT = "connect"
+    GREETING = "greeting"
+    HELLO = "ehlo"
+    TLS = "starttls"
+    AUTH = "auth"
+    MAIL = "mail"
+    RCPT = "rcpt"
+    DATA = "data"
+    CONTENT = "content"
+    FINAL = "end of content"
+
+    __hash__ = object.__hash__
+
+
+@dataclass(slots=True)
+class Recipient:
+    """A forward-path and its parameters as they go on the wire, for example ("NOTIFY=NEVER",)."""
+
+    address: str
+    parameters: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one recipient: the remote reply, whole, and the stage at which it came."""
+
+    reply: Reply
+    stage: Stage
+
+    @property
+    def is_delivered(self) -> bool:
+        """The next hop has taken responsibility."""
+        return self.stage is Stage.FINAL and 200 <= self.reply.code < 300
+
+    @property
+    def is_permanent(self) -> bool:
+        """5yz, but for 552 to RCPT, which means "too many recipients" (RFC 5321 section 4.5.3.1.10)."""
+        if self.stage is Stage.RCPT and self.reply.code == 552:
+            return False
+        return self.reply.is_permanent
+
+
+@dataclass(slots=True)
+class Transaction:
+    """One message for one next hop. `content` gives octets piece by piece, CRLF line ends, not dot-stuffed.
+
+    `outcomes[i]` belongs to `recipients[i]` and is None until decided. `size_bytes` goes with SIZE where the server
+    offers it; `parameters` are further MAIL parameters, filtered by what is offered before they come here.
+    """
+
+    reverse_path: str | None
+    recipients: list[Recipient]
+    content: Iterable[bytes]
+    parameters: tuple[str, ...] = ()
+    tag: object = None
+    outcomes: list[Outcome | None] = field(default_factory=list)
+    is_content_sent: bool = False
+    is_content_begun: bool = False
+    _refused: Outcome | None = None
+
+    def __post_init__(self) -> None:
+        self.outcomes = [None] * len(self.recipients)
+
+    @property
+    def has_accepted(self) -> bool:
+        """True while a recipient stands that RCPT did not refuse."""
+        return self._refused is None and any(outcome is None for outcome in self.outcomes)
+
+    def settle_rest(self, outcome: Outcome) -> None:
+        """Gives the outcome to every recipient that has none yet."""
+        self.outcomes = [known or outcome for known in self.outcomes]
+
+
+class Happened(Enum):
+    """What a ClientProtocol tells: see ClientProtocol.next_event."""
+
+    READY = "greeted, EHLO done: transactions may begin"
+    WANTS_HANDSHAKE = "220 to STARTTLS: begin TLS, then call tls_started"
+    TLS_REFUSED = "STARTTLS was refused; the session goes on in clear if the caller wants"
+    AUTHENTICATED = "AUTH succeeded"
+    AUTH_REFUSED = "AUTH failed; `last_reply` says why"
+    WANTS_CONTENT = "354: take pieces from content_to_send until it ends"
+    DONE = "the oldest transaction has all its outcomes: take it with pop_done"
+    CLOSED = "the server refused or said 421, or broke the rules; `last_reply` and `stage` say more"
+
+
+class ClientFault(ValueError):
+    """A caller's text would break the protocol (CR or LF in an address or name)."""
+
+
+class _Expect(Enum):
+    GREETING = 1
+    HELLO = 2
+    TLS = 3
+    AUTH = 4
+    MAIL = 5
+    RCPT = 6
+    DATA = 7
+    FINAL = 8
+    IGNORED = 9
+
+
+_STAGES = {
+    _Expect.GREETING: Stage.GREETING,
+    _Expect.HELLO: Stage.HELLO,
+    _Expect.TLS: Stage.TLS,
+    _Expect.AUTH: Stage.AUTH,
+    _Expect.MAIL: Stage.MAIL,
+    _Expect.RCPT: Stage.RCPT,
+    _Expect.DATA: Stage.DATA,
+    _Expect.FINAL: Stage.FINAL,
+}
+
+_Entry = tuple[_Expect, "Transaction | None", int]
+
+
+def _check(text: str) -> str:
+    if any(c < " " or c == "\x7f" for c in text) or "<" in text or ">" in text:
+        raise ClientFault(f"{text!r} has characters that would break the command line")
+    return text
+
+
+class ClientProtocol:
+    """One connection to one server. `hello_name` is our own name; `extensions` what EHLO offered (keyword -> text)."""
+
+    def __init__(self, hello_name: str) -> None:
+        self._name = _check(hello_name)
+        self._reader = ReplyReader()
+        self._out: list[bytes] = []
+        self._expected: deque[_Entry] = deque([(_Expect.GREETING, None, 0)])
+        self._events: deque[Happened] = deque()
+        self._done: deque[Transaction] = deque()
+        self._open: deque[Transaction] = deque()
+        self._content_for: Transaction | None = None
+        self._pieces: Iterator[bytes] | None = None
+        self._stuffer = DotStuffer()
+        self._mechanism: ClientMechanism | None = None
+        self._used_helo = False
+        self.state = ClientState.WAIT_GREETING
+        self.extensions: dict[str, str] = {}
+        self.last_reply: Reply | None = None
+        self.stage = Stage.GREETING
+        self.is_tls = False
+
+    # ------------------------------------------------------------------- state
+
+    def _enter(self, state: ClientState) -> None:
+        assert state is self.state or state in CLIENT_TRANSITIONS[self.state], (self.state, state)
+        self.state = state
+
+    def has(self, keyword: str) -> bool:
+        """True when the server offers the extension."""
+        return keyword in self.extensions
+
+    @property
+    def can_start(self) -> bool:
+        """True when start_transaction may be called: idle, or (PIPELINING) with the last message's content all sent."""
+        if self.state is ClientState.IDLE:
+            return True
+        if self.state is not ClientState.BUSY or "PIPELINING" not in self.extensions:
+            return False
+        return len(self._open) == 1 and self._open[0].is_content_sent and self._content_for is None
+
+    @property
+    def open_transactions(self) -> list[Transaction]:
+        """Those without all their outcomes, oldest first."""
+        return list(self._open)
+
+    # ------------------------------------------------------------------- input
+
+    def receive_data(self, data: bytes) -> None:
+        """Octets from the server. Faults become CLOSED."""
+        if self.state is ClientState.CLOSED:
+            return
+        if self.state is ClientState.HANDSHAKE:
+            self._injected()
+            return
+        try:
+            replies = self._reader.feed(data)
+        except ReplyFault as fault:
+            self._break(Reply(451, "4.5.0", f"Protocol error by the server: {fault}"))
+            return
+        for reply in replies:
+            if self._is_in(ClientState.CLOSED):
+                return
+            self._take(reply)
+        if self._is_in(ClientState.HANDSHAKE) and self._reader.has_rest:
+            self._injected()
+
+    def _is_in(self, state: ClientState) -> bool:
+        return self.state is state
+
+    def receive_eof(self) -> None:
+        """The server closed the connection."""
+        if self.state is not ClientState.CLOSED:
+            self._break(Reply(451, "4.4.2", "Connection lost"))
+
+    def fail(self, reply: Reply) -> None:
+        """The caller gives the connection up (a time-out, a failed handshake): CLOSED with this reply."""
+        if self.state is not ClientState.CLOSED:
+            self._break(reply)
+
+    def _injected(self) -> None:
+        # CVE-2021-38371: octets behind the 220 would be read as if they had come under TLS.
+        self._break(Reply(451, "4.7.0", "The server sent more than its reply to STARTTLS"))
+
+    def next_event(self) -> Happened | None:
+        """The next thing that happened, or None."""
+        return self._events.popleft() if self._events else None
+
+    def pop_done(self) -> Transaction:
+        """The transaction of a DONE event."""
+        return self._done.popleft()
+
+    def _take(self, reply: Reply) -> None:
+        if not self._expected:
+            # Unasked for: 421 before the server leaves is legal at any time (RFC 5321 section 3.8).
+            self._break(reply if reply.code == 421 else Reply(451, "4.5.0", f"Reply to no command: {reply}"))
+            return
+        kind, transaction, index = self._expected.popleft()
+        self.last_reply = reply
+        self.stage = _STAGES.get(kind, self.stage)
+        if reply.code == 421:
+            self._expected.appendleft((kind, transaction, index))
+            self._break(reply)
+            return
+        _TAKERS[kind](self, reply, transaction, index)
+
+    # ------------------------------------------------------------ hello and TLS
+
+    def _take_greeting(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        if reply.code != 220:
+            self._break(reply)
+        else:
+            self._hello("EHLO")
+
+    def _hello(self, verb: str) -> None:
+        self._used_helo = verb == "HELO"
+        self._out.append(f"{verb} {self._name}\r\n".encode())
+        self._expected.append((_Expect.HELLO, None, 0))
+        self._enter(ClientState.WAIT_HELLO)
+
+    def _take_hello(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        if reply.code == 250:
+            self.extensions = {} if self._used_helo else _extensions(reply)
+            self._enter(ClientState.IDLE)
+            self._events.append(Happened.READY)
+        elif reply.is_permanent and not self._used_helo and not self.is_tls:
+            # RFC 5321 section 3.2: an old server, try HELO.
+            self._hello("HELO")
+        else:
+            self._break(reply)
+
+    def start_tls(self) -> None:
+        """Sends STARTTLS; WANTS_HANDSHAKE or TLS_REFUSED follows. Only while IDLE."""
+        self._out.append(b"STARTTLS\r\n")
+        self._expected.append((_Expect.TLS, None, 0))
+        self._enter(ClientState.WAIT_TLS)
+
+    def _take_tls(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        if reply.code == 220:
+            self._enter(ClientState.HANDSHAKE)
+            self._events.append(Happened.WANTS_HANDSHAKE)
+        else:
+            self._enter(ClientState.IDLE)
+            self._events.append(Happened.TLS_REFUSED)
+
+    def tls_started(self, *, greeted: bool = True) -> None:
+        """TLS is on. After STARTTLS what the server said before is forgotten and EHLO said anew (RFC 3207 section 4.2)."""
+        self.is_tls = True
+        self.extensions = {}
+        if greeted:
+            self._hello("EHLO")
+
+    # -------------------------------------------------------------------- AUTH
+
+    def start_auth(self, mechanism: ClientMechanism) -> None:
+        """Sends AUTH; AUTHENTICATED or AUTH_REFUSED follows. Only while IDLE; the caller sees to TLS."""
+        self._mechanism = mechanism
+        initial = mechanism.initial()
+        line = f"AUTH {mechanism.name}" + (f" {encode_base64(initial) or '='}" if initial is not None else "")
+        self._out.append(line.encode() + b"\r\n")
+        self._expected.append((_Expect.AUTH, None, 0))
+        self._enter(ClientState.WAIT_AUTH)
+
+    def _take_auth(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        if reply.code == 334 and self._mechanism is not None:
+            try:
+                answer = encode_base64(self._mechanism.respond(decode_base64(reply.text.encode())))
+            except (SaslFault, UnicodeError):
+                answer = "*"
+            self._out.append(answer.encode() + b"\r\n")
+            self._expected.append((_Expect.AUTH, None, 0))
+            return
+        self._mechanism = None
+        self._enter(ClientState.IDLE)
+        self._events.append(Happened.AUTHENTICATED if reply.code == 235 else Happened.AUTH_REFUSED)
+
+    # ------------------------------------------------------------- transactions
+
+    def start_transaction(self, transaction: Transaction) -> None:
+        """Sends MAIL (and RCPT and DATA with it under PIPELINING). Raises ClientFault before anything is sent."""
+        assert self.can_start, self.state
+        path = "" if transaction.reverse_path is None else _check(transaction.reverse_path)
+        for recipient in transaction.recipients:
+            _check(recipient.address + "".join(recipient.parameters))
+        words = " ".join(("", *map(_check, transaction.parameters)))
+        self._enter(ClientState.BUSY)
+        self._open.append(transaction)
+        self._out.append(f"MAIL FROM:<{path}>{words}\r\n".encode())
+        self._expected.append((_Expect.MAIL, transaction, 0))
+        if "PIPELINING" in self.extensions:
+            for number in range(len(transaction.recipients)):
+                self._send_rcpt(transaction, number)
+            self._send_data(transaction)
+
+    def _send_rcpt(self, transaction: Transaction, index: int) -> None:
+        recipient = transaction.recipients[index]
+        words = " ".join(("", *recipient.parameters))
+        self._out.append(f"RCPT TO:<{recipient.address}>{words}\r\n".encode())
+        self._expected.append((_Expect.RCPT, transaction, index))
+
+    def _send_data(self, transaction: Transaction) -> None:
+        self._out.append(b"DATA\r\n")
+        self._expected.append((_Expect.DATA, transaction, 0))
+
+    @property
+    def is_content_wanted(self) -> bool:
+        """True from WANTS_CONTENT until content_to_send has given the end."""
+        return self._content_for is not None
+
+    @property
+    def expected_stage(self) -> Stage:
+        """The stage of the reply that comes next."""
+        return _STAGES.get(self._expected[0][0], Stage.FINAL) if self._expected else Stage.CONTENT
+
+    @property
+    def _is_pipelining(self) -> bool:
+        return "PIPELINING" in self.extensions
+
+    def _take_mail(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        assert transaction is not None
+        if not 200 <= reply.code < 300:
+            transaction._refused = Outcome(_classed(reply), Stage.MAIL)
+            transaction.settle_rest(transaction._refused)
+            if not self._is_pipelining:
+                self._finish(transaction)
+        elif not self._is_pipelining:
+            self._send_rcpt(transaction, 0)
+
+    def _take_rcpt(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        assert transaction is not None
+        if not 200 <= reply.code < 300 and transaction.outcomes[index] is None:
+            transaction.outcomes[index] = Outcome(_classed(reply), Stage.RCPT)
+        if self._is_pipelining:
+            return
+        if index + 1 < len(transaction.recipients):
+            self._send_rcpt(transaction, index + 1)
+        elif transaction.has_accepted:
+            self._send_data(transaction)
+        else:
+            self._rset(transaction)
+
+    def _take_data(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        assert transaction is not None
+        if reply.code == 354:
+            if transaction.has_accepted:
+                self._content_for = transaction
+                self._events.append(Happened.WANTS_CONTENT)
+            else:
+                # RFC 2920 section 3.1: nobody was accepted, yet it wants content: an empty message, and ignore its reply.
+                self._out.append(b".\r\n")
+                self._expected.appendleft((_Expect.IGNORED, transaction, 0))
+            return
+        transaction.settle_rest(Outcome(_classed(reply), Stage.DATA))
+        self._rset(transaction)
+
+    def _rset(self, transaction: Transaction) -> None:
+        """Back to a known state on both sides before the next MAIL."""
+        self._out.append(b"RSET\r\n")
+        self._expected.append((_Expect.IGNORED, transaction, 0))
+
+    def _take_ignored(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        if transaction is not None:
+            self._finish(transaction)
+
+    def content_to_send(self) -> bytes | None:
+        """The next piece of the content that WANTS_CONTENT asked for, dot-stuffed; None when its end was given before."""
+        transaction = self._content_for
+        if transaction is None:
+            return None
+        if self._pieces is None:
+            self._pieces = iter(transaction.content)
+            self._stuffer = DotStuffer()
+            transaction.is_content_begun = True
+        for piece in self._pieces:
+            if stuffed := self._stuffer.feed(piece):
+                return stuffed
+        self._pieces = None
+        self._content_for = None
+        transaction.is_content_sent = True
+        # Behind whatever is expected already there can be nothing: content ends a group.
+        self._expected.append((_Expect.FINAL, transaction, 0))
+        return self._stuffer.finish()
+
+    def _take_final(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        assert transaction is not None
+        transaction.settle_rest(Outcome(_classed(reply), Stage.FINAL))
+        self._finish(transaction)
+
+    def _finish(self, transaction: Transaction) -> None:
+        self._open.remove(transaction)
+        self._done.append(transaction)
+        self._events.append(Happened.DONE)
+        if not self._open:
+            self._enter(ClientState.IDLE)
+
+    # --------------------------------------------------------------------- end
+
+    def quit(self) -> None:
+        """Says QUIT; nothing more is expected. Only while IDLE."""
+        self._out.append(b"QUIT\r\n")
+        self._enter(ClientState.CLOSED)
+
+    def _break(self, reply: Reply) -> None:
+        """The session is over: open transactions keep what they know, the rest of their recipients get this reply."""
+        self.last_reply = reply
+        stages = {id(t): _STAGES.get(kind, Stage.FINAL) for kind, t, _ in reversed(self._expected) if t is not None}
+        for transaction in self._open:
+            stage = stages.get(id(transaction), Stage.CONTENT)
+            transaction.settle_rest(Outcome(reply, stage))
+            self._done.append(transaction)
+            self._events.append(Happened.DONE)
+        self._open.clear()
+        self._expected.clear()
+        self._events = deque(event for event in self._events if event is Happened.DONE)
+        self._content_for = self._pieces = None
+        self._enter(ClientState.CLOSED)
+        self._events.append(Happened.CLOSED)
+
+    def data_to_send(self) -> bytes:
+        """Commands since the last call, as one piece for one write."""
+        data = b"".join(self._out)
+        self._out.clear()
+        return data
+
+
+def _classed(reply: Reply) -> Reply:
+    """A reply where 2yz or 354 was no possible answer counts as a fault of the moment, not as success (row F96)."""
+    return Reply(451, "4.5.0", f"Unexpected reply: {reply}") if 300 <= reply.code < 400 else reply
+
+
+def _extensions(reply: Reply) -> dict[str, str]:
+    found: dict[str, str] = {}
+    for line in reply.lines[1:]:
+        keyword, _, text = line.strip().partition(" ")
+        found[keyword.upper()] = text
+    return found
+
+
+_TAKERS = {
+    _Expect.GREETING: ClientProtocol._take_greeting,
+    _Expect.HELLO: ClientProtocol._take_hello,
+    _Expect.TLS: ClientProtocol._take_tls,
+    _Expect.AUTH: ClientProtocol._take_auth,
+    _Expect.MAIL: ClientProtocol._take_mail,
+    _Expect.RCPT: ClientProtocol._take_rcpt,
+    _Expect.DATA: ClientProtocol._take_data,
+    _Expect.FINAL: ClientProtocol._take_final,
+    _Expect.IGNORED: ClientProtocol._take_ignored,
+}

@@ -1,0 +1,246 @@
+"""The COMMANDS table: verb, grammar of its argument, event (RFC 5321 section 4.1.1 and the extensions).
+
+Where a verb is legal stands in `state.TRANSITIONS`. One anchored bytes pattern per verb; a line is judged once. Must not
+know sessions, policy or I/O.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import address as a
+from .extension import MAIL_PARAMETERS, RCPT_PARAMETERS, ParameterFault, parse_parameters
+from .reply import Reply
+
+_NONE: dict[str, Any] = {}
+
+
+class Command:
+    """One command line, parsed.
+
+    `verb` in upper case ("" when there was none), `args` the text behind it as given. By verb: `address` is the
+    reverse-path (None: null reverse-path), the recipient, or the HELO name; `parameters` the ESMTP parameters by keyword;
+    `size_bytes` and `is_last` are BDAT's; `mechanism` and `initial` AUTH's. `error` is the reply for a command that is
+    malformed or out of order, else None; `is_abuse` asks to close the session after it.
+    """
+
+    __slots__ = (
+        "address",
+        "args",
+        "error",
+        "initial",
+        "is_abuse",
+        "is_last",
+        "mechanism",
+        "parameters",
+        "size_bytes",
+        "verb",
+    )
+
+    def __init__(self, verb: str, args: str) -> None:
+        self.verb = verb
+        self.args = args
+        self.address: str | None = None
+        self.parameters: dict[str, Any] = _NONE
+        self.error: Reply | None = None
+        self.size_bytes = 0
+        self.is_last = False
+        self.is_abuse = False
+        self.mechanism = ""
+        self.initial: bytes | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Grammar:
+    """What decides between strict and lenient: `is_strict` takes no space behind FROM: and TO:."""
+
+    is_strict: bool = False
+
+
+Parse = Callable[[Command, bytes, Grammar], None]
+
+_SOURCE_ROUTE = rb"(?:@" + a.DOMAIN + rb"(?:,@" + a.DOMAIN + rb")*:)?"
+# RFC 5321 section 4.1.1.2: "FROM:" Reverse-path [SP Mail-parameters]. A source route is read and ignored (appendix C).
+_MAIL = re.compile(
+    rb"[Ff][Rr][Oo][Mm]:( ?)<(?:" + _SOURCE_ROUTE + a.MAILBOX + rb")?>(?: +(.*))?\Z", re.S
+)
+# RFC 5321 section 4.1.1.3: "TO:" Forward-path, where <postmaster> needs no domain.
+_RCPT = re.compile(
+    rb"[Tt][Oo]:( ?)<(?:" + _SOURCE_ROUTE + a.MAILBOX + rb"|([Pp][Oo][Ss][Tt][Mm][Aa][Ss][Tt][Ee][Rr]))>(?: +(.*))?\Z",
+    re.S,
+)
+_BDAT = re.compile(rb"([0-9]{1,20})(?: +([Ll][Aa][Ss][Tt]))?\Z")
+_AUTH = re.compile(rb"([A-Za-z0-9_-]{1,20})(?: +(\S+))?\Z")
+
+_SYNTAX_MAIL = Reply(501, "5.5.4", "Syntax: MAIL FROM:<address> [parameters]")
+_SYNTAX_RCPT = Reply(501, "5.5.4", "Syntax: RCPT TO:<address> [parameters]")
+_BAD_SENDER = Reply(501, "5.1.7", "Bad sender address syntax")
+_BAD_RECIPIENT = Reply(501, "5.1.3", "Bad recipient address syntax")
+_NEEDS_UTF8 = Reply(553, "5.6.7", "Address with UTF-8: use SMTPUTF8 with MAIL")
+_NO_ARGUMENT = Reply(501, "5.5.4", "This command takes no argument")
+
+
+def _parse_greeting(command: Command, rest: bytes, grammar: Grammar) -> None:
+    if not a.is_helo_name(rest):
+        command.error = Reply(501, "5.5.4", f"Syntax: {command.verb} domain-or-address-literal")
+    else:
+        command.address = command.args
+
+
+def _parameters(command: Command, raw: bytes | None, known: dict[str, Any]) -> bool:
+    if raw:
+        try:
+            command.parameters = parse_parameters(raw.decode("utf-8"), known)
+        except ParameterFault as fault:
+            command.error = fault.reply
+            return False
+    return True
+
+
+def _parse_mail(command: Command, rest: bytes, grammar: Grammar) -> None:
+    found = _MAIL.match(rest)
+    if found is None or (grammar.is_strict and found.group(1)):
+        command.error = _BAD_SENDER if rest[:5].upper() == b"FROM:" and len(rest) > 5 else _SYNTAX_MAIL
+        return
+    _, local_part, domain, raw = found.groups()
+    if not _parameters(command, raw, MAIL_PARAMETERS) or local_part is None:
+        return
+    box = a.check_mailbox(local_part, domain)
+    if box is None:
+        command.error = _BAD_SENDER
+        return
+    command.address = f"{box.local_part}@{box.domain}"
+    # RFC 6531 section 3.5
+    if not command.address.isascii() and "SMTPUTF8" not in command.parameters:
+        command.error = _NEEDS_UTF8
+
+
+def _parse_rcpt(command: Command, rest: bytes, grammar: Grammar) -> None:
+    found = _RCPT.match(rest)
+    if found is None or (grammar.is_strict and found.group(1)):
+        command.error = _BAD_RECIPIENT if rest[:3].upper() == b"TO:" and len(rest) > 3 else _SYNTAX_RCPT
+        return
+    _, local_part, domain, postmaster, raw = found.groups()
+    if not _parameters(command, raw, RCPT_PARAMETERS):
+        return
+    if postmaster is not None:
+        command.address = postmaster.decode("ascii")
+        return
+    box = a.check_mailbox(local_part, domain)
+    if box is None:
+        command.error = _BAD_RECIPIENT
+    else:
+        command.address = f"{box.local_part}@{box.domain}"
+
+
+def _parse_nothing(command: Command, rest: bytes, grammar: Grammar) -> None:
+    # RFC 5321 section 4.1.1.4, .5, .10; RFC 3207 section 4: no parameters.
+    if rest:
+        command.error = _NO_ARGUMENT
+
+
+def _parse_text(command: Command, rest: bytes, grammar: Grammar) -> None:
+    # RFC 5321 section 4.1.1.6: VRFY and EXPN want a string; RFC 6531 section 3.7.4.2 allows SMTPUTF8 behind it.
+    if not rest or rest.upper() == b"SMTPUTF8":
+        command.error = Reply(501, "5.5.4", f"Syntax: {command.verb} string")
+
+
+def _parse_anything(command: Command, rest: bytes, grammar: Grammar) -> None:
+    """NOOP and HELP may have any string."""
+
+
+def _parse_bdat(command: Command, rest: bytes, grammar: Grammar) -> None:
+    found = _BDAT.match(rest)
+    if found is None:
+        # RFC 3030 section 2: where the length cannot be known, nothing behind this line can be told from content.
+        command.error = Reply(501, "5.5.4", "Syntax: BDAT size [LAST]; closing, for what follows cannot be read")
+        command.is_abuse = True
+        return
+    command.size_bytes = int(found.group(1))
+    command.is_last = found.group(2) is not None
+
+
+def _parse_auth(command: Command, rest: bytes, grammar: Grammar) -> None:
+    found = _AUTH.match(rest)
+    if found is None:
+        command.error = Reply(501, "5.5.4", "Syntax: AUTH mechanism [initial-response]")
+        return
+    command.mechanism = found.group(1).decode("ascii").upper()
+    command.initial = found.group(2)
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A verb of the table. `syntax` is for HELP and the documentation; `is_junk` counts towards the junk limit."""
+
+    verb: str
+    parse: Parse
+    event: str
+    syntax: str
+    rfc: str
+    is_junk: bool = False
+    takes_utf8: bool = False
+
+
+COMMANDS: dict[bytes, Row] = {
+    row.verb.encode(): row
+    for row in (
+        Row("EHLO", _parse_greeting, "cmd_ehlo", "EHLO domain", "5321", is_junk=True, takes_utf8=True),
+        Row("HELO", _parse_greeting, "cmd_helo", "HELO domain", "5321", is_junk=True),
+        Row("MAIL", _parse_mail, "cmd_mail", "MAIL FROM:<reverse-path> [parameters]", "5321", takes_utf8=True),
+        Row("RCPT", _parse_rcpt, "cmd_rcpt", "RCPT TO:<forward-path> [parameters]", "5321", takes_utf8=True),
+        Row("DATA", _parse_nothing, "cmd_data", "DATA", "5321"),
+        Row("BDAT", _parse_bdat, "cmd_bdat", "BDAT size [LAST]", "3030"),
+        Row("RSET", _parse_nothing, "cmd_rset", "RSET", "5321", is_junk=True),
+        Row("NOOP", _parse_anything, "cmd_noop", "NOOP [string]", "5321", is_junk=True, takes_utf8=True),
+        Row("VRFY", _parse_text, "cmd_vrfy", "VRFY string", "5321", is_junk=True, takes_utf8=True),
+        Row("EXPN", _parse_text, "cmd_expn", "EXPN string", "5321", is_junk=True, takes_utf8=True),
+        Row("HELP", _parse_anything, "cmd_help", "HELP [verb]", "5321", is_junk=True, takes_utf8=True),
+        Row("QUIT", _parse_nothing, "cmd_quit", "QUIT", "5321"),
+        Row("STARTTLS", _parse_nothing, "cmd_starttls", "STARTTLS", "3207", is_junk=True),
+        Row("AUTH", _parse_auth, "cmd_auth", "AUTH mechanism [initial-response]", "4954"),
+    )
+}
+
+# A browser, an SSH client or a TLS hello that was led here (ALPACA, CVE-2021-3618): no SMTP client begins like this.
+_FOREIGN = re.compile(rb"(?i:GET|POST|PUT|HEAD|CONNECT|OPTIONS|DELETE|PATCH|TRACE|HOST:|USER-AGENT:|SSH-[\d.]+-\S*)(?: |\Z)")
+_FOREIGN_REPLY = Reply(554, "5.5.0", "This is SMTP, not what you speak; closing")
+_CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
+_UNKNOWN = Reply(500, "5.5.2", "Command not recognised")
+_HAS_CONTROL = Reply(500, "5.5.2", "Control characters are not allowed in a command")
+_NOT_UTF8 = Reply(501, "5.5.2", "Octets that are neither ASCII nor UTF-8")
+
+
+def parse_command(line: bytes, grammar: Grammar) -> tuple[Command, Row | None]:
+    """A command line without its CRLF. Whatever is wrong with it stands in the command's `error`."""
+    # RFC 5321 section 4.1.1: verbs in any case, trailing white space is tolerated.
+    word, _, rest = line.partition(b" ")
+    row = COMMANDS.get(word) or COMMANDS.get(word.upper())
+    if rest and (rest[-1] == 32 or rest[0] == 32):
+        rest = rest.strip(b" ")
+    if row is None or _CONTROL.search(line):
+        return _refuse(word, rest, row, line), row
+    try:
+        command = Command(row.verb, rest.decode("ascii"))
+    except UnicodeDecodeError:
+        text = a.decode_utf8(rest) if row.takes_utf8 else None
+        command = Command(row.verb, text if text is not None else rest.decode("ascii", "backslashreplace"))
+        if text is None:
+            command.error, command.is_abuse = _NOT_UTF8, row.verb == "BDAT"
+            return command, row
+    row.parse(command, rest, grammar)
+    return command, row
+
+
+def _refuse(word: bytes, rest: bytes, row: Row | None, line: bytes) -> Command:
+    verb = row.verb if row else word[:16].decode("ascii", "backslashreplace").upper()
+    command = Command(verb, rest.decode("ascii", "backslashreplace"))
+    if _FOREIGN.match(line):
+        command.error, command.is_abuse = _FOREIGN_REPLY, True
+    else:
+        command.error = _HAS_CONTROL if _CONTROL.search(line) else _UNKNOWN
+        command.is_abuse = verb == "BDAT"
+    return command

@@ -1,0 +1,256 @@
+"""The one place that judges CR, LF, dots, NUL and lengths: command lines, DATA and BDAT (RFC 5321 section 2.3.8, 4.1.1.4, 4.5.2).
+
+Everything after this file may trust its input. Verdicts do not depend on how the octets were cut into segments. Must
+not know verbs, replies or what becomes of the content.
+"""
+
+from __future__ import annotations
+
+import re
+
+CRLF = b"\r\n"
+END = b"\r\n.\r\n"
+
+
+class OverlongLine:
+    """Marks a command line that passed the limit; its octets are gone, and are not looked at."""
+
+
+class BareLineFeed:
+    """Marks a command line that was ended by LF alone."""
+
+
+OVERLONG = OverlongLine()
+BARE_LF = BareLineFeed()
+
+
+class LineBuffer:
+    """Octets on their way in, and how far they were used. Only CRLF ends a line (RFC 5321 section 2.3.8).
+
+    A bare LF cannot be told from an attempt to smuggle: what it ends is refused at once (BARE_LF, once per LF) and
+    what follows on the same CRLF line is dropped, so that no reader of the stream can see a command that we do not.
+    With `accept_bare_lf` LF alone ends a line, too.
+    """
+
+    __slots__ = ("_buffer", "_dropping", "_position", "accept_bare_lf")
+
+    def __init__(self, *, accept_bare_lf: bool = False) -> None:
+        self._buffer = b""
+        self._position = 0
+        self._dropping = False
+        self.accept_bare_lf = accept_bare_lf
+
+    def __len__(self) -> int:
+        return len(self._buffer) - self._position
+
+    def push(self, data: bytes) -> None:
+        """Adds octets at the end."""
+        if self._position >= len(self._buffer):
+            self._buffer = data
+        else:
+            self._buffer = self._buffer[self._position :] + data
+        self._position = 0
+
+    def take(self, count: int) -> bytes:
+        """Up to `count` octets from the front."""
+        start = self._position
+        if start == 0 and count >= len(self._buffer):
+            piece, self._buffer = self._buffer, b""
+            return piece
+        piece = self._buffer[start : start + count]
+        self._position = start + len(piece)
+        return piece
+
+    def peek(self) -> int:
+        """The first octet, or -1."""
+        return self._buffer[self._position] if self._position < len(self._buffer) else -1
+
+    def clear(self) -> int:
+        """Throws everything away; returns how many octets that were."""
+        count = len(self)
+        self._buffer, self._position, self._dropping = b"", 0, False
+        return count
+
+    def take_line(self, limit: int) -> bytes | OverlongLine | BareLineFeed | None:
+        """The next line without its CRLF (of `limit` octets at most, CRLF counted), or a mark, or None: more is needed."""
+        buffer, start = self._buffer, self._position
+        end = buffer.find(b"\n", start)
+        if end < 0:
+            if len(buffer) - start > limit:
+                return self._overflow(buffer)
+            if self._dropping:
+                self._keep_tail(buffer)
+            return None
+        is_bare = end == start or buffer[end - 1] != 13
+        if is_bare and not self.accept_bare_lf:
+            if not self._dropping and end - start + 1 > limit:
+                # The LF stays for the next call: cut into single octets, the line would give both marks, too.
+                self._position, self._dropping = end, True
+                return OVERLONG
+            self._position, self._dropping = end + 1, True
+            return BARE_LF
+        if self._dropping:
+            self._position, self._dropping = end + 1, False
+            return self.take_line(limit) if self._position < len(buffer) else None
+        return self._cut(start, end if is_bare else end - 1, end + 1, limit)
+
+    def _cut(self, start: int, stop: int, after: int, limit: int) -> bytes | OverlongLine:
+        self._position = after
+        return OVERLONG if after - start > limit else self._buffer[start:stop]
+
+    def _overflow(self, buffer: bytes) -> OverlongLine | None:
+        """A line without end: one mark, then everything up to its CRLF is dropped as it comes."""
+        first = not self._dropping
+        self._dropping = True
+        self._keep_tail(buffer)
+        return OVERLONG if first else None
+
+    def _keep_tail(self, buffer: bytes) -> None:
+        # A last CR may be half of the CRLF that ends the dropped line.
+        self._buffer, self._position = (b"\r" if buffer.endswith(b"\r") else b""), 0
+
+
+_ANY_LINE_END = re.compile(rb"\r\n?|\n")
+
+
+class DataScanner:
+    """Content between 354 and CRLF . CRLF: finds the end, then undoes dot-stuffing, and notes bare CR and LF.
+
+    `feed` returns (piece, rest): `piece` is content (maybe empty), `rest` is None, or what followed the end. What could
+    be the start of the terminator is held back until it is decided; the text before the first octet counts as a line
+    end, so that a first line "." ends an empty message. `has_bare` turns true when a bare CR or LF was met: with
+    `normalise` it becomes CRLF (after the end was found on the octets as they came, so that both readers agree on it);
+    without, the caller refuses the message at its true end.
+    """
+
+    __slots__ = ("_held", "_skip", "has_bare", "normalise", "size_bytes")
+
+    def __init__(self, *, normalise: bool = False) -> None:
+        self._held = CRLF
+        self._skip = 2
+        self.has_bare = False
+        self.normalise = normalise
+        self.size_bytes = 0
+
+    def feed(self, chunk: bytes) -> tuple[bytes, bytes | None]:
+        """Takes octets from the wire."""
+        if self._held:
+            chunk = self._held + chunk
+            self._held = b""
+        rest = None
+        end = chunk.find(END)
+        if end >= 0:
+            rest = chunk[end + 5 :]
+            chunk = chunk[: end + 2]
+        elif chunk.endswith((b"\r", b"\r\n", b"\r\n.", b"\r\n.\r")):
+            cut = len(chunk) - 4 if chunk.endswith(b"\r\n.\r") else chunk.rfind(b"\r")
+            self._held = chunk[cut:]
+            chunk = chunk[:cut]
+        feeds = chunk.count(b"\n")
+        bare = feeds != chunk.count(b"\r\n") or feeds != chunk.count(b"\r")
+        if feeds and b"\n." in chunk:
+            # RFC 5321 section 4.5.2: the first dot of a line was added by the sender.
+            chunk = chunk.replace(b"\r\n.", CRLF)
+        if self._skip and chunk:
+            chunk = chunk[self._skip :]
+            self._skip = 0
+        if bare:
+            self.has_bare = True
+            if self.normalise:
+                chunk = _ANY_LINE_END.sub(CRLF, chunk)
+        self.size_bytes += len(chunk)
+        return chunk, rest
+
+
+class ChunkScanner:
+    """Content of BDAT chunks (RFC 3030 section 2): counted, not searched; bare CR and LF are noted just the same.
+
+    Without BINARYMIME, chunks too are lines that end in CRLF; a message that holds a bare CR or LF could become two
+    when it is passed on by DATA. A line end may be cut by a chunk's border. Call `finish` after the last piece.
+    """
+
+    __slots__ = ("_held", "has_bare", "normalise", "size_bytes")
+
+    def __init__(self, *, normalise: bool = False) -> None:
+        self._held = b""
+        self.has_bare = False
+        self.normalise = normalise
+        self.size_bytes = 0
+
+    def feed(self, chunk: bytes) -> bytes:
+        """Takes octets of a chunk, returns content; a last CR is held until the octet behind it is known."""
+        if self._held:
+            chunk = self._held + chunk
+            self._held = b""
+        if chunk.endswith(b"\r"):
+            self._held = b"\r"
+            chunk = chunk[:-1]
+        return self._judge(chunk)
+
+    def finish(self) -> bytes:
+        """Content that was held back. A message whose last line has no CRLF gets one, so that DATA can carry it."""
+        chunk, self._held = self._held, b""
+        return self._judge(chunk) if chunk else b""
+
+    def _judge(self, chunk: bytes) -> bytes:
+        feeds = chunk.count(b"\n")
+        if feeds != chunk.count(b"\r\n") or feeds != chunk.count(b"\r"):
+            self.has_bare = True
+            if self.normalise:
+                chunk = _ANY_LINE_END.sub(CRLF, chunk)
+        self.size_bytes += len(chunk)
+        return chunk
+
+
+def is_clean(content: bytes) -> bool:
+    """True when every CR stands before an LF and every LF behind a CR."""
+    feeds = content.count(b"\n")
+    return feeds == content.count(b"\r\n") and feeds == content.count(b"\r")
+
+
+def normalise_lines(content: bytes) -> bytes:
+    """Every line end of whatever kind becomes CRLF."""
+    return content if is_clean(content) else _ANY_LINE_END.sub(CRLF, content)
+
+
+class DotStuffer:
+    """Content on its way out by DATA: dots doubled, bare CR and LF mended, CRLF . CRLF at the end.
+
+    RFC 5321 section 4.5.2 and 2.3.8: whatever a plugin, BDAT or a program put into the queue, the next hop can never
+    see more than one message.
+    """
+
+    __slots__ = ("_at_line_start", "_held")
+
+    def __init__(self) -> None:
+        self._at_line_start = True
+        self._held = b""
+
+    def feed(self, piece: bytes) -> bytes:
+        """Takes content, returns octets for the wire."""
+        if self._held:
+            piece = self._held + piece
+            self._held = b""
+        if piece.endswith(b"\r"):
+            self._held = b"\r"
+            piece = piece[:-1]
+        return self._stuff(piece)
+
+    def _stuff(self, piece: bytes) -> bytes:
+        if not piece:
+            return piece
+        if not is_clean(piece):
+            piece = _ANY_LINE_END.sub(CRLF, piece)
+        starts_dotted = self._at_line_start and piece.startswith(b".")
+        self._at_line_start = piece.endswith(b"\n")
+        if b"\n." in piece:
+            piece = piece.replace(b"\n.", b"\n..")
+        return b"." + piece if starts_dotted else piece
+
+    def finish(self) -> bytes:
+        """The end: a line end where the content had none, then the terminator."""
+        tail = b""
+        if self._held:
+            self._held = b""
+            tail = self._stuff(b"\r")
+        return tail + (b".\r\n" if self._at_line_start else END)

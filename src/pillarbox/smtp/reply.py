@@ -1,0 +1,180 @@
+"""Replies: code, enhanced status code, lines (RFC 5321 section 4.2, RFC 2034, RFC 3463).
+
+Must not know who sends them or why.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+_ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})\Z")
+# RFC 5321 section 4.2: textstring = HT / SP / printable ASCII; RFC 6531 section 3.7.4.1 adds UTF-8 after EHLO.
+_FORBIDDEN = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
+# RFC 5321 section 4.5.3.1.5: a reply line is at most 512 octets with code and CRLF; we split longer text.
+_TEXT_LIMIT = 480
+
+
+def enhanced_fits(code: int, enhanced: str) -> bool:
+    """RFC 2034 section 4: the class digit of the enhanced status code follows from the reply code."""
+    found = _ENHANCED.match(enhanced)
+    return found is not None and found.group(1) == str(code)[0]
+
+
+class Reply:
+    """One SMTP reply: `Reply(550, "5.7.1", "not here", "and not there")`.
+
+    `enhanced` is a string such as "5.7.1", or None. `lines` holds at least one line of text, without line ends.
+    Raises ValueError for a code outside 200..599, a class digit that does not fit the code, and for CR, LF or other
+    control characters in the text. Immutable.
+    """
+
+    __slots__ = ("_wire", "code", "enhanced", "lines")
+    code: int
+    enhanced: str | None
+    lines: tuple[str, ...]
+
+    def __init__(self, code: int, enhanced: str | None = None, *lines: str) -> None:
+        if not isinstance(code, int) or not 200 <= code <= 599:
+            raise ValueError(f"reply code {code!r}: give a number from 200 to 599")
+        if enhanced is not None and not enhanced_fits(code, enhanced):
+            raise ValueError(f"enhanced status code {enhanced!r} does not fit reply code {code}: RFC 2034 section 4")
+        for line in lines:
+            if _FORBIDDEN.search(line):
+                raise ValueError(f"reply text {line!r} has a control character; give each line as an argument of its own")
+        set_ = object.__setattr__
+        set_(self, "code", code)
+        set_(self, "enhanced", enhanced)
+        set_(self, "lines", tuple(lines) or (_DEFAULT_TEXT.get(code, "OK" if code < 400 else "Error"),))
+        set_(self, "_wire", None)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a Reply does not change; make a new one instead of setting {name}")
+
+    @property
+    def is_positive(self) -> bool:
+        """True for 2yz and 3yz."""
+        return self.code < 400
+
+    @property
+    def is_transient(self) -> bool:
+        """True for 4yz."""
+        return 400 <= self.code < 500
+
+    @property
+    def is_permanent(self) -> bool:
+        """True for 5yz."""
+        return self.code >= 500
+
+    @property
+    def text(self) -> str:
+        """The lines, joined by a space."""
+        return " ".join(self.lines)
+
+    def __str__(self) -> str:
+        return f"{self.code} {self.enhanced + ' ' if self.enhanced else ''}{self.text}"
+
+    def __repr__(self) -> str:
+        return f"Reply({self.code}, {self.enhanced!r}, {', '.join(map(repr, self.lines))})"
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Reply):
+            return NotImplemented
+        return (self.code, self.enhanced, self.lines) == (other.code, other.enhanced, other.lines)
+
+    def __hash__(self) -> int:
+        return hash((self.code, self.enhanced, self.lines))
+
+
+_DEFAULT_TEXT = {250: "OK", 354: "End data with <CR><LF>.<CR><LF>", 221: "Bye", 451: "Try again later"}
+
+
+def _fold(line: str) -> Iterable[str]:
+    """Cuts text so that no reply line passes 512 octets (UTF-8: four octets a character at most)."""
+    width = _TEXT_LIMIT if line.isascii() else _TEXT_LIMIT // 4
+    return (line[i : i + width] for i in range(0, len(line), width)) if len(line) > width else (line,)
+
+
+def format_reply(reply: Reply) -> bytes:
+    """The octets of a reply, CRLF included; remembered, for most replies are sent again and again."""
+    wire: bytes | None = reply._wire  # type: ignore[attr-defined]
+    if wire is None:
+        lines = [piece for line in reply.lines for piece in _fold(line)]
+        # RFC 2034 section 4: the enhanced code stands on each line of a multi-line reply.
+        extra = f"{reply.enhanced} " if reply.enhanced else ""
+        last = len(lines) - 1
+        wire = b"".join(
+            f"{reply.code}{' ' if i == last else '-'}{extra}{line}\r\n".encode("utf-8", "replace")
+            for i, line in enumerate(lines)
+        )
+        object.__setattr__(reply, "_wire", wire)
+    return wire
+
+
+_REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])([ -]|\Z)(?:([245]\.\d{1,3}\.\d{1,3})(?:[ ]|\Z))?(.*)\Z", re.S)
+MAX_REPLY_LINE = 4096
+MAX_REPLY_LINES = 128
+
+
+class ReplyFault(ValueError):
+    """The peer's reply breaks RFC 5321 section 4.2 or a bound; the connection is of no further use."""
+
+
+class ReplyReader:
+    """Collects a remote server's octets into replies, within bounds (RFC 5321 section 4.2.1).
+
+    A bare LF ends a line too (be liberal in what a reply may end with: nothing can be smuggled in a reply, and old
+    servers send it); a line over 4,096 octets, over 128 lines, a line without code, or a code that changes from line
+    to line raise ReplyFault.
+    """
+
+    __slots__ = ("_buffer", "_code", "_enhanced", "_lines")
+
+    def __init__(self) -> None:
+        self._buffer = b""
+        self._code: bytes | None = None
+        self._enhanced: str | None = None
+        self._lines: list[str] = []
+
+    @property
+    def has_rest(self) -> bool:
+        """True when octets are left that are not part of a reply already returned."""
+        return bool(self._buffer) or self._code is not None
+
+    def feed(self, data: bytes) -> list[Reply]:
+        """Takes octets, returns the replies that they complete. Raises ReplyFault."""
+        buffer = self._buffer + data if self._buffer else data
+        replies: list[Reply] = []
+        start = 0
+        while (end := buffer.find(b"\n", start)) >= 0:
+            line = buffer[start:end]
+            start = end + 1
+            reply = self._take_line(line[:-1] if line.endswith(b"\r") else line)
+            if reply is not None:
+                replies.append(reply)
+        self._buffer = buffer[start:]
+        if len(self._buffer) > MAX_REPLY_LINE:
+            raise ReplyFault(f"reply line longer than {MAX_REPLY_LINE} octets")
+        return replies
+
+    def _take_line(self, line: bytes) -> Reply | None:
+        found = _REPLY_LINE.match(line) if len(line) <= MAX_REPLY_LINE else None
+        if found is None:
+            raise ReplyFault(f"not a reply line: {line[:80]!r}")
+        code, separator, enhanced, text = found.groups()
+        if self._code is None:
+            self._code = code
+            self._enhanced = enhanced.decode() if enhanced and enhanced[:1] == code[:1] else None
+        elif code != self._code:
+            raise ReplyFault(f"reply code changes from {self._code.decode()} to {code.decode()} within one reply")
+        if enhanced and enhanced[:1] != code[:1]:
+            text = enhanced + b" " + text
+        # Kept whole but harmless: control characters of the peer never reach a log, a DSN or a page as they are.
+        self._lines.append(_FORBIDDEN.sub("?", text.decode("utf-8", "replace")))
+        if len(self._lines) > MAX_REPLY_LINES:
+            raise ReplyFault(f"reply of more than {MAX_REPLY_LINES} lines")
+        if separator == b"-":
+            return None
+        reply = Reply(int(code), self._enhanced, *self._lines)
+        self._code, self._enhanced, self._lines = None, None, []
+        return reply

@@ -1,0 +1,458 @@
+"""ServerProtocol: the receiving side of SMTP as a machine without I/O (RFC 5321).
+
+`receive_data(octets)`, then `next_event()` until it gives None, `respond(reply)` once for each command and each end of
+content, `data_to_send()` when nothing more comes. No event is given while a reply is owed. Must not know sockets,
+policy, plugins or the queue.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .command import Command, Grammar, parse_command
+from .extension import Facts
+from .framing import BARE_LF, OVERLONG, BareLineFeed, ChunkScanner, DataScanner, LineBuffer, OverlongLine
+from .reply import Reply, format_reply
+from .state import ORDER_HINTS, TRANSITIONS, State
+
+
+@dataclass(slots=True)
+class Rules:
+    """Bounds of the protocol. Lengths in octets, CRLF counted."""
+
+    # RFC 5321 section 4.5.3.1.4 says 512; the parameters of the extensions add to that, and Postfix takes 2,048.
+    max_line_bytes: int = 2048
+    # RFC 4954 section 4: 12,288 octets for the lines of an AUTH exchange.
+    max_auth_line_bytes: int = 12288
+    max_small_chunks: int = 1000
+    normalise_bare: bool = False
+    accept_bare_lf_commands: bool = False
+    is_strict: bool = False
+
+
+class EndOfContent:
+    """The end of a message (`is_last`) or of a BDAT chunk. `fault` is the reply that the content itself calls for."""
+
+    __slots__ = ("by_bdat", "fault", "is_abuse", "is_last", "size_bytes")
+
+    def __init__(self, size_bytes: int, fault: Reply | None, *, is_last: bool, by_bdat: bool) -> None:
+        # A bare CR or LF in content is how messages are smuggled: the session ends with its refusal.
+        self.is_abuse = fault is _BARE_CONTENT
+        self.size_bytes = size_bytes
+        self.fault = fault
+        self.is_last = is_last
+        self.by_bdat = by_bdat
+
+
+class AuthLine:
+    """A line of an AUTH exchange; `line` is None when it passed its limit."""
+
+    __slots__ = ("line",)
+
+    def __init__(self, line: bytes | None) -> None:
+        self.line = line
+
+
+Event = Command | EndOfContent | AuthLine | bytes
+
+# Chunks this small are worth counting: millions of them are work without mail (hostile row 41).
+_SMALL_CHUNK = 1024
+
+_TOO_LONG = Reply(500, "5.5.2", "Line too long")
+_BARE_LF = Reply(500, "5.5.2", "Line ended by LF alone: end lines with CR LF")
+_BARE_CONTENT = Reply(550, "5.5.2", "Content has a bare CR or LF: end lines with CR LF")
+_EARLY_CONTENT = Reply(503, "5.5.0", "Data behind DATA before the 354 reply")
+_BEHIND_STARTTLS = Reply(554, "5.5.0", "Nothing may follow STARTTLS before its reply")
+_FOREIGN = Reply(554, "5.5.0", "This is SMTP, not TLS; closing")
+_SMALL_CHUNKS = Reply(421, "4.7.0", "Too many small chunks")
+
+
+class ServerProtocol:
+    """One session's protocol. `state` is where it stands; `facts` decides what EHLO offers."""
+
+    __slots__ = (
+        "_auth",
+        "_by_bdat",
+        "_chunk_left",
+        "_chunk_total",
+        "_ended",
+        "_grammar",
+        "_input",
+        "_is_last",
+        "_next_state",
+        "_out",
+        "_owed",
+        "_scanner",
+        "_size",
+        "_small_chunks",
+        "_swallow",
+        "_tls_wait",
+        "_too_large",
+        "facts",
+        "rules",
+        "state",
+    )
+
+    def __init__(self, facts: Facts, rules: Rules | None = None) -> None:
+        self.facts = facts
+        self.rules = rules or Rules()
+        self.state = State.OPEN
+        self._grammar = Grammar(self.rules.is_strict)
+        self._input = LineBuffer(accept_bare_lf=self.rules.accept_bare_lf_commands)
+        self._out: list[bytes] = []
+        self._owed: Command | EndOfContent | AuthLine | None = None
+        self._next_state = State.OPEN
+        self._scanner: DataScanner | ChunkScanner | None = None
+        self._auth = False
+        self._tls_wait = False
+        self._swallow = 0
+        # As _forget_chunks leaves it.
+        self._chunk_left = -1
+        self._chunk_total = 0
+        self._small_chunks = 0
+        self._size = 0
+        self._is_last = True
+        self._ended = False
+        self._too_large = False
+
+    # ------------------------------------------------------------------ input
+
+    @property
+    def buffered_bytes(self) -> int:
+        """Octets that wait to be looked at; the caller stops reading when they grow."""
+        return len(self._input)
+
+    @property
+    def owes_reply(self) -> bool:
+        """True while `respond` has to be called before the next event."""
+        return self._owed is not None
+
+    @property
+    def is_in_content(self) -> bool:
+        """True between 354 (or an accepted BDAT) and the end of content."""
+        return self._scanner is not None and (self.state is State.CONTENT or self._chunk_left >= 0)
+
+    @property
+    def is_in_auth(self) -> bool:
+        """True while lines belong to an AUTH exchange."""
+        return self._auth
+
+    def receive_data(self, data: bytes) -> None:
+        """Octets from the wire; call next_event afterwards. Ignored once the session is closed."""
+        if self.state is not State.CLOSED:
+            self._input.push(data)
+
+    def next_event(self) -> Event | None:
+        """The next command, piece of content (bytes), end of content, or AUTH line; None: a reply is owed or more is needed."""
+        if self._owed is not None or self._tls_wait or self.state is State.CLOSED:
+            return None
+        if self._swallow and not self._drain():
+            return None
+        if self._scanner is not None:
+            if self.state is State.CONTENT:
+                return self._next_data()
+            if self._chunk_left >= 0:
+                return self._next_chunk()
+        if self._auth:
+            return self._next_auth()
+        return self._next_command()
+
+    def _drain(self) -> bool:
+        """Octets of a refused BDAT chunk: counted and forgotten (RFC 3030 section 2)."""
+        self._swallow -= len(self._input.take(self._swallow))
+        return self._swallow == 0
+
+    # ---------------------------------------------------------------- commands
+
+    def _next_command(self) -> Command | None:
+        if self.state is State.OPEN and self._input.peek() == 0x16:
+            # A TLS record has no CRLF to wait for.
+            return self._owe(self._fault("", _FOREIGN, is_abuse=True), State.CLOSED)
+        line = self._input.take_line(self.rules.max_line_bytes)
+        if line is None:
+            return None
+        if line.__class__ is not bytes:
+            return self._owe(self._fault("", _TOO_LONG if line is OVERLONG else _BARE_LF), self.state)
+        command, row = parse_command(line, self._grammar)
+        if row is None:
+            return self._owe(command, self.state)
+        following = TRANSITIONS[self.state].get(command.verb)
+        if following is None and not command.is_abuse:
+            hint = ORDER_HINTS.get((self.state, command.verb), "bad sequence of commands")
+            command.error = Reply(503, "5.5.1", f"{command.verb}: {hint}")
+        if command.verb in _CHECKS and not (command.error and command.verb != "BDAT"):
+            _CHECKS[command.verb](self, command)
+        return self._owe(command, following or self.state)
+
+    def _owe(self, command: Command, following: State) -> Command:
+        self._owed = command
+        self._next_state = following
+        return command
+
+    @staticmethod
+    def _fault(verb: str, reply: Reply, *, is_abuse: bool = False) -> Command:
+        command = Command(verb, "")
+        command.error, command.is_abuse = reply, is_abuse
+        return command
+
+    def _check_mail(self, command: Command) -> None:
+        size = command.parameters.get("SIZE")
+        # RFC 1870 section 6.1
+        if size is not None and size > self.facts.max_size_bytes:
+            command.error = _too_large(self.facts)
+
+    def _check_data(self, command: Command) -> None:
+        # RFC 2920 section 3.1: DATA ends a command group. What stands behind it was sent blindly: never content, and
+        # never commands either.
+        if len(self._input):
+            command.error, command.is_abuse = _EARLY_CONTENT, True
+
+    def _check_starttls(self, command: Command) -> None:
+        if self.facts.is_tls:
+            command.error = Reply(503, "5.5.1", "TLS is on already")
+        elif not self.facts.tls_offered:
+            command.error = Reply(502, "5.5.1", "STARTTLS is not offered here")
+        elif len(self._input):
+            # RFC 3207 section 4.2, CVE-2011-0411: plaintext behind STARTTLS must never run under TLS.
+            command.error, command.is_abuse = _BEHIND_STARTTLS, True
+
+    def _check_auth(self, command: Command) -> None:
+        facts = self.facts
+        if facts.is_authenticated:
+            command.error = Reply(503, "5.5.1", "Authenticated already")
+        elif not facts.auth_mechanisms:
+            command.error = Reply(502, "5.5.1", "AUTH is not offered here")
+        elif not facts.is_tls:
+            # RFC 4954 section 4
+            command.error = Reply(538, "5.7.11", "Encryption required for authentication: use STARTTLS")
+        elif command.mechanism not in facts.auth_mechanisms:
+            command.error = Reply(504, "5.5.4", "Mechanism not offered: " + " ".join(facts.auth_mechanisms))
+
+    def _check_bdat(self, command: Command) -> None:
+        if command.is_abuse:
+            return
+        size, room = command.size_bytes, self.facts.max_size_bytes
+        if not command.error:
+            self._small_chunks += size < _SMALL_CHUNK and not command.is_last
+            if self._small_chunks > self.rules.max_small_chunks:
+                command.error, command.is_abuse = _SMALL_CHUNKS, True
+            elif self._chunk_total + size > room:
+                command.error = _too_large(self.facts)
+        if command.error and size > 2 * room:
+            # Nobody reads that much only to throw it away.
+            command.is_abuse = True
+
+    # ----------------------------------------------------------------- content
+
+    def _next_data(self) -> bytes | EndOfContent | None:
+        scanner = self._scanner
+        assert isinstance(scanner, DataScanner)
+        if self._ended:
+            return self._end_of_content(by_bdat=False)
+        if not len(self._input):
+            return None
+        piece, rest = scanner.feed(self._input.take(len(self._input)))
+        wanted = self._keep(piece)
+        if rest is None:
+            return wanted or None
+        self._input.push(rest)
+        if wanted:
+            self._ended = True
+            return wanted
+        return self._end_of_content(by_bdat=False)
+
+    def _keep(self, piece: bytes) -> bytes:
+        """A piece, or nothing once the message is too large or refused: it is read to its end, but not kept."""
+        self._size += len(piece)
+        if self._size > self.facts.max_size_bytes:
+            self._too_large = True
+        scanner = self._scanner
+        if self._too_large or (scanner is not None and scanner.has_bare and not scanner.normalise):
+            return b""
+        return piece
+
+    def _next_chunk(self) -> bytes | EndOfContent | None:
+        scanner = self._scanner
+        assert isinstance(scanner, ChunkScanner)
+        if self._chunk_left and len(self._input):
+            octets = self._input.take(self._chunk_left)
+            self._chunk_left -= len(octets)
+            if wanted := self._keep(scanner.feed(octets)):
+                return wanted
+        if self._chunk_left:
+            return None
+        if self._is_last and (wanted := self._keep(scanner.finish())):
+            return wanted
+        return self._end_of_content(by_bdat=True)
+
+    def _end_of_content(self, *, by_bdat: bool) -> EndOfContent:
+        scanner = self._scanner
+        assert scanner is not None
+        fault = None
+        if self._is_last and self._too_large:
+            fault = _too_large(self.facts)
+        elif self._is_last and scanner.has_bare and not scanner.normalise:
+            fault = _BARE_CONTENT
+        end = EndOfContent(self._size, fault, is_last=self._is_last, by_bdat=by_bdat)
+        self._owed = end
+        self._chunk_left = -1
+        self._ended = False
+        if end.is_last:
+            self._scanner = None
+            self._next_state = State.READY
+        else:
+            self._next_state = State.CHUNKS
+        return end
+
+    def _forget_chunks(self) -> None:
+        self._scanner = None
+        self._chunk_left = -1
+        self._chunk_total = 0
+        self._small_chunks = 0
+        self._is_last = True
+        self._ended = False
+        self._too_large = False
+        self._size = 0
+
+    # -------------------------------------------------------------------- AUTH
+
+    def _next_auth(self) -> AuthLine | None:
+        line = self._input.take_line(self.rules.max_auth_line_bytes)
+        if line is None:
+            return None
+        # A bare LF within an exchange: the line is bad base64 whatever it holds.
+        event = AuthLine(line if isinstance(line, bytes) else (None if line is OVERLONG else b"\n"))
+        self._owed = event
+        self._next_state = self.state
+        return event
+
+    # ----------------------------------------------------------------- replies
+
+    def respond(self, reply: Reply, *, is_sent: bool = True) -> None:
+        """The one final reply to the command, AUTH line or end of content that is owed; moves the state.
+
+        `is_sent` False moves the state alone, for a reply that a plugin has eaten.
+        """
+        owed = self._owed
+        assert owed is not None, "no reply is owed"
+        if is_sent:
+            self._out.append(format_reply(reply))
+        self._owed = None
+        if owed.__class__ is Command:
+            self._after_command(owed, reply)
+        elif owed.__class__ is AuthLine:
+            self._after_auth(reply)
+        elif isinstance(owed, EndOfContent):
+            # RFC 5321 section 4.1.1.4: whatever the reply, the transaction is over; a refused chunk ends it, too.
+            if owed.is_last or not reply.is_positive:
+                self._forget_chunks()
+                self._next_state = State.READY
+            self.state = self._next_state
+            if owed.is_abuse:
+                self.close()
+        if reply.code == 421:
+            self.close()
+
+    def accept_chunk(self) -> None:
+        """Answers an owed BDAT by taking its octets; the reply comes due at their end (RFC 3030 section 2)."""
+        command = self._owed
+        assert isinstance(command, Command) and command.verb == "BDAT" and command.error is None
+        self._owed = None
+        if self._scanner is None:
+            self._scanner = ChunkScanner(normalise=self.rules.normalise_bare)
+        self._chunk_left = command.size_bytes
+        self._chunk_total += command.size_bytes
+        self._is_last = command.is_last
+        self.state = State.CHUNKS
+
+    def _after_command(self, command: Command, reply: Reply) -> None:
+        if command.verb == "BDAT" and not command.is_abuse:
+            # Refused: the octets follow all the same, and the message is lost with them.
+            self._swallow = command.size_bytes
+            if self.state in (State.CHUNKS, State.RCPT) and self._next_state is State.CHUNKS:
+                self._forget_chunks()
+                self.state = State.READY
+            return
+        if command.is_abuse:
+            self.close()
+        elif reply.is_positive and command.error is None:
+            self._move(command, reply)
+
+    def _move(self, command: Command, reply: Reply) -> None:
+        verb = command.verb
+        if verb == "AUTH":
+            self._after_auth(reply)
+            return
+        if verb == "DATA" and reply.code != 354:
+            return
+        self.state = self._next_state
+        if verb == "DATA":
+            self._forget_chunks()
+            self._scanner = DataScanner(normalise=self.rules.normalise_bare)
+        elif verb in ("RSET", "EHLO", "HELO", "MAIL"):
+            self._forget_chunks()
+        elif verb == "STARTTLS":
+            self._tls_wait = True
+        elif verb == "QUIT":
+            self.close()
+
+    def _after_auth(self, reply: Reply) -> None:
+        self._auth = reply.code == 334
+        if reply.code == 235:
+            self.facts.is_authenticated = True
+
+    def say(self, reply: Reply) -> None:
+        """A reply that answers no command: the greeting, or 421 when the server leaves (RFC 5321 section 3.8)."""
+        self._out.append(format_reply(reply))
+        if reply.code in (421, 554):
+            self.close()
+
+    def reset_transaction(self) -> None:
+        """Back to where no transaction is open, from MAIL, RCPT or between chunks."""
+        if self.state in (State.MAIL, State.RCPT, State.CHUNKS):
+            self._forget_chunks()
+            self.state = State.READY
+
+    def tls_started(self) -> None:
+        """RFC 3207 section 4.2: all knowledge of the time before TLS is forgotten, octets that were buffered too."""
+        self._input.clear()
+        self._tls_wait = False
+        self._forget_chunks()
+        self._auth = False
+        self.facts.is_tls = True
+        self.facts.is_authenticated = False
+        self.state = State.OPEN
+
+    def close(self) -> None:
+        """Nothing more is read: commands behind QUIT in the same segment are not obeyed."""
+        self.state = State.CLOSED
+        self._input.clear()
+
+    @property
+    def is_closed(self) -> bool:
+        """True when the connection should be closed once data_to_send is written."""
+        return self.state is State.CLOSED
+
+    def data_to_send(self) -> bytes:
+        """All replies since the last call, as one piece for one write."""
+        out = self._out
+        if not out:
+            return b""
+        data = out[0] if len(out) == 1 else b"".join(out)
+        out.clear()
+        return data
+
+
+def _too_large(facts: Facts) -> Reply:
+    return Reply(552, "5.3.4", f"Message larger than {facts.max_size_bytes} octets")
+
+
+_CHECKS = {
+    "MAIL": ServerProtocol._check_mail,
+    "DATA": ServerProtocol._check_data,
+    "STARTTLS": ServerProtocol._check_starttls,
+    "AUTH": ServerProtocol._check_auth,
+    "BDAT": ServerProtocol._check_bdat,
+}
+
+__all__ = ["BARE_LF", "AuthLine", "BareLineFeed", "EndOfContent", "Event", "OverlongLine", "Rules", "ServerProtocol"]
