@@ -1,7 +1,7 @@
 """MailServer: the only place that builds and connects the rest.
 
-    async with MailServer(hostname="mail.example.org", relay="smart.example.org") as server:
-        await server.wait_closed()
+async with MailServer(hostname="mail.example.org", relay="smart.example.org") as server:
+    await server.wait_closed()
 """
 
 from __future__ import annotations
@@ -159,7 +159,9 @@ class MailServer:
         return server
 
     @classmethod
-    def run(cls, *, on_ready: Callable[[MailServer], None] | None = None, grace_s: float = 30.0, **options: Any) -> None:
+    def run(
+        cls, *, on_ready: Callable[[MailServer], None] | None = None, grace_s: float = 30.0, **options: Any
+    ) -> None:
         """For scripts: serves until SIGTERM or SIGINT, then shuts down gracefully."""
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
             runner.run(cls._serve(on_ready, grace_s, options))
@@ -361,7 +363,9 @@ class MailServer:
         level = logging.INFO if state == "delivered" else logging.WARNING
         if _log.isEnabledFor(level):
             to, reply = ",".join(recipients[:5]), first.result.reply
-            _log.log(level, "%s %s to=%s next_hop=%s stage=%s: %s", state, uid, to, work.next_hop, first.result.stage, reply)
+            _log.log(
+                level, "%s %s to=%s next_hop=%s stage=%s: %s", state, uid, to, work.next_hop, first.result.stage, reply
+            )
         event: Any
         if state == "delivered":
             if not self.dispatcher.listens("send_success"):

@@ -66,7 +66,9 @@ class Options(BaseModel):
     authenticator: Callable[..., Any] | None = Field(
         None, description="(username, password) -> bool or Account, plain or async: offers AUTH under TLS"
     )
-    auth_file: str | None = Field(None, description="file of accounts made by `pillarbox passwd`: offers AUTH under TLS")
+    auth_file: str | None = Field(
+        None, description="file of accounts made by `pillarbox passwd`: offers AUTH under TLS"
+    )
 
     # ---- the queue
     data_dir: str = Field(default_factory=default_data_dir, description="folder of the queue, the spool and the socket")
@@ -90,8 +92,12 @@ class Options(BaseModel):
         None, description="TLS to the smart host; default: verify with relay_user, else may"
     )
     relay_ca: str | None = Field(None, description="PEM file of CAs that the smart host's certificate may come from")
-    relay_auth_in_clear: bool = Field(False, description="allow AUTH at the smart host without TLS: the password is readable")
-    time_out: float | None = Field(None, gt=0, description="ceiling of every step of sending; None: RFC 5321 section 4.5.3.2")
+    relay_auth_in_clear: bool = Field(
+        False, description="allow AUTH at the smart host without TLS: the password is readable"
+    )
+    time_out: float | None = Field(
+        None, gt=0, description="ceiling of every step of sending; None: RFC 5321 section 4.5.3.2"
+    )
     maxrelay: int = Field(100, ge=1, description="outgoing connections at once")
     maxrelay_per_next_hop: int = Field(20, ge=1, description="of which to one next hop")
 
@@ -193,7 +199,7 @@ class Options(BaseModel):
 
 
 def parse_endpoint(text: str, default_port: int) -> tuple[str, str, int]:
-    """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp://... or smtps://... Raises ValueError, which says what is wrong."""
+    """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp://... or smtps://... ValueError says what is wrong."""
     scheme, found, rest = text.partition("://")
     if not found:
         scheme, rest = "smtp", text

@@ -35,7 +35,9 @@ class BounceMaker:
         assert envelope.reverse_path is not None
         uid = self._new_uid()
         # RFC 3461 section 6.2: RET decides for failures only; other reports bring the header section.
-        is_full = action is dsn.Action.FAILED and envelope.ret != "HDRS" and content.size_bytes <= dsn.MAX_RETURNED_BYTES
+        is_full = (
+            action is dsn.Action.FAILED and envelope.ret != "HDRS" and content.size_bytes <= dsn.MAX_RETURNED_BYTES
+        )
         report = dsn.Report(
             action,
             message.uid,

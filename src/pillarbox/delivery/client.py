@@ -111,7 +111,9 @@ class ClientConnection(asyncio.Protocol):
             raise self._tls_fault(error) from None
         except OSError as error:
             text = error.strerror or str(error) or type(error).__name__
-            raise ConnectFault(Reply(451, "4.4.1", _printable(f"Connection to {target.name}: {text}")), Stage.CONNECT) from None
+            raise ConnectFault(
+                Reply(451, "4.4.1", _printable(f"Connection to {target.name}: {text}")), Stage.CONNECT
+            ) from None
         try:
             await self._greet(with_tls=with_tls)
         except BaseException:
@@ -190,7 +192,9 @@ class ClientConnection(asyncio.Protocol):
                 async with asyncio.timeout(min(limit, self._settings.time_out_s or limit)):
                     happened = await self._step
             except TimeoutError:
-                raise ConnectFault(Reply(451, "4.4.2", f"No reply from {self.target.name} in time"), self.smtp.stage) from None
+                raise ConnectFault(
+                    Reply(451, "4.4.2", f"No reply from {self.target.name} in time"), self.smtp.stage
+                ) from None
         if happened in wanted:
             return happened
         reply = self.smtp.last_reply or Reply(451, "4.4.2", "Connection lost")

@@ -55,7 +55,9 @@ class Lanes:
         self.finished: Callable[[Work], None] = lambda work: None
         self.wake: Callable[[], None] = lambda: None
         self.is_back: Callable[[str, Collection[str]], None] = lambda key, stages: None
-        self._lane = Lane(self, next_hop, settings, min(limits.total, limits.per_lane), clock, rng) if next_hop else None
+        self._lane = (
+            Lane(self, next_hop, settings, min(limits.total, limits.per_lane), clock, rng) if next_hop else None
+        )
         self._timer: Timer | None = None
 
     def start(self) -> None:
@@ -135,6 +137,7 @@ class Lane:
         self._first_target = 0
         self._no_tls: dict[Target, float] = {}
         self._is_stopping = False
+        self._calm: asyncio.Future[None] | None = None
 
     # -------------------------------------------------------------------- work
 
@@ -330,6 +333,8 @@ class Lane:
         work = transaction.tag
         assert isinstance(work, Work)
         self._busy -= 1
+        if not self._busy and self._calm is not None and not self._calm.done():
+            self._calm.set_result(None)
         is_lost = connection.smtp.state.name == "CLOSED"
         for recipient, outcome in zip(work.recipients, transaction.outcomes, strict=True):
             assert outcome is not None
@@ -389,9 +394,9 @@ class Lane:
         for task in list(self._opening):
             task.cancel()
         loop = asyncio.get_running_loop()
-        deadline = loop.time() + grace_s
-        while self._busy and loop.time() < deadline:
-            await asyncio.sleep(0.02)
+        self._calm = loop.create_future()
+        if self._busy:
+            await asyncio.wait([self._calm], timeout=grace_s)
         for connection in list(self._connections):
             # What is cut off here is deferred: an attempt that may have succeeded is recorded as ambiguous.
             connection.smtp.receive_eof()

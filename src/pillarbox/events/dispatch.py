@@ -32,7 +32,9 @@ Done = Callable[[Verdict], None]
 FAILED = Reply(451, "4.3.0", "Temporary failure: try again later")
 FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later")
 # A failure at one of these cannot be answered; it is only logged.
-_UNANSWERED = frozenset(("disconnected", "response", "message_queued", "send_success", "send_failed", "registered", "auth"))
+_UNANSWERED = frozenset(
+    ("disconnected", "response", "message_queued", "send_success", "send_failed", "registered", "auth")
+)
 
 
 class Dispatcher:
@@ -66,9 +68,7 @@ class Dispatcher:
 
     # --------------------------------------------------------------------- walk
 
-    def _walk(
-        self, event: Any, steps: tuple[Step, ...], start: int, eaten: Eat, done: Done | None
-    ) -> Verdict | Parked:
+    def _walk(self, event: Any, steps: tuple[Step, ...], start: int, eaten: Eat, done: Done | None) -> Verdict | Parked:
         server = self.server
         for index in range(start, len(steps)):
             step = steps[index]
@@ -122,7 +122,9 @@ class Dispatcher:
         if not asyncio.iscoroutine(awaitable):
             if hasattr(awaitable, "__await__"):
                 return _Suspended(_await(awaitable), None, is_begun=False)
-            return self._failed(step, event, TypeError(f"returned {awaitable!r}: None, an Eat, a Reply or an awaitable is wanted"))
+            return self._failed(
+                step, event, TypeError(f"returned {awaitable!r}: None, an Eat, a Reply or an awaitable is wanted")
+            )
         if getattr(plugin, "needs_task", False):
             return _Suspended(awaitable, None, is_begun=False)
         try:

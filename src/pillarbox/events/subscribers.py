@@ -115,7 +115,9 @@ class Subscribers:
 
     def _compile(self) -> None:
         names = {name for s in self._subscribers for name in s.names}
-        self.by_name = {name: tuple(s for s in self._subscribers if name in s.names or ALL in s.names) for name in names}
+        self.by_name = {
+            name: tuple(s for s in self._subscribers if name in s.names or ALL in s.names) for name in names
+        }
 
     def listens(self, name: str) -> bool:
         """True when somebody would hear of this event."""

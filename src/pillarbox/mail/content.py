@@ -104,7 +104,7 @@ class Content:
         old = len(self.header_section)
         if old == 0 and section:
             # Text without a header section: from now on it has one, so an empty line must set it apart.
-            section += b"\r\n" if not self.start(2) == b"\r\n" else b""
+            section += b"\r\n" if self.start(2) != b"\r\n" else b""
         if old <= len(self.prefix):
             self.prefix = section + self.prefix[old:]
             return

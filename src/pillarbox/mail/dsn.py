@@ -171,7 +171,13 @@ def format_dsn(report: Report, dsn_uid: str, now: float) -> bytes:
         "This is a MIME-encapsulated message.",
     ]
     text = ["Content-Type: text/plain; charset=us-ascii", "Content-Description: Notification", "", *_text_part(report)]
-    status = ["Content-Type: message/delivery-status", "Content-Description: Delivery report", "", *_status_part(report), ""]
+    status = [
+        "Content-Type: message/delivery-status",
+        "Content-Description: Delivery report",
+        "",
+        *_status_part(report),
+        "",
+    ]
     back = [f"Content-Type: {kind}", "Content-Description: Undelivered message"]
     if report.action is not Action.FAILED:
         back[1] = "Content-Description: Original message"

@@ -1,4 +1,4 @@
-"""Trace fields and what a submission lacks: Received, Message-ID, Date; Return-Path; loops (RFC 5321 section 4.4, RFC 6409 section 8)."""
+"""Trace fields and what a submission lacks: Received, Message-ID, Date (RFC 5321 section 4.4, RFC 6409 section 8)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MAX_RECEIVED = 100
 
 @dataclass(slots=True)
 class ReceivedFacts:
-    """What a Received field tells. `protocol` is a name of RFC 3848 (ESMTP, ESMTPSA, ...); `tls` such as "TLSv1.3 with cipher X"."""
+    """What a Received field tells. `protocol` is a name of RFC 3848 (ESMTP, ESMTPSA, ...), `tls` version and cipher."""
 
     helo: str
     peer_host: str

@@ -198,18 +198,14 @@ class GroupCommit:
             results += self._alone([], [], [work])
         return results
 
-    def _alone(
-        self, accepts: list[Message], settles: list[Settlement], runs: list[Callable[[Any], Any]]
-    ) -> _Result:
+    def _alone(self, accepts: list[Message], settles: list[Settlement], runs: list[Callable[[Any], Any]]) -> _Result:
         try:
             with self.store.transaction():
                 return self._apply(accepts, settles, runs)
         except Exception as error:
             return [(None, error)]
 
-    def _apply(
-        self, accepts: list[Message], settles: list[Settlement], runs: list[Callable[[Any], Any]]
-    ) -> _Result:
+    def _apply(self, accepts: list[Message], settles: list[Settlement], runs: list[Callable[[Any], Any]]) -> _Result:
         results: _Result = []
         if accepts:
             self.store.accept(accepts)

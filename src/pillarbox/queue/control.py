@@ -288,5 +288,3 @@ class StoppedSteering:
             "recipients": self._store.counts(),
             "waiting_for": "the server is not running",
         }
-
-

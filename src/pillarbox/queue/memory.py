@@ -126,7 +126,9 @@ class MemoryStore:
             for s in settlement.recipients:
                 self._settle_one(by_number[s.number], s)
                 if s.is_attempt:
-                    attempt = Attempt(s.number, s.started_at, s.seconds, s.outcome, s.next_hop, s.remote, s.stage, s.reply)
+                    attempt = Attempt(
+                        s.number, s.started_at, s.seconds, s.outcome, s.next_hop, s.remote, s.stage, s.reply
+                    )
                     self._attempts[settlement.key].append(attempt)
             self._finish(message, settlement.at)
 
@@ -211,10 +213,15 @@ class MemoryStore:
         wanted = {view.uid for view in self.search(query)}
         changed = []
         for message in self._messages.values():
-            if message.uid in wanted and any([_steer(action, r, now) for r in message.recipients]):
+            if message.uid in wanted and self._steer_all(message, action, now):
                 changed.append(message.uid)
                 self._finish(message, now)
         return changed
+
+    @staticmethod
+    def _steer_all(message: Message, action: Action, now: float) -> bool:
+        # Every recipient, not only up to the first that changes.
+        return sum(_steer(action, r, now) for r in message.recipients) > 0
 
     def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
         """Due now."""
@@ -236,7 +243,9 @@ class MemoryStore:
 
     def next_due(self) -> float | None:
         """The next due time."""
-        return min((r.due_at for m in self._messages.values() for r in m.recipients if r.due_at is not None), default=None)
+        return min(
+            (r.due_at for m in self._messages.values() for r in m.recipients if r.due_at is not None), default=None
+        )
 
     def flag(self, name: str) -> str | None:
         """A control flag."""

@@ -430,5 +430,3 @@ def _parse_kept(text: str | None) -> Reply:
         except ValueError:
             return Reply(int(words[0]), None, " ".join(words[1:]))
     return Reply(451, "4.4.7", text or "no attempt could be made")
-
-

@@ -73,7 +73,9 @@ class SqliteStore:
             for folder in (self.folder, self.spool):
                 os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise StoreError(f"cannot make the data directory {self.folder}: {error.strerror}; see --data-dir") from error
+            raise StoreError(
+                f"cannot make the data directory {self.folder}: {error.strerror}; see --data-dir"
+            ) from error
 
     def _take_lock(self) -> int:
         try:
@@ -220,7 +222,20 @@ class SqliteStore:
         for key, _ in list(self._read.rows(sql, (now, limit))):
             rows = self._db.execute(SQL["lease_recipients"], (lease_until, key, now))
             recipients = [
-                Recipient(n, a, s, tuple(notify.split(",")) if notify else (), o, t, lease_until, hop, reply, stage, bool(d), True)
+                Recipient(
+                    n,
+                    a,
+                    s,
+                    tuple(notify.split(",")) if notify else (),
+                    o,
+                    t,
+                    lease_until,
+                    hop,
+                    reply,
+                    stage,
+                    bool(d),
+                    True,
+                )
                 for n, a, s, t, notify, o, hop, reply, stage, d in rows
             ]
             recipients.sort(key=lambda r: r.number)
@@ -237,8 +252,7 @@ class SqliteStore:
     def _quarantine(self, key: int, recipients: list[Recipient]) -> None:
         """A message without its content cannot be sent; it is held, visible, and the rest goes on (hostile row 115)."""
         for r in recipients:
-            sql = "UPDATE recipient SET state = 'held', due_at = NULL, leased = 0, last_reply = ? WHERE message_id = ? AND number = ?"
-            self._db.execute(sql, ("451 4.3.0 the content is missing from the queue", key, r.number))
+            self._db.execute(SQL["quarantine"], ("451 4.3.0 the content is missing from the queue", key, r.number))
 
     def settle(self, batch: Sequence[Settlement]) -> None:
         """Outcomes, their history, and what becomes final by them."""

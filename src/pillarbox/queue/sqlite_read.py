@@ -62,7 +62,9 @@ class SqliteReader:
     def ids(self, query: Query) -> list[tuple[int, str]]:
         """(id, uid) of what a query means."""
         where, bindings = _conditions(query)
-        return [(row[0], row[1]) for row in self.rows(f"SELECT id, uid FROM message WHERE {where} ORDER BY id", bindings)]
+        return [
+            (row[0], row[1]) for row in self.rows(f"SELECT id, uid FROM message WHERE {where} ORDER BY id", bindings)
+        ]
 
     def _view(self, row: tuple[Any, ...]) -> View:
         key, uid, reverse_path, size_bytes, received_at, expires_at, subject, facts, finished_at = row
@@ -95,7 +97,7 @@ class SqliteReader:
 
     def counts(self) -> dict[str, int]:
         """Recipients by state."""
-        return {state: count for state, count in self.rows(SQL["counts"])}
+        return dict(self._db.execute(SQL["counts"]))
 
     def next_due(self) -> float | None:
         """When the next recipient is due."""

@@ -83,7 +83,9 @@ class AuthFile:
             if stamp == self._stamp:
                 return
             with open(self._path, encoding="utf-8") as file:
-                entries = dict(parse_line(line, f"{self._path}:{n}") for n, line in enumerate(file, 1) if _is_entry(line))
+                entries = dict(
+                    parse_line(line, f"{self._path}:{n}") for n, line in enumerate(file, 1) if _is_entry(line)
+                )
         except (OSError, UnicodeError) as error:
             raise OptionError(f"option 'auth_file': cannot read {self._path}: {error}") from None
         self._entries, self._stamp = entries, stamp

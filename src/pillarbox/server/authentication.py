@@ -127,7 +127,12 @@ class Authentication:
     def _failed(self, username: str) -> None:
         """A wrong guess costs time, the same for every reason."""
         session = self._session
-        _log.warning("session %s: authentication failed for %r from %s", session.facts.client_id, username, session.facts.peer.host)
+        _log.warning(
+            "session %s: authentication failed for %r from %s",
+            session.facts.client_id,
+            username,
+            session.facts.peer.host,
+        )
         self._context.clock.call_later(self._context.guess_delay_s, lambda: self._tell(username, None))
 
     def _tell(self, username: str, account: Account | None) -> None:

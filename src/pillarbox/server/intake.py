@@ -98,7 +98,10 @@ class Intake:
             self._refuse(_HEADER_TOO_LARGE)
             return
         # RFC 5321 section 6.3
-        if start[:end].lower().count(b"\nreceived:") + start[:9].lower().startswith(b"received:") > options.max_received:
+        if (
+            start[:end].lower().count(b"\nreceived:") + start[:9].lower().startswith(b"received:")
+            > options.max_received
+        ):
             self._refuse(_LOOP)
             return
         dispatcher = self._context.dispatcher
@@ -246,5 +249,3 @@ def announce(context: ServerContext, message: Message, client_id: str | None) ->
                 message.subject,
             )
         )
-
-

@@ -17,7 +17,9 @@ def server_context(cert: str, key: str | None) -> ssl.SSLContext:
         context.load_cert_chain(cert, key)
     except (OSError, ssl.SSLError) as error:
         raise OptionError(
-            f"option 'tls_cert': cannot use {cert}" + (f" with {key}" if key else "") + f": {error}; PEM files are wanted"
+            f"option 'tls_cert': cannot use {cert}"
+            + (f" with {key}" if key else "")
+            + f": {error}; PEM files are wanted"
         ) from None
     return context
 

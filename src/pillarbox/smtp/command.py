@@ -64,9 +64,7 @@ Parse = Callable[[Command, bytes, Grammar], None]
 
 _SOURCE_ROUTE = rb"(?:@" + a.DOMAIN + rb"(?:,@" + a.DOMAIN + rb")*:)?"
 # RFC 5321 section 4.1.1.2: "FROM:" Reverse-path [SP Mail-parameters]. A source route is read and ignored (appendix C).
-_MAIL = re.compile(
-    rb"[Ff][Rr][Oo][Mm]:( ?)<(?:" + _SOURCE_ROUTE + a.MAILBOX + rb")?>(?: +(.*))?\Z", re.S
-)
+_MAIL = re.compile(rb"[Ff][Rr][Oo][Mm]:( ?)<(?:" + _SOURCE_ROUTE + a.MAILBOX + rb")?>(?: +(.*))?\Z", re.S)
 # RFC 5321 section 4.1.1.3: "TO:" Forward-path, where <postmaster> needs no domain.
 _RCPT = re.compile(
     rb"[Tt][Oo]:( ?)<(?:" + _SOURCE_ROUTE + a.MAILBOX + rb"|([Pp][Oo][Ss][Tt][Mm][Aa][Ss][Tt][Ee][Rr]))>(?: +(.*))?\Z",
@@ -206,7 +204,9 @@ COMMANDS: dict[bytes, Row] = {
 }
 
 # A browser, an SSH client or a TLS hello that was led here (ALPACA, CVE-2021-3618): no SMTP client begins like this.
-_FOREIGN = re.compile(rb"(?i:GET|POST|PUT|HEAD|CONNECT|OPTIONS|DELETE|PATCH|TRACE|HOST:|USER-AGENT:|SSH-[\d.]+-\S*)(?: |\Z)")
+_FOREIGN = re.compile(
+    rb"(?i:GET|POST|PUT|HEAD|CONNECT|OPTIONS|DELETE|PATCH|TRACE|HOST:|USER-AGENT:|SSH-[\d.]+-\S*)(?: |\Z)"
+)
 _FOREIGN_REPLY = Reply(554, "5.5.0", "This is SMTP, not what you speak; closing")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _UNKNOWN = Reply(500, "5.5.2", "Command not recognised")

@@ -41,7 +41,9 @@ class Reply:
             raise ValueError(f"enhanced status code {enhanced!r} does not fit reply code {code}: RFC 2034 section 4")
         for line in lines:
             if _FORBIDDEN.search(line):
-                raise ValueError(f"reply text {line!r} has a control character; give each line as an argument of its own")
+                raise ValueError(
+                    f"reply text {line!r} has a control character; give each line as an argument of its own"
+                )
         set_ = object.__setattr__
         set_(self, "code", code)
         set_(self, "enhanced", enhanced)

@@ -43,9 +43,7 @@ TRANSITIONS: dict[State, dict[str, State]] = {
         MAIL=_S.MAIL,
     ),
     _S.MAIL: _row(_S.MAIL, EHLO=_S.READY, HELO=_S.READY, RSET=_S.READY, RCPT=_S.RCPT),
-    _S.RCPT: _row(
-        _S.RCPT, EHLO=_S.READY, HELO=_S.READY, RSET=_S.READY, RCPT=_S.RCPT, DATA=_S.CONTENT, BDAT=_S.CHUNKS
-    ),
+    _S.RCPT: _row(_S.RCPT, EHLO=_S.READY, HELO=_S.READY, RSET=_S.READY, RCPT=_S.RCPT, DATA=_S.CONTENT, BDAT=_S.CHUNKS),
     _S.CHUNKS: _row(_S.CHUNKS, EHLO=_S.READY, HELO=_S.READY, RSET=_S.READY, BDAT=_S.CHUNKS),
     _S.CONTENT: {},
     _S.CLOSED: {},
@@ -87,9 +85,7 @@ class ClientState(Enum):
 CLIENT_TRANSITIONS: dict[ClientState, frozenset[ClientState]] = {
     ClientState.WAIT_GREETING: frozenset((ClientState.WAIT_HELLO, ClientState.CLOSED)),
     ClientState.WAIT_HELLO: frozenset((ClientState.WAIT_HELLO, ClientState.IDLE, ClientState.CLOSED)),
-    ClientState.IDLE: frozenset(
-        (ClientState.WAIT_TLS, ClientState.WAIT_AUTH, ClientState.BUSY, ClientState.CLOSED)
-    ),
+    ClientState.IDLE: frozenset((ClientState.WAIT_TLS, ClientState.WAIT_AUTH, ClientState.BUSY, ClientState.CLOSED)),
     ClientState.WAIT_TLS: frozenset((ClientState.HANDSHAKE, ClientState.IDLE, ClientState.CLOSED)),
     ClientState.HANDSHAKE: frozenset((ClientState.WAIT_HELLO, ClientState.CLOSED)),
     ClientState.WAIT_AUTH: frozenset((ClientState.WAIT_AUTH, ClientState.IDLE, ClientState.CLOSED)),

@@ -70,6 +70,9 @@ DELETE FROM content WHERE message_id = ?;
 -- name: renew
 UPDATE recipient SET due_at = ? WHERE message_id = ? AND leased;
 
+-- name: quarantine
+UPDATE recipient SET state = 'held', due_at = NULL, leased = 0, last_reply = ? WHERE message_id = ? AND number = ?;
+
 -- name: recover_attempts
 INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, remote, stage, reply)
 SELECT message_id, number, ?1, 0, 'ambiguous', next_hop, NULL, NULL,

@@ -1,0 +1,245 @@
+"""Peers of the bench: each a server on loopback in a scratch folder, started and stopped here, with what it promises at 250."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+SINK_PORT = 2610
+
+
+class Peer(Protocol):
+    """A server under test. `port` takes mail; `promise` says what its 250 means."""
+
+    name: str
+    promise: str
+    port: int
+
+    def start(self, folder: Path, *, relay_to: int | None) -> None:
+        """Starts it with an empty queue; with `relay_to` it passes everything on to that port, else it only keeps."""
+
+    def stop(self) -> None:
+        """Ends it."""
+
+    def pids(self) -> list[int]:
+        """All its processes now."""
+
+
+def wait_for_port(port: int, seconds: float = 20.0) -> None:
+    """Returns when something greets on that port; TimeoutError if nothing does."""
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            with socket.create_connection(("127.0.0.1", port), 1) as sock:
+                if sock.recv(4).startswith(b"220"):
+                    return
+        except OSError:
+            pass
+        time.sleep(0.05)
+    raise TimeoutError(f"nothing greets on port {port}")
+
+
+def tool(name: str) -> str:
+    """A program's path; Debian keeps Postfix's tools in sbin."""
+    found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/lib/postfix/sbin")
+    if found is None:
+        raise FileNotFoundError(f"{name} is missing: install postfix (as root, `make bench` does)")
+    return found
+
+
+def children_of(pid: int) -> list[int]:
+    """The process and all below it."""
+    found, todo = [], [pid]
+    while todo:
+        one = todo.pop()
+        found.append(one)
+        try:
+            for task in os.listdir(f"/proc/{one}/task"):
+                text = Path(f"/proc/{one}/task/{task}/children").read_text()
+                todo += [int(word) for word in text.split()]
+        except OSError:
+            continue
+    return found
+
+
+@dataclass
+class Process:
+    """A child of ours that is ended by its pid."""
+
+    child: subprocess.Popen[bytes] | None = None
+
+    def run(self, arguments: list[str], folder: Path, log: str) -> None:
+        """Starts it."""
+        with open(folder / log, "wb") as file:
+            self.child = subprocess.Popen(arguments, stdout=file, stderr=file, cwd=folder)
+
+    def end(self) -> None:
+        """SIGTERM, then waits."""
+        if self.child is not None:
+            self.child.send_signal(signal.SIGTERM)
+            try:
+                self.child.wait(30)
+            except subprocess.TimeoutExpired:
+                self.child.kill()
+                self.child.wait()
+            self.child = None
+
+
+class Pillarbox:
+    """This project, as `pillarbox serve` runs it."""
+
+    promise = "fsync'd (SQLite WAL, synchronous=FULL)"
+
+    def __init__(self, name: str = "pillarbox", port: int = 2601, extra: tuple[str, ...] = ()) -> None:
+        self.name = name
+        self.port = port
+        self._extra = extra
+        self._process = Process()
+
+    def start(self, folder: Path, *, relay_to: int | None) -> None:
+        """See Peer."""
+        where = [f"--relay=127.0.0.1:{relay_to}"] if relay_to else ["--paused"]
+        command = [sys.executable, "-m", "pillarbox", "serve", f"--listen=127.0.0.1:{self.port}", "--hostname=bench.test"]
+        options = [f"--data-dir={folder / 'data'}", "--log-level=warning", "--grace=5", "--max-sessions=20000"]
+        self._process.run([*command, *options, *where, *self._extra], folder, "pillarbox.log")
+        wait_for_port(self.port)
+
+    def stop(self) -> None:
+        """See Peer."""
+        self._process.end()
+
+    def pids(self) -> list[int]:
+        """See Peer."""
+        return children_of(self._process.child.pid) if self._process.child else []
+
+
+class Postfix:
+    """Postfix with its defaults, but: loopback only, no chroot, no look-ups of peers; kept mail goes on hold."""
+
+    promise = "fsync'd (queue file)"
+
+    def __init__(self, name: str = "postfix", port: int = 2602) -> None:
+        self.name = name
+        self.port = port
+        self._config = Path()
+        self._queue = Path()
+
+    def start(self, folder: Path, *, relay_to: int | None) -> None:
+        """See Peer."""
+        self._config, self._queue = folder / "config", folder / "queue"
+        data = folder / "lib"
+        for one in (self._config, self._queue, data):
+            one.mkdir(parents=True)
+        # Postfix's own users must be able to walk to the queue.
+        for one in (folder, *folder.parents[:3]):
+            if one not in (Path("/"), Path("/tmp")):
+                one.chmod(0o755)
+        shutil.chown(data, "postfix")
+        shutil.copy("/etc/postfix/postfix-files", self._config)
+        if Path("/etc/postfix/dynamicmaps.cf").exists():
+            shutil.copy("/etc/postfix/dynamicmaps.cf", self._config)
+        (self._config / "main.cf").write_text(self._main(data, relay_to))
+        (self._config / "master.cf").write_text(self._master())
+        subprocess.run([tool("postfix"), "-c", str(self._config), "start"], check=True, capture_output=True)
+        wait_for_port(self.port)
+
+    def _main(self, data: Path, relay_to: int | None) -> str:
+        lines = [
+            "compatibility_level = 3.6",
+            f"queue_directory = {self._queue}",
+            f"data_directory = {data}",
+            "myhostname = bench.test",
+            "mydestination =",
+            "mynetworks = 127.0.0.0/8",
+            "inet_interfaces = 127.0.0.1",
+            "inet_protocols = ipv4",
+            "smtpd_peername_lookup = no",
+            "disable_dns_lookups = yes",
+            "smtp_dns_support_level = disabled",
+            "local_recipient_maps =",
+            "alias_maps =",
+            "alias_database =",
+            "default_process_limit = 200",
+            "smtpd_client_connection_count_limit = 0",
+            f"relayhost = [127.0.0.1]:{relay_to or SINK_PORT}",
+        ]
+        if relay_to is None:
+            lines.append("smtpd_recipient_restrictions = check_client_access static:HOLD")
+        return "\n".join(lines) + "\n"
+
+    def _master(self) -> str:
+        rows = [
+            (f"127.0.0.1:{self.port}", "inet", "n", "smtpd"),
+            ("pickup", "unix", "n", "pickup"),
+            ("cleanup", "unix", "n", "cleanup"),
+            ("qmgr", "unix", "n", "qmgr"),
+            ("rewrite", "unix", "-", "trivial-rewrite"),
+            ("bounce", "unix", "-", "bounce"),
+            ("defer", "unix", "-", "bounce"),
+            ("trace", "unix", "-", "bounce"),
+            ("verify", "unix", "-", "verify"),
+            ("flush", "unix", "n", "flush"),
+            ("proxymap", "unix", "-", "proxymap"),
+            ("smtp", "unix", "-", "smtp"),
+            ("relay", "unix", "-", "smtp"),
+            ("error", "unix", "-", "error"),
+            ("retry", "unix", "-", "error"),
+            ("discard", "unix", "-", "discard"),
+            ("anvil", "unix", "-", "anvil"),
+            ("scache", "unix", "-", "scache"),
+        ]
+        limits = {"pickup": ("60", "1"), "cleanup": ("-", "0"), "qmgr": ("300", "1"), "anvil": ("-", "1"), "scache": ("-", "1")}
+        limits |= {"verify": ("-", "1"), "flush": ("1000?", "0"), "bounce": ("-", "0"), "defer": ("-", "0"), "trace": ("-", "0")}
+        lines = []
+        for name, kind, private, command in rows:
+            wake, most = limits.get(name, ("-", "-"))
+            lines.append(f"{name} {kind} {private if kind == 'unix' else 'n'} - n {wake} {most} {command}")
+        return "\n".join(lines) + "\n"
+
+    def stop(self) -> None:
+        """See Peer."""
+        subprocess.run([tool("postfix"), "-c", str(self._config), "stop"], check=False, capture_output=True)
+        deadline = time.monotonic() + 20
+        while self.pids() and time.monotonic() < deadline:
+            time.sleep(0.1)
+
+    def pids(self) -> list[int]:
+        """See Peer."""
+        try:
+            return children_of(int((self._queue / "pid" / "master.pid").read_text().strip()))
+        except (OSError, ValueError):
+            return []
+
+
+class Aiosmtpd:
+    """What a Python user has today: aiosmtpd, each message stored in a file with fsync."""
+
+    promise = "fsync'd (a file a message, and its folder)"
+
+    def __init__(self, name: str = "aiosmtpd+fsync", port: int = 2603) -> None:
+        self.name = name
+        self.port = port
+        self._process = Process()
+
+    def start(self, folder: Path, *, relay_to: int | None) -> None:
+        """See Peer; it cannot relay."""
+        (folder / "mail").mkdir()
+        script = str(Path(__file__).with_name("aiosmtpd_server.py"))
+        self._process.run([sys.executable, script, str(self.port), str(folder / "mail")], folder, "aiosmtpd.log")
+        wait_for_port(self.port)
+
+    def stop(self) -> None:
+        """See Peer."""
+        self._process.end()
+
+    def pids(self) -> list[int]:
+        """See Peer."""
+        return children_of(self._process.child.pid) if self._process.child else []

@@ -1,0 +1,170 @@
+"""The `pillarbox` command: serve, queue, send, passwd. Exit codes: 0 done, 1 refused or faults found, 2 usage."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from .. import __version__
+from ..daemon.logs import LEVELS
+from ..errors import OptionError, PillarboxError
+from . import passwd, send
+from .queue import queue_app
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Pillarbox, a programmable mail server.",
+)
+app.add_typer(queue_app, name="queue")
+app.command("send")(send.send)
+app.command("passwd")(passwd.passwd)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"pillarbox {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def serve(
+    listen: Annotated[
+        list[str],
+        typer.Option(metavar="HOST:PORT", help="Listen here; repeat for more. smtps://HOST:PORT: TLS at once."),
+    ] = ["127.0.0.1:2525"],  # noqa: B006
+    hostname: Annotated[
+        str | None, typer.Option(help="Our name in greeting, Received and EHLO. [default: this machine's]")
+    ] = None,
+    relay: Annotated[
+        list[str] | None,
+        typer.Option(metavar="HOST[:PORT]", help="Smart host; repeat for failover. Without: mail stays queued."),
+    ] = None,
+    domain: Annotated[
+        list[str] | None,
+        typer.Option(metavar="DOMAIN", help="Take mail for this domain from strangers, too; repeat for more."),
+    ] = None,
+    trust: Annotated[
+        list[str] | None, typer.Option(metavar="CIDR", help="Networks that may relay. [default: loopback]")
+    ] = None,
+    data_dir: Annotated[
+        str | None, typer.Option(metavar="DIR", help="Folder of the queue. [default: /var/lib/pillarbox or XDG]")
+    ] = None,
+    paused: Annotated[bool, typer.Option("--paused", help="Keep mail until `pillarbox queue resume`.")] = False,
+    tls_cert: Annotated[
+        str | None, typer.Option(metavar="FILE", help="PEM certificate chain: offers STARTTLS.")
+    ] = None,
+    tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="PEM private key.")] = None,
+    auth_file: Annotated[
+        str | None, typer.Option(metavar="FILE", help="Accounts made by `pillarbox passwd`: offers AUTH under TLS.")
+    ] = None,
+    relay_user: Annotated[str | None, typer.Option(help="AUTH at the smart host.")] = None,
+    relay_pass_file: Annotated[str | None, typer.Option(metavar="FILE", help="File with the password for it.")] = None,
+    relay_tls: Annotated[str | None, typer.Option(metavar="POLICY", help="none, may, encrypt or verify.")] = None,
+    relay_ca: Annotated[
+        str | None, typer.Option(metavar="FILE", help="PEM CAs for the smart host's certificate.")
+    ] = None,
+    relay_auth_in_clear: Annotated[bool, typer.Option("--relay-auth-in-clear", help="Allow AUTH without TLS.")] = False,
+    maxrelay: Annotated[
+        int | None, typer.Option(metavar="N", help="Outgoing connections at once. [default: 100]")
+    ] = None,
+    max_size: Annotated[int | None, typer.Option(metavar="OCTETS", help="Largest message. [default: 64 MiB]")] = None,
+    max_sessions: Annotated[int | None, typer.Option(metavar="N", help="Sessions at once. [default: 10000]")] = None,
+    retry_first: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Pause after the first try. [default: 300]")
+    ] = None,
+    retry_longest: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Longest pause. [default: 14400]")
+    ] = None,
+    expire: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Give up after this. [default: 4 days]")
+    ] = None,
+    delay_notice: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="Tell senders of a delay after this.")
+    ] = None,
+    bare_line_ends: Annotated[
+        str | None, typer.Option(metavar="POLICY", help="refuse or normalise bare CR and LF in content.")
+    ] = None,
+    store: Annotated[
+        str | None, typer.Option(metavar="KIND", help="sqlite; memory and null keep nothing (tests).")
+    ] = None,
+    grace: Annotated[float, typer.Option(metavar="SECONDS", help="How long SIGTERM lets running work go on.")] = 30.0,
+    log_level: Annotated[str, typer.Option(metavar="LEVEL", help=", ".join(LEVELS))] = "info",
+) -> None:
+    """Run the server until SIGTERM or Ctrl-C. Prints a line with the address once it listens."""
+    from ..daemon.serve import serve as run
+
+    if log_level not in LEVELS:
+        raise OptionError(f"--log-level {log_level!r}: there are {', '.join(LEVELS)}")
+    given = {
+        "listen": listen,
+        "hostname": hostname,
+        "relay": relay,
+        "domains": domain,
+        "trust": trust,
+        "data_dir": data_dir,
+        "paused": paused or None,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "auth_file": auth_file,
+        "relay_user": relay_user,
+        "relay_pass": _secret(relay_pass_file),
+        "relay_tls": relay_tls,
+        "relay_ca": relay_ca,
+        "relay_auth_in_clear": relay_auth_in_clear or None,
+        "maxrelay": maxrelay,
+        "max_size_bytes": max_size,
+        "max_sessions": max_sessions,
+        "retry_first_s": retry_first,
+        "retry_longest_s": retry_longest,
+        "expire_s": expire,
+        "delay_notice_s": delay_notice,
+        "bare_line_ends": bare_line_ends,
+        "store": store,
+    }
+    run({name: value for name, value in given.items() if value is not None}, log_level=log_level, grace_s=grace)
+
+
+def _secret(path: str | None) -> str | None:
+    if path is None:
+        return None
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().rstrip("\r\n")
+    except OSError as error:
+        raise OptionError(f"--relay-pass-file {path}: {error.strerror}") from None
+
+
+def main() -> None:
+    """The entry point: every error of ours becomes one line that says what to do."""
+    try:
+        app()
+    except OptionError as error:
+        _die(error, 2)
+    except PillarboxError as error:
+        _die(error, 1)
+    except BrokenPipeError:
+        sys.exit(1)
+
+
+def _die(error: Exception, code: int) -> None:
+    text = error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else str(error)
+    print(f"pillarbox: {text}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""`pillarbox queue`: list, show, hold, release, retry, cancel, pause, resume; on a running server and a stopped one.
+
+A running server owns the queue's lock and is asked through its control socket; without one, the store is opened here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import OptionError, StoreError, StoreLockedError
+from ..options import default_data_dir
+from ..queue.control import StoppedSteering, ask, perform
+from ..queue.sqlite import SqliteStore
+from .tables import print_list, print_message
+
+queue_app = typer.Typer(no_args_is_help=True, help="Look into the queue and steer it.")
+
+DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")]
+Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
+Uids = Annotated[list[str] | None, typer.Argument(metavar="[UID]...", help="Queue ids.")]
+State = Annotated[
+    str | None, typer.Option("--state", help="queued, deferred, held, delivered, bounced, expired, cancelled.")
+]
+Sender = Annotated[
+    str | None, typer.Option("--from", metavar="TEXT", help="Part of the reverse-path; <> for the null one.")
+]
+To = Annotated[str | None, typer.Option("--to", metavar="TEXT", help="Part of a recipient's address.")]
+NextHop = Annotated[str | None, typer.Option("--next-hop", metavar="KEY", help="Next hop, as `show` names it.")]
+OlderThan = Annotated[
+    str | None, typer.Option("--older-than", metavar="TIME", help="Received before: 90s, 15m, 2h, 3d.")
+]
+Everything = Annotated[bool, typer.Option("--all", help="Every message that is not final.")]
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def _run(data_dir: str | None, request: dict[str, Any]) -> Any:
+    folder = data_dir or default_data_dir()
+    if not os.path.isdir(folder):
+        raise StoreError(f"there is no queue in {folder}: start `pillarbox serve`, or name its folder with --data-dir")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise StoreError(
+            f"the queue in {folder} is not yours to read: use the user that runs the server, or --data-dir"
+        )
+    store = SqliteStore(folder)
+    try:
+        store.open()
+    except StoreLockedError:
+        return _ask_patiently(folder, request)
+    try:
+        return asyncio.run(perform(StoppedSteering(store, time.time), request))
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    finally:
+        store.close()
+
+
+def _ask_patiently(folder: str, request: dict[str, Any]) -> Any:
+    """A server that is just starting (or another `pillarbox queue`) has the lock but no socket yet."""
+    deadline = time.monotonic() + 5.0
+    while True:
+        try:
+            return ask(folder, request)
+        except StoreError as error:
+            text = str(error)
+            if text.startswith("bad request: "):
+                raise OptionError(text.removeprefix("bad request: ")) from None
+            if (
+                not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
+                or time.monotonic() > deadline
+            ):
+                raise
+        time.sleep(0.05)
+
+
+def _seconds(text: str) -> float:
+    number, unit = (text[:-1], text[-1]) if text and text[-1] in _UNITS else (text, "s")
+    try:
+        return float(number) * _UNITS[unit]
+    except ValueError:
+        raise OptionError(f"--older-than {text!r}: give a number with s, m, h or d, such as 15m") from None
+
+
+def _query(
+    uids: list[str] | None,
+    state: str | None,
+    sender: str | None,
+    to: str | None,
+    next_hop: str | None,
+    older_than: str | None,
+) -> dict[str, Any]:
+    query: dict[str, Any] = {
+        "uids": uids or None,
+        "state": state,
+        "sender": sender,
+        "recipient": to,
+        "next_hop": next_hop,
+        "received_before": time.time() - _seconds(older_than) if older_than else None,
+    }
+    return {name: value for name, value in query.items() if value is not None}
+
+
+@queue_app.command("list")
+def list_(
+    uids: Uids = None,
+    state: State = None,
+    sender: Sender = None,
+    to: To = None,
+    next_hop: NextHop = None,
+    older_than: OlderThan = None,
+    everything: Annotated[bool, typer.Option("--all", help="Finished messages, too.")] = False,
+    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="At most so many, oldest first.")] = None,
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """List messages, oldest first; only those that are not final, unless --all."""
+    query = _query(uids, state, sender, to, next_hop, older_than)
+    if everything:
+        query["is_all"] = True
+    if limit is not None:
+        query["limit"] = limit
+    rows = _run(data_dir, {"verb": "list", "query": query})
+    if as_json:
+        print(json.dumps(rows, indent=2))
+    else:
+        status = _run(data_dir, {"verb": "status"})
+        print_list(rows, status)
+
+
+@queue_app.command()
+def show(
+    uid: Annotated[str, typer.Argument(help="Queue id.")],
+    data_dir: DataDir = None,
+    as_json: Json = False,
+) -> None:
+    """Show one message: recipients, attempts, last replies, and why it still waits."""
+    found = _run(data_dir, {"verb": "show", "uid": uid})
+    if found is None:
+        raise StoreError(f"no message {uid}: `pillarbox queue list --all` shows what there is")
+    if as_json:
+        print(json.dumps(found, indent=2))
+    else:
+        print_message(found)
+
+
+def _steer(
+    verb: str, done: str, data_dir: str | None, query: dict[str, Any], *, everything: bool, as_json: bool
+) -> None:
+    if not query and not everything:
+        raise OptionError(f"queue {verb}: name messages by UID or by a filter, or say --all")
+    changed = _run(data_dir, {"verb": verb, "query": query})
+    if as_json:
+        print(json.dumps(changed))
+    else:
+        print(f"{len(changed)} message{'' if len(changed) == 1 else 's'} {done}")
+    missing = [uid for uid in query.get("uids", ()) if uid not in changed]
+    if missing or (not changed and not everything):
+        what = ", ".join(missing) or "nothing"
+        raise StoreError(
+            f"not {done}: {what} (unknown, final, or not in a state for it); see `pillarbox queue list --all`"
+        )
+
+
+def _steering_command(verb: str, done: str, help_text: str) -> None:
+    """One of the four commands that differ only in their verb."""
+
+    def command(
+        uids: Uids = None,
+        state: State = None,
+        sender: Sender = None,
+        to: To = None,
+        next_hop: NextHop = None,
+        older_than: OlderThan = None,
+        everything: Everything = False,
+        data_dir: DataDir = None,
+        as_json: Json = False,
+    ) -> None:
+        query = _query(uids, state, sender, to, next_hop, older_than)
+        _steer(verb, done, data_dir, query, everything=everything, as_json=as_json)
+
+    queue_app.command(verb, help=help_text)(command)
+
+
+for _verb, _done, _help in (
+    ("hold", "held", "Keep messages from being sent, until `release`."),
+    ("release", "released", "Let held messages go on, at once."),
+    ("retry", "due now", "Try messages now, whatever their next attempt was; forgets the next hop's back-off, too."),
+    ("cancel", "cancelled", "Take messages out of the queue for good: no delivery, no DSN."),
+):
+    _steering_command(_verb, _done, _help)
+
+
+@queue_app.command()
+def pause(data_dir: DataDir = None) -> None:
+    """Stop sending: what runs finishes; mail is accepted and kept, also over a restart, until `resume`."""
+    _run(data_dir, {"verb": "pause"})
+    print("the queue is paused")
+
+
+@queue_app.command()
+def resume(data_dir: DataDir = None) -> None:
+    """Send again."""
+    _run(data_dir, {"verb": "resume"})
+    print("the queue is not paused any more")

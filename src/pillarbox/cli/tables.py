@@ -1,0 +1,129 @@
+"""Tables for people: the queue's list and one message. Text of peers is escaped before it reaches the terminal."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from ..daemon.logs import escape_controls
+
+_STYLES = {"deferred": "yellow", "held": "magenta", "bounced": "red", "expired": "red", "delivered": "green"}
+_WIDE = 200
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide where there is none, so that a pipe gets whole lines."""
+    console = Console(highlight=False)
+    return console if console.is_terminal else Console(highlight=False, width=_WIDE)
+
+
+def _safe(text: object) -> str:
+    return escape(escape_controls(str(text)))
+
+
+def _state(name: str) -> str:
+    style = _STYLES.get(name)
+    return f"[{style}]{name}[/{style}]" if style else name
+
+
+def age(seconds: float) -> str:
+    """12s, 5m, 3h, 2d."""
+    seconds = max(0.0, seconds)
+    for limit, unit, size in ((120, "s", 1), (7200, "m", 60), (172800, "h", 3600)):
+        if seconds < limit:
+            return f"{int(seconds / size)}{unit}"
+    return f"{int(seconds / 86400)}d"
+
+
+def size(octets: int) -> str:
+    """512 B, 4.0 KB, 1.2 MB."""
+    if octets < 1024:
+        return f"{octets} B"
+    return f"{octets / 1024:.1f} KB" if octets < 1 << 20 else f"{octets / (1 << 20):.1f} MB"
+
+
+def _when(at: float | None, now: float) -> str:
+    if at is None:
+        return "-"
+    return f"in {age(at - now)}" if at > now + 1 else "now"
+
+
+def print_list(rows: list[dict[str, Any]], status: dict[str, Any]) -> None:
+    """One line a message, then what holds the queue up, if anything does."""
+    console, now = _console(), time.time()
+    if not rows:
+        console.print("The queue is empty.")
+    else:
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in ("UID", "STATE", "AGE", "SIZE", "FROM", "TO", "NEXT", "LAST REPLY"):
+            table.add_column(name, no_wrap=name in ("UID", "STATE", "AGE", "SIZE", "NEXT"), overflow="fold")
+        for row in rows:
+            table.add_row(*_row(row, now))
+        console.print(table)
+        console.print(f"{len(rows)} message{'' if len(rows) == 1 else 's'}")
+    if status.get("paused"):
+        console.print("[yellow]The queue is paused: `pillarbox queue resume` goes on.[/yellow]")
+    elif rows and status.get("waiting_for"):
+        console.print(f"[yellow]Waiting: {_safe(status['waiting_for'])}[/yellow]")
+
+
+def _row(row: dict[str, Any], now: float) -> list[str]:
+    recipients = row["recipients"]
+    first = recipients[0] if recipients else {"address": "", "due_at": None, "last_reply": None}
+    to = _safe(first["address"]) + (f" (+{len(recipients) - 1})" if len(recipients) > 1 else "")
+    due = min((r["due_at"] for r in recipients if r["due_at"] is not None), default=None)
+    next_ = "sending" if any(r["in_flight"] for r in recipients) else _when(due, now)
+    reply = next((r["last_reply"] for r in recipients if r["last_reply"]), None)
+    return [
+        row["uid"],
+        _state(row["state"]),
+        age(now - row["received_at"]),
+        size(row["size_bytes"]),
+        _safe(row["reverse_path"] if row["reverse_path"] is not None else "<>"),
+        to,
+        next_,
+        _safe(reply or "-"),
+    ]
+
+
+def print_message(row: dict[str, Any]) -> None:
+    """Everything about one message."""
+    console, now = _console(), time.time()
+    facts = ", ".join(f"{key} {value}" for key, value in row["received"].items())
+    head = Table(box=None, show_header=False, pad_edge=False)
+    for name, value in (
+        ("uid", row["uid"]),
+        ("state", _state(row["state"])),
+        ("from", _safe(row["reverse_path"] if row["reverse_path"] is not None else "<>")),
+        ("subject", _safe(row["subject"] or "-")),
+        ("size", size(row["size_bytes"])),
+        ("received", f"{_stamp(row['received_at'])} ({age(now - row['received_at'])} ago) {_safe(facts)}"),
+        ("given up", "-" if row["finished_at"] else _stamp(row["expires_at"])),
+        ("waiting for", _safe(row.get("waiting_for") or "-")),
+    ):
+        head.add_row(f"[bold]{name}[/bold]", value)
+    console.print(head)
+    table = Table(box=None, pad_edge=False, header_style="bold", title="Recipients", title_justify="left")
+    for name in ("ADDRESS", "STATE", "ATTEMPTS", "NEXT", "NEXT HOP", "LAST REPLY"):
+        table.add_column(name, overflow="fold")
+    for r in row["recipients"]:
+        next_ = "sending" if r["in_flight"] else _when(r["due_at"], now)
+        cells = (_safe(r["address"]), _state(r["state"]), str(r["attempts"]), next_, _safe(r["next_hop"] or "-"))
+        table.add_row(*cells, _safe(r["last_reply"] or "-"))
+    console.print(table)
+    if row["attempts"]:
+        table = Table(box=None, pad_edge=False, header_style="bold", title="Attempts", title_justify="left")
+        for name in ("AT", "SECONDS", "RECIPIENT", "OUTCOME", "REMOTE", "STAGE", "REPLY"):
+            table.add_column(name, overflow="fold")
+        for a in row["attempts"]:
+            tried = (_stamp(a["at"]), f"{a['seconds']:.3f}", _safe(a["recipient"]), _state(a["outcome"]))
+            table.add_row(*tried, _safe(a["remote"] or "-"), a["stage"] or "-", _safe(a["reply"] or "-"))
+        console.print(table)
+
+
+def _stamp(at: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))

@@ -1,0 +1,1 @@
+"""The server as a program of its own: logs, readiness, signals."""
