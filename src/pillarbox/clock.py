@@ -43,12 +43,16 @@ class SystemClock:
 _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
 
+# Two digits at a time.
+_PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
+
+
 def _base32(number: int, digits: int) -> str:
     out = []
-    for _ in range(digits):
-        out.append(_ALPHABET[number & 31])
-        number >>= 5
-    return "".join(reversed(out))
+    for _ in range((digits + 1) // 2):
+        out.append(_PAIRS[number & 1023])
+        number >>= 10
+    return "".join(reversed(out))[-digits:]
 
 
 class UidSource:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
 from ..smtp.reply import Reply
-from .catalogue import Kind, PluginFailed
+from .catalogue import CATALOGUE, Kind, PluginFailed
 from .pipeline import SIMPLE, Pipeline, Step
 from .plugin import Eat
 from .subscribers import Subscribers
@@ -42,13 +42,24 @@ class Dispatcher:
 
     def __init__(self, server: Any) -> None:
         self.server = server
-        self.pipeline = Pipeline(server, self._pipeline_changed)
-        self.subscribers = Subscribers()
+        self.pipeline = Pipeline(server, self._pipeline_changed, lambda: self.compile())
+        self.subscribers = Subscribers(self.compile)
+        # By event name: is anybody there; and, where only the built-in behaviour is, its method, to be called directly.
+        self.heard: dict[str, bool] = dict.fromkeys(CATALOGUE, False)
+        self.direct: dict[str, Callable[[Any, Any], Reply] | None] = dict.fromkeys(CATALOGUE)
         self._running: set[asyncio.Task[Any]] = set()
+
+    def compile(self) -> None:
+        """Looks at pipeline and subscribers once, so that an event need not: after each change of either."""
+        for name in CATALOGUE:
+            steps, is_subscribed = self.pipeline.steps(name), self.subscribers.listens(name)
+            self.heard[name] = bool(steps) or is_subscribed
+            is_alone = len(steps) == 1 and steps[0].alias == SIMPLE and not is_subscribed
+            self.direct[name] = steps[0].method if is_alone else None
 
     def listens(self, name: str) -> bool:
         """False when an event of that name need not even be built."""
-        return bool(self.pipeline.steps(name)) or self.subscribers.listens(name)
+        return self.heard.get(name, False)
 
     def dispatch(self, event: Any, done: Done | None = None) -> Verdict | Parked:
         """Takes the event to everyone who may see it.
@@ -204,8 +215,6 @@ class Dispatcher:
             self.subscribers.notify(event)
 
     def _pipeline_changed(self, name: str, alias: str, plugin: Any) -> None:
-        from .catalogue import CATALOGUE
-
         if self.listens(name):
             self.dispatch(CATALOGUE[name](alias, plugin))
 

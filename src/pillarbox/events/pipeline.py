@@ -32,9 +32,15 @@ class Pipeline:
     plugins' own `plugin_register` and `plugin_unregister`.
     """
 
-    def __init__(self, server: Any = None, changed: Callable[[str, str, Any], None] | None = None) -> None:
+    def __init__(
+        self,
+        server: Any = None,
+        changed: Callable[[str, str, Any], None] | None = None,
+        compiled: Callable[[], None] | None = None,
+    ) -> None:
         self._server = server
         self._changed = changed or (lambda event, alias, plugin: None)
+        self._compiled = compiled or (lambda: None)
         self._entries: list[tuple[str, Any]] = []
         self._table: dict[str, tuple[Step, ...]] = {}
 
@@ -206,6 +212,7 @@ class Pipeline:
         table = {name: self._steps(name) for name in names}
         self._default = self._steps("default")
         self._table = table
+        self._compiled()
 
     _default: tuple[Step, ...] = ()
 

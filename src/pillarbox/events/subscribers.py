@@ -88,7 +88,8 @@ _RUNNING: set[asyncio.Future[Any]] = set()
 class Subscribers:
     """Who wants to know what."""
 
-    def __init__(self) -> None:
+    def __init__(self, changed: Callable[[], None] | None = None) -> None:
+        self._changed = changed or (lambda: None)
         self._subscribers: list[_Subscriber] = []
         self.by_name: dict[str, tuple[_Subscriber, ...]] = {}
 
@@ -118,6 +119,7 @@ class Subscribers:
         self.by_name = {
             name: tuple(s for s in self._subscribers if name in s.names or ALL in s.names) for name in names
         }
+        self._changed()
 
     def listens(self, name: str) -> bool:
         """True when somebody would hear of this event."""

@@ -20,14 +20,24 @@ def section_end(content: bytes) -> int:
     return found.end() if found else 0
 
 
-def is_complete(head: bytes) -> bool:
-    """True when the header section ends within these octets of a longer content."""
-    return section_end(head) < len(head) - 1 and b"\n" in head[section_end(head) :]
+class Scan:
+    """What one look at a header section tells: where it ends, the names of its fields in lower case, its subject."""
 
+    __slots__ = ("end", "names", "received", "section")
 
-def field_names(section: bytes) -> list[bytes]:
-    """The names of all fields, in order, in lower case."""
-    return [name.lower() for name in _FIELDS.findall(section)]
+    def __init__(self, start: bytes) -> None:
+        self.end = end = section_end(start)
+        self.section = section = start[:end]
+        names = _FIELDS.findall(section.lower())
+        self.received = names.count(b"received")
+        self.names = frozenset(names)
+
+    @property
+    def subject(self) -> str:
+        """The subject for people, 200 characters at most."""
+        if b"subject" not in self.names:
+            return ""
+        return decode_value(get_raw(self.section, "Subject") or b"")[:200]
 
 
 def _pattern(name: str) -> re.Pattern[bytes]:

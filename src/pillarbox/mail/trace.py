@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from dataclasses import dataclass
 from email.utils import formatdate
+
+from . import headers
+from .content import Content
 
 # RFC 5321 section 6.3: count Received fields; "at least 100" is the limit that it suggests.
 MAX_RECEIVED = 100
@@ -22,6 +27,7 @@ class ReceivedFacts:
     recipient: str | None = None
 
 
+_UNSAFE = re.compile(r"[\x00-\x20\x7f();]")
 _date_cache: tuple[int, str] = (-1, "")
 
 
@@ -34,17 +40,22 @@ def format_date(unix_s: float) -> str:
     return _date_cache[1]
 
 
-def protocol_name(*, is_esmtp: bool, is_utf8: bool, is_tls: bool, is_authenticated: bool) -> str:
-    """RFC 3848, and RFC 6531 section 4.3 for UTF8SMTP."""
+def _protocol_name(is_esmtp: bool, is_utf8: bool, is_tls: bool, is_authenticated: bool) -> str:
     if not is_esmtp:
         return "SMTP"
     return ("UTF8SMTP" if is_utf8 else "ESMTP") + ("S" if is_tls else "") + ("A" if is_authenticated else "")
 
 
+# RFC 3848, and RFC 6531 section 4.3 for UTF8SMTP: by (EHLO was said, SMTPUTF8, TLS, authenticated).
+PROTOCOLS = {facts: _protocol_name(*facts) for facts in itertools.product((False, True), repeat=4)}
+
+
 def format_received(facts: ReceivedFacts, unix_s: float) -> bytes:
     """The Received field, folded, with CRLF (RFC 5321 section 4.4). Nothing the peer said can break out of it."""
     peer = f"IPv6:{facts.peer_host}" if ":" in facts.peer_host else facts.peer_host
-    source = f"{_printable(facts.helo)} ([{peer}])" if facts.peer_host else _printable(facts.helo)
+    # Judged by the grammar of EHLO already; the structure of this field must hold whatever a plugin put there.
+    helo = facts.helo if not _UNSAFE.search(facts.helo) else "unknown"
+    source = f"{helo} ([{peer}])" if peer else helo
     tls = f"\r\n\t(using {facts.tls})" if facts.tls else ""
     # The recipient is named only where there is one, so that no blind copy is given away.
     to = f"\r\n\tfor <{facts.recipient}>" if facts.recipient else ""
@@ -54,10 +65,18 @@ def format_received(facts: ReceivedFacts, unix_s: float) -> bytes:
     ).encode()
 
 
-def _printable(text: str) -> str:
-    return text if text.isprintable() and not any(c in text for c in "();") else "unknown"
-
-
 def message_id(uid: str, hostname: str) -> str:
     """A Message-ID made from the queue id (RFC 5322 section 3.6.4)."""
     return f"<{uid}@{hostname.strip('[]').replace(':', '.')}>"
+
+
+def complete(content: Content, scan: headers.Scan, uid: str, hostname: str, now: float) -> bytes:
+    """What a submission lacks, as fields to put on top (RFC 6409 section 8.2 and 8.3); takes Bcc out (section 8 too)."""
+    added = b""
+    if b"message-id" not in scan.names:
+        added += headers.format_field("Message-ID", message_id(uid, hostname))
+    if b"date" not in scan.names:
+        added += headers.format_field("Date", format_date(now))
+    if b"bcc" in scan.names:
+        content.remove_header("Bcc")
+    return added

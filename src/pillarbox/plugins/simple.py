@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from ..events import catalogue as e
@@ -41,9 +41,18 @@ class RelayRule:
     domains: tuple[str, ...]
     networks: tuple[Network, ...]
     can_deliver: Callable[[str], bool]
+    _trusted: dict[str, bool] = field(default_factory=dict)
 
     def is_trusted(self, host: str) -> bool:
         """True for an IP address inside the trusted networks."""
+        known = self._trusted.get(host)
+        if known is None:
+            if len(self._trusted) > 4096:
+                self._trusted.clear()
+            known = self._trusted[host] = self._judge_host(host)
+        return known
+
+    def _judge_host(self, host: str) -> bool:
         try:
             address = ipaddress.ip_address(host.partition("%")[0])
         except ValueError:
@@ -74,7 +83,7 @@ class Simple:
         self._greeting = Reply(220, None, f"{hostname} ESMTP {version}".rstrip())
         self._rule = rule
         self._max_recipients = max_recipients
-        self._hello_cache: dict[tuple[Any, ...], Reply] = {}
+        self._hello_cache: dict[Any, Reply] = {}
         self.facts_of: Callable[[e.Session], Facts] = lambda session: Facts()
 
     def on_connection(self, server: Any, event: e.Connection) -> Reply:
@@ -87,15 +96,21 @@ class Simple:
         key = (facts.is_tls, facts.is_authenticated, event.address)
         reply = self._hello_cache.get(key)
         if reply is None:
-            reply = Reply(250, None, f"{self._hostname} greets {event.address}", *offered(facts))
-            if len(self._hello_cache) > 1000:
-                self._hello_cache.clear()
-            self._hello_cache[key] = reply
+            reply = self._remember(key, Reply(250, None, f"{self._hostname} greets {event.address}", *offered(facts)))
         return reply
 
     def on_cmd_helo(self, server: Any, event: e.CmdHelo) -> Reply:
         """Our name."""
-        return Reply(250, None, f"{self._hostname} greets {event.address}")
+        reply = self._hello_cache.get(event.address)
+        if reply is None:
+            reply = self._remember(event.address, Reply(250, None, f"{self._hostname} greets {event.address}"))
+        return reply
+
+    def _remember(self, key: Any, reply: Reply) -> Reply:
+        if len(self._hello_cache) > 1000:
+            self._hello_cache.clear()
+        self._hello_cache[key] = reply
+        return reply
 
     def on_cmd_mail(self, server: Any, event: e.CmdMail) -> Reply:
         """Every sender, but for who is authenticated and sends as somebody else (RFC 6409 section 6.1)."""

@@ -183,8 +183,7 @@ class GroupCommit:
 
     def _execute(self, batch: _Batch) -> _Result:
         try:
-            with self.store.transaction():
-                return self._apply(batch.accepts, batch.settles, [work for work, _ in batch.runs])
+            return self._apply(batch.accepts, batch.settles, [work for work, _ in batch.runs])
         except Exception as error:
             if len(batch) == 1:
                 return [(None, error)]
@@ -200,21 +199,19 @@ class GroupCommit:
 
     def _alone(self, accepts: list[Message], settles: list[Settlement], runs: list[Callable[[Any], Any]]) -> _Result:
         try:
-            with self.store.transaction():
-                return self._apply(accepts, settles, runs)
+            return self._apply(accepts, settles, runs)
         except Exception as error:
             return [(None, error)]
 
     def _apply(self, accepts: list[Message], settles: list[Settlement], runs: list[Callable[[Any], Any]]) -> _Result:
-        results: _Result = []
-        if accepts:
+        results: _Result = [(None, None)] * (len(accepts) + len(settles))
+        if not runs:
+            self.store.commit(accepts, settles)
+            return results
+        with self.store.transaction():
             self.store.accept(accepts)
-            results += [(None, None)] * len(accepts)
-        if settles:
             self.store.settle(settles)
-            results += [(None, None)] * len(settles)
-        results += [(work(self.store), None) for work in runs]
-        return results
+            return results + [(work(self.store), None) for work in runs]
 
     def _finish(self, batch: _Batch, results: _Result) -> None:
         self._busy = False

@@ -66,6 +66,12 @@ class MemoryStore:
             self._messages, self._attempts, self._finished, self._flags = saved
             raise
 
+    def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
+        """Both, in a transaction of their own."""
+        with self.transaction():
+            self.accept(accepts)
+            self.settle(settles)
+
     def accept(self, batch: Sequence[Message]) -> None:
         """Takes copies, so that the caller's objects may change."""
         known = {message.uid for message in self._messages.values()}

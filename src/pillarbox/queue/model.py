@@ -55,7 +55,7 @@ class Message:
     def __post_init__(self) -> None:
         if not self.recipients:
             self.recipients = [
-                Recipient(n, r.address, notify=r.notify, orcpt=r.orcpt) for n, r in enumerate(self.envelope.recipients)
+                Recipient(n, r.address, "queued", r.notify, r.orcpt) for n, r in enumerate(self.envelope.recipients)
             ]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .memory import MemoryStore
-from .model import Message
+from .model import Message, Settlement
 
 
 class NullStore:
@@ -33,6 +33,10 @@ class NullStore:
     def reader(self) -> NullStore:
         """Itself."""
         return self
+
+    def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
+        """Yes."""
+        self.accept(accepts)
 
     def accept(self, batch: Sequence[Message]) -> None:
         """Counts, no more."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import logging
 import os
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
@@ -17,14 +18,20 @@ import apsw
 
 from ..errors import DuplicateUidError, StoreError, StoreFullError, StoreLockedError
 from ..mail.content import Content
-from .model import Action, Message, Query, Recipient, Settled, Settlement, View
+from .model import Action, Message, Query, Recipient, Settlement, View
 from .sql import migrations
 from .sqlite_read import SQL, SqliteReader, connect
 
 # The WAL is written back when it has this many pages of 4 KB; between batches, so that no commit waits inside.
 CHECKPOINT_PAGES = 4000
-_FINISHING = frozenset(("delivered", "bounced", "expired", "cancelled"))
+# Room for the batch that passes that mark.
+SPARE_PAGES = 1000
+_log = logging.getLogger("pillarbox.queue")
 _STEERING = {Action.HOLD: "hold", Action.RELEASE: "release", Action.RETRY: "retry", Action.CANCEL: "cancel"}
+
+
+# Text of messages is Unicode without surrogates: it is judged where it enters.
+_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _translated(error: apsw.Error, path: str) -> StoreError:
@@ -50,8 +57,6 @@ class SqliteStore:
         self._read: SqliteReader
         self._last_id = 0
         self._wal_pages = 0
-        self._dropped_spool: list[str] = []
-        self._staged_spool: list[str] = []
 
     # ------------------------------------------------------------ open and close
 
@@ -65,6 +70,9 @@ class SqliteStore:
         except apsw.Error as error:
             self._release_lock()
             raise _translated(error, self.path) from error
+        for name in ("batch_view", "dropped_table", "batch_trigger"):
+            self._db.execute(SQL[name])
+        self._lengthen_wal()
         self._read = SqliteReader(self._db, self.spool)
         self._last_id = next(iter(self._read.rows(SQL["highest_id"])))[0]
 
@@ -118,6 +126,28 @@ class SqliteStore:
                 db.execute(script)
                 db.execute(f"PRAGMA user_version = {number}")
 
+    def _lengthen_wal(self) -> None:
+        """Gives the empty WAL its full length, in zeroes, on the disk.
+
+        A commit that overwrites is synced in a fraction of the time of one that makes the file longer, for the file
+        system has nothing to note in its own journal. SQLite takes only frames that carry the salt of the WAL's
+        header; zeroes are none, and before the first commit there is no header either.
+        """
+        length = (CHECKPOINT_PAGES + SPARE_PAGES) * (4096 + 24)
+        self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
+        try:
+            handle = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            try:
+                if os.fstat(handle).st_size == 0:
+                    for _ in range(0, length, 1 << 20):
+                        os.write(handle, bytes(1 << 20))
+                    os.fsync(handle)
+            finally:
+                os.close(handle)
+        except OSError as error:
+            # A full disk: the queue can still be looked at, and what it accepts it still syncs.
+            _log.warning("the write-ahead log of %s keeps its length: %s", self.path, error.strerror)
+
     def _count_wal(self, connection: apsw.Connection, name: str, pages: int) -> int:
         self._wal_pages = pages
         return apsw.SQLITE_OK
@@ -156,7 +186,6 @@ class SqliteStore:
             db.execute("BEGIN IMMEDIATE")
             yield
             db.execute("COMMIT")
-            self._dropped_spool += self._staged_spool
         except BaseException as error:
             if db.in_transaction:
                 with contextlib.suppress(apsw.Error):
@@ -164,28 +193,63 @@ class SqliteStore:
             if isinstance(error, apsw.Error):
                 raise _translated(error, self.path) from error
             raise
-        finally:
-            self._staged_spool.clear()
 
     # ------------------------------------------------------------------- writing
 
+    def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
+        """One statement, which is a transaction of its own."""
+        try:
+            self._insert_batch(accepts, settles)
+        except apsw.Error as error:
+            raise _translated(error, self.path) from error
+
     def accept(self, batch: Sequence[Message]) -> None:
-        """Three statements for the whole batch."""
-        messages, contents, recipients = [], [], []
+        """One statement for the whole batch."""
+        self._insert_batch(batch, ())
+
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        """Outcomes, their history, and what becomes final by them, in one statement."""
+        self._insert_batch((), batch)
+
+    def _insert_batch(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
+        columns: tuple[str | bytes, ...] = ("[]", "[]", b"", "[]")
+        if accepts:
+            columns = self._accept_columns(accepts)
+        outcomes = self._settle_columns(settles) if settles else ("[]", "[]", "[]")
+        self._db.execute(SQL["insert_batch"], columns + outcomes)
+
+    def _accept_columns(self, batch: Sequence[Message]) -> tuple[str | bytes, ...]:
+        messages, contents, recipients, octets, place = [], [], [], [], 1
         for message in batch:
             self._last_id += 1
             key = message.key = self._last_id
             messages.append(self._message_row(message))
-            contents.append((key, message.content.prefix))
+            prefix = message.content.prefix
+            contents.append((key, place, len(prefix)))
+            octets.append(prefix)
+            place += len(prefix)
             leased = message.leased_until is not None
             due_at = message.leased_until if leased else message.due_at or message.received_at
             for r in message.recipients:
                 notify = ",".join(r.notify) or None
-                recipients.append((key, r.number, r.address, r.state, due_at, leased, r.attempts, notify, r.orcpt))
-        db = self._db
-        db.executemany(SQL["insert_message"], messages)
-        db.executemany(SQL["insert_content"], contents)
-        db.executemany(SQL["insert_recipient"], recipients)
+                recipients.append((key, r.number, r.address, r.state, due_at, int(leased), r.attempts, notify, r.orcpt))
+        blob = octets[0] if len(octets) == 1 else b"".join(octets)
+        return _json(messages), _json(contents), blob, _json(recipients)
+
+    @staticmethod
+    def _settle_columns(batch: Sequence[Settlement]) -> tuple[str, ...]:
+        rows, attempts, finished = [], [], []
+        for settlement in batch:
+            key = settlement.key
+            for s in settlement.recipients:
+                row = (key, s.number, s.state, s.due_at, int(s.is_attempt), s.next_hop, s.reply, s.stage)
+                rows.append((*row, int(s.is_delay_reported)))
+                if s.is_attempt:
+                    tried = (key, s.number, s.started_at, s.seconds, s.outcome, s.next_hop, s.remote, s.stage)
+                    attempts.append((*tried, s.reply))
+            # Also after a mere deferral: the message may have been cancelled meanwhile.
+            finished.append((key, settlement.at))
+        return _json(rows), _json(attempts), _json(finished)
 
     @staticmethod
     def _message_row(message: Message) -> tuple[Any, ...]:
@@ -195,14 +259,14 @@ class SqliteStore:
             message.uid,
             envelope.reverse_path,
             envelope.body,
-            envelope.is_smtputf8,
+            int(envelope.is_smtputf8),
             envelope.ret,
             envelope.envid,
             message.subject,
             content.size_bytes,
             message.received_at,
             message.expires_at,
-            json.dumps(message.facts),
+            message.facts,
             os.path.basename(content.path) if content.path else None,
             content.offset,
             content.file_bytes,
@@ -254,35 +318,9 @@ class SqliteStore:
         for r in recipients:
             self._db.execute(SQL["quarantine"], ("451 4.3.0 the content is missing from the queue", key, r.number))
 
-    def settle(self, batch: Sequence[Settlement]) -> None:
-        """Outcomes, their history, and what becomes final by them."""
-        db = self._db
-        for settlement in batch:
-            key = settlement.key
-            may_finish = False
-            for s in settlement.recipients:
-                self._settle_one(key, s)
-                may_finish = may_finish or s.state in _FINISHING or s.due_at is None
-                if s.is_attempt:
-                    row = (key, s.number, s.started_at, s.seconds, s.outcome, s.next_hop, s.remote, s.stage, s.reply)
-                    db.execute(SQL["insert_attempt"], row)
-            if may_finish or self._was_steered:
-                self._finish(key, settlement.at)
-
-    _was_steered = False
-
-    def _settle_one(self, key: int, s: Settled) -> None:
-        row = (s.state, s.due_at, s.is_attempt, s.next_hop, s.reply, s.stage, s.is_delay_reported, key, s.number)
-        self._db.execute(SQL["settle_recipient"], row)
-        self._was_steered = self._db.changes() == 0
-        if self._was_steered:
-            self._db.execute(SQL["settle_steered"], (s.state, s.is_attempt, s.reply, s.stage, key, s.number))
-
-    def _finish(self, key: int, now: float) -> None:
-        for (spool,) in list(self._db.execute(SQL["finish_message"], (now, key))):
-            self._db.execute(SQL["delete_content"], (key,))
-            if spool:
-                self._staged_spool.append(spool)
+    def _finish(self, rows: list[tuple[int, float]]) -> None:
+        """Messages whose recipients are all final lose their content."""
+        self._db.execute(SQL["insert_batch"], ("[]", "[]", b"", "[]", "[]", "[]", _json(rows)))
 
     def renew(self, keys: Collection[int], lease_until: float) -> None:
         """Moves the end of the leases."""
@@ -294,8 +332,7 @@ class SqliteStore:
         db.execute(SQL["recover_attempts"], (now,))
         db.execute(SQL["recover_leases"], (now,))
         count = db.changes()
-        for (key,) in list(db.execute(SQL["recover_steered"])):
-            self._finish(key, now)
+        self._finish([(key, now) for (key,) in list(db.execute(SQL["recover_steered"]))])
         return count
 
     def change(self, action: Action, query: Query, now: float) -> list[str]:
@@ -307,7 +344,7 @@ class SqliteStore:
             if self._db.changes():
                 changed.append(uid)
                 if action is Action.CANCEL:
-                    self._finish(key, now)
+                    self._finish([(key, now)])
         return changed
 
     def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
@@ -329,7 +366,8 @@ class SqliteStore:
         for key in dict.fromkeys(keys):
             for name in ("forget_recipients", "forget_attempts", "forget_message"):
                 self._db.execute(SQL[name], (key,))
-        dropped, self._dropped_spool = self._dropped_spool, []
+        dropped = [spool for (spool,) in self._read.rows(SQL["dropped"])]
+        self._db.execute(SQL["forget_dropped"])
         return dropped
 
     # ------------------------------------------------------------------- reading

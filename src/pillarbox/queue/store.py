@@ -62,6 +62,9 @@ class Store(Protocol):
     def transaction(self) -> AbstractContextManager[None]:
         """One durable commit for what is done inside. StoreFullError when the disk is full, StoreError else."""
 
+    def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
+        """`accept` and `settle` in a transaction of their own: the way of nearly all mail. Not inside transaction()."""
+
     def accept(self, batch: Sequence[Message]) -> None:
         """Takes messages; sets each one's `key`. DuplicateUidError for a uid that is there.
 

@@ -8,8 +8,6 @@ import ssl
 from typing import TYPE_CHECKING, Any, cast
 
 from ..events.catalogue import Endpoint, Session
-from ..smtp.extension import Facts
-from ..smtp.sasl import MECHANISMS
 from ..smtp.server import ServerProtocol
 from .limits import network_key
 from .session import SmtpSession
@@ -28,13 +26,46 @@ def _endpoint(name: Any) -> Endpoint:
     return Endpoint(str(name or ""), 0)
 
 
+class Outbox:
+    """Writes of one turn of the loop, done at its end, one behind the other.
+
+    A reply that leaves in the middle of a turn wakes its client at once, which then waits for a processor, answers, and
+    sleeps again, for each session anew. Measured on two processors with 20 sessions: a third of the server's time.
+    """
+
+    __slots__ = ("_loop", "_writes")
+
+    def __init__(self) -> None:
+        self._writes: list[tuple[asyncio.Transport, bytes | None]] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    def put(self, transport: asyncio.Transport, data: bytes | None) -> None:
+        """Octets to write, None to close."""
+        if not self._writes:
+            loop = self._loop
+            if loop is None:
+                loop = self._loop = asyncio.get_running_loop()
+            loop.call_soon(self.flush)
+        self._writes.append((transport, data))
+
+    def flush(self) -> None:
+        """Everything that waits."""
+        writes, self._writes = self._writes, []
+        for transport, data in writes:
+            if data is None:
+                transport.close()
+            elif not transport.is_closing():
+                transport.write(data)
+
+
 class SmtpConnection(asyncio.Protocol):
     """One connection. The loop calls it; it calls its session."""
 
-    __slots__ = ("_context", "_key", "_stops", "_tls_task", "_transport", "has_eof", "session")
+    __slots__ = ("_context", "_key", "_outbox", "_stops", "_tls_task", "_transport", "has_eof", "session")
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
+        self._outbox: Outbox = context.outbox
         self._transport: asyncio.Transport | None = None
         self._stops: set[str] = set()
         self._key = ""
@@ -53,18 +84,7 @@ class SmtpConnection(asyncio.Protocol):
         facts = Session(context.new_client_id(), peer, local)
         facts.tls = describe(get("ssl_object"))
         facts.is_trusted = context.is_trusted(peer.host)
-        options = context.options
-        protocol = ServerProtocol(
-            Facts(
-                max_size_bytes=options.max_size_bytes,
-                max_recipients=options.max_recipients,
-                tls_offered=context.tls is not None,
-                is_tls=bool(facts.tls),
-                auth_mechanisms=MECHANISMS if context.authenticate is not None else (),
-            ),
-            context.rules,
-        )
-        self.session = SmtpSession(context, self, facts, protocol)
+        self.session = SmtpSession(context, self, facts, ServerProtocol(context.protocol_facts(facts), context.rules))
         self._key = network_key(peer.host)
         context.sessions[facts.client_id] = self.session
         context.counters.sessions += 1
@@ -105,9 +125,9 @@ class SmtpConnection(asyncio.Protocol):
     # --------------------------------------------------------- from the session
 
     def write(self, data: bytes) -> None:
-        """Octets to the client."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.write(data)
+        """Octets to the client, at the end of this turn."""
+        if self._transport is not None:
+            self._outbox.put(self._transport, data)
 
     def stop_reading(self, why: str) -> None:
         """No more octets until every reason for stopping is gone."""
@@ -125,8 +145,8 @@ class SmtpConnection(asyncio.Protocol):
 
     def close_when_written(self) -> None:
         """Closes once what was written has left."""
-        if self._transport is not None and not self._transport.is_closing():
-            self._transport.close()
+        if self._transport is not None:
+            self._outbox.put(self._transport, None)
 
     def abort(self) -> None:
         """Closes at once."""
@@ -136,6 +156,7 @@ class SmtpConnection(asyncio.Protocol):
     def start_tls(self) -> None:
         """Begins the handshake behind the 220; plaintext that comes meanwhile fails it, and is never a command."""
         assert self._transport is not None
+        self._outbox.flush()
         # Nothing may reach the session between the 220 and the switch of protocols.
         self._transport.pause_reading()
         self._tls_task = asyncio.get_running_loop().create_task(self._handshake(self._transport))

@@ -14,11 +14,14 @@ from ..options import Options
 from ..queue.commit import GroupCommit
 from ..queue.scheduler import Scheduler
 from ..queue.spool import Spool
+from ..smtp.extension import Facts
+from ..smtp.sasl import MECHANISMS
 from ..smtp.server import Rules
 from .accounts import Account
 from .limits import Admission, GuessLimit
 
 if TYPE_CHECKING:
+    from .connection import Outbox
     from .session import SmtpSession
 
 
@@ -32,6 +35,12 @@ class Counters:
     delivered: int = 0
     deferred: int = 0
     bounced: int = 0
+
+
+def _make_outbox() -> Outbox:
+    from .connection import Outbox
+
+    return Outbox()
 
 
 @dataclass(slots=True)
@@ -56,10 +65,23 @@ class ServerContext:
     guesses_by_account: GuessLimit = field(default_factory=lambda: GuessLimit(20))
     sessions: dict[str, SmtpSession] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
+    outbox: Outbox = field(default_factory=lambda: _make_outbox())
     is_closing: bool = False
     last_client: int = 0
     guess_delay_s: float = 1.0
     disk_reserve_bytes: int = 0
+
+    def protocol_facts(self, session: Session) -> Facts:
+        """What EHLO offers in this session; its own copy, for TLS and AUTH change it."""
+        options = self.options
+        mechanisms = MECHANISMS if self.authenticate is not None else ()
+        return Facts(
+            options.max_size_bytes,
+            options.max_recipients,
+            tls_offered=self.tls is not None,
+            is_tls=bool(session.tls),
+            auth_mechanisms=mechanisms,
+        )
 
     def new_client_id(self) -> str:
         """A name for a session: short, never used twice by this server."""

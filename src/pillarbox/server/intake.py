@@ -92,21 +92,18 @@ class Intake:
     def _judge(self, envelope: Envelope, content: Content) -> None:
         """The checks that need the header section, then the plugins."""
         start = content.prefix if content.path is None else content.start()
-        end = headers.section_end(start)
+        scan = headers.Scan(start)
         options = self._context.options
-        if end > options.max_header_bytes or (end == len(start) and content.size_bytes > len(start)):
+        if scan.end > options.max_header_bytes or (scan.end == len(start) and content.size_bytes > len(start)):
             self._refuse(_HEADER_TOO_LARGE)
             return
         # RFC 5321 section 6.3
-        if (
-            start[:end].lower().count(b"\nreceived:") + start[:9].lower().startswith(b"received:")
-            > options.max_received
-        ):
+        if scan.received > options.max_received:
             self._refuse(_LOOP)
             return
         dispatcher = self._context.dispatcher
         if not dispatcher.listens("message"):
-            self._accept(envelope, content)
+            self._accept(envelope, content, scan)
             return
         session = self._session.facts
         event = MessageReceived(session.client_id, session, envelope, content)
@@ -124,7 +121,10 @@ class Intake:
                 self._refuse(verdict)
         else:
             # An Eat says who else may see the event; the message is queued all the same.
-            self._accept(event.envelope, event.content)
+            content = event.content
+            self._accept(
+                event.envelope, content, headers.Scan(content.prefix if content.path is None else content.start())
+            )
 
     def _refuse(self, reply: Reply) -> None:
         self._context.counters.refused += 1
@@ -133,7 +133,7 @@ class Intake:
 
     # ------------------------------------------------------------------- accept
 
-    def _accept(self, envelope: Envelope, content: Content) -> None:
+    def _accept(self, envelope: Envelope, content: Content, scan: headers.Scan) -> None:
         if not envelope.recipients:
             self._refuse(_NO_RECIPIENT)
             return
@@ -144,14 +144,14 @@ class Intake:
         context = self._context
         uid = context.new_uid()
         now = context.clock.time()
-        subject = self._stamp(uid, envelope, content, now)
+        self._stamp(uid, envelope, content, now, scan)
         message = Message(
             uid,
             envelope,
             content,
             now,
             now + context.options.expire_s,
-            subject,
+            scan.subject,
             self._facts(),
             leased_until=context.scheduler.lease_for_new(len(content.prefix)),
         )
@@ -161,46 +161,26 @@ class Intake:
             writer.abort()
         context.commit.accept(message, lambda error: self._committed(message, error))
 
-    def _stamp(self, uid: str, envelope: Envelope, content: Content, now: float) -> str:
-        """Trace fields and what a submission lacks (RFC 6409 section 8); gives the subject, decoded."""
-        context, session = self._context, self._session.facts
-        section = content.header_section
-        names = headers.field_names(section)
-        added = b""
-        # RFC 5321 section 4.4: Return-Path is made at final delivery, nowhere before.
-        drop = [name for name in ("Return-Path",) if name.lower().encode() in names]
-        if session.is_submission:
-            if b"message-id" not in names:
-                added += headers.format_field("Message-ID", trace.message_id(uid, context.options.hostname))
-            if b"date" not in names:
-                added += headers.format_field("Date", trace.format_date(now))
-            if b"bcc" in names:
-                drop.append("Bcc")
-        changed = section
-        for name in drop:
-            changed = headers.remove(changed, name)
-        if changed is not section:
-            content.set_section(changed)
-        if not section and content.size_bytes and content.start(2) != b"\r\n":
+    def _stamp(self, uid: str, envelope: Envelope, content: Content, now: float, scan: headers.Scan) -> None:
+        """Trace fields, and what a submission lacks."""
+        hostname, session = self._context.options.hostname, self._session.facts
+        added = trace.complete(content, scan, uid, hostname, now) if session.is_submission else b""
+        if b"return-path" in scan.names:
+            # RFC 5321 section 4.4: Return-Path is made at final delivery, nowhere before.
+            content.remove_header("Return-Path")
+        if not scan.end and content.size_bytes and content.start(2) != b"\r\n":
             # Text without a header section: an empty line keeps it apart from ours.
             added += b"\r\n"
         facts = trace.ReceivedFacts(
             session.helo,
             session.peer.host,
-            context.options.hostname,
-            trace.protocol_name(
-                is_esmtp=session.is_esmtp,
-                is_utf8=envelope.is_smtputf8,
-                is_tls=bool(session.tls),
-                is_authenticated=session.username is not None,
-            ),
+            hostname,
+            trace.PROTOCOLS[session.is_esmtp, envelope.is_smtputf8, bool(session.tls), session.username is not None],
             uid,
             session.tls,
             envelope.recipients[0].address if len(envelope.recipients) == 1 else None,
         )
         content.prepend(trace.format_received(facts, now) + added)
-        raw = headers.get_raw(section, "Subject")
-        return headers.decode_value(raw)[:200] if raw else ""
 
     def _facts(self) -> dict[str, object]:
         session = self._session.facts

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections import OrderedDict
+from functools import lru_cache
 
 
+@lru_cache(maxsize=4096)
 def network_key(host: str) -> str:
     """What counts as one peer: an IPv4 address, or an IPv6 /64, for who has one has them all."""
     try:

@@ -63,10 +63,13 @@ class SmtpSession:
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
+        "_arrived_at",
         "_authentication",
         "_command",
+        "_commanded_at",
         "_connection",
         "_context",
+        "_dispatcher",
         "_errors",
         "_event",
         "_greeted",
@@ -74,14 +77,15 @@ class SmtpSession:
         "_is_content",
         "_junk",
         "_pumping",
+        "_seen",
         "_waiting",
+        "arrivals",
         "awaits_program",
+        "commands",
         "content_bytes",
         "content_started",
         "facts",
         "is_lost",
-        "last_activity",
-        "line_started",
         "protocol",
         "reason",
     )
@@ -90,6 +94,7 @@ class SmtpSession:
         self, context: ServerContext, connection: SmtpConnection, facts: e.Session, protocol: ServerProtocol
     ) -> None:
         self._context = context
+        self._dispatcher = context.dispatcher
         self._connection = connection
         self.facts = facts
         self.protocol = protocol
@@ -107,8 +112,9 @@ class SmtpSession:
         self.is_lost = False
         self.awaits_program = False
         self.reason = "client closed the connection"
-        self.last_activity = context.clock.monotonic()
-        self.line_started = self.last_activity
+        self.arrivals = self.commands = 0
+        self._seen = (0, 0)
+        self._arrived_at = self._commanded_at = context.clock.monotonic()
         self.content_started = 0.0
         self.content_bytes = 0
 
@@ -121,7 +127,11 @@ class SmtpSession:
             return
         facts = self.facts
         self._event = e.Connection(facts.client_id, facts, facts.peer, facts.local, facts.tls)
-        verdict = self._context.dispatcher.dispatch(self._event, self._greeting_decided)
+        direct = self._dispatcher.direct["connection"]
+        if direct is not None:
+            self._greeting_decided(direct(self._dispatcher.server, self._event))
+            return
+        verdict = self._dispatcher.dispatch(self._event, self._greeting_decided)
         if not isinstance(verdict, Parked):
             self._greeting_decided(verdict)
 
@@ -133,7 +143,10 @@ class SmtpSession:
             self.awaits_program = True
             self._touch()
             return
-        self._respond_with(verdict, self._send_greeting)
+        if self._dispatcher.heard["response"]:
+            self._respond_with(verdict, self._send_greeting)
+        else:
+            self._send_greeting(verdict, is_sent=True)
 
     def _send_greeting(self, reply: Reply, *, is_sent: bool) -> None:
         self._greeted = True
@@ -150,12 +163,11 @@ class SmtpSession:
 
     def receive(self, data: bytes) -> None:
         """Octets from the wire."""
-        protocol = self.protocol
-        self.last_activity = self._context.clock.monotonic()
-        if not protocol.buffered_bytes:
-            self.line_started = self.last_activity
+        # No clock here: the sweep looks once a second whether these have moved.
+        self.arrivals += 1
         if not self._greeted:
             self.facts.talked_early = True
+        protocol = self.protocol
         protocol.receive_data(data)
         if not self._waiting:
             self._pump()
@@ -169,9 +181,9 @@ class SmtpSession:
 
     def _pump(self) -> None:
         self._pumping = True
-        next_event = self.protocol.next_event
+        protocol = self.protocol
         while not self._waiting:
-            event = next_event()
+            event = protocol.next_event()
             if event is None:
                 break
             kind = event.__class__
@@ -185,7 +197,11 @@ class SmtpSession:
             else:
                 self._on_auth_line(event)  # type: ignore[arg-type]
         self._pumping = False
-        self._flush()
+        data = protocol.data_to_send()
+        if data:
+            self._connection.write(data)
+        if protocol.state is State.CLOSED and not self._waiting:
+            self._connection.close_when_written()
 
     def _resume(self) -> None:
         """Goes on after a park; harmless inside a pump."""
@@ -194,27 +210,26 @@ class SmtpSession:
             return
         if not self._pumping:
             self._connection.go_on_reading("parked")
-            self._touch()
+            self.commands += 1
             self._pump()
-            if not self._waiting and self._connection.has_eof:
+            if self._connection.has_eof and not self._waiting:
                 self._connection.close_when_written()
 
     def _touch(self) -> None:
-        self.last_activity = self._context.clock.monotonic()
+        """The client's time begins anew: whatever it waited for is over."""
+        self.commands += 1
+        self.arrivals += 1
 
     def _flush(self) -> None:
-        """Everything that this turn produced leaves in one write."""
-        data = self.protocol.data_to_send()
-        if data:
+        """What was said so far leaves now; else everything that a turn produces leaves in one write at its end."""
+        if data := self.protocol.data_to_send():
             self._connection.write(data)
-        if self.protocol.is_closed and not self._waiting:
-            self._connection.close_when_written()
 
     # ------------------------------------------------------------------ commands
 
     def _on_command(self, command: Command) -> None:
         self._command = command
-        self.line_started = self.last_activity
+        self.commands += 1
         if command.error is not None:
             self._event = None
             if command.is_abuse:
@@ -229,8 +244,14 @@ class SmtpSession:
                 self._answer(_TOO_MUCH_JUNK)
                 return
         event = self._event = _BUILDERS[command.verb](self.facts, command)
+        dispatcher = self._dispatcher
+        direct = dispatcher.direct[event.name]
+        if direct is not None:
+            # Nobody but the built-in behaviour listens: no walk.
+            self._answer(direct(dispatcher.server, event))
+            return
         self._waiting = True
-        verdict = self._context.dispatcher.dispatch(event, self._command_decided)
+        verdict = dispatcher.dispatch(event, self._command_decided)
         if verdict is not PARKED:
             self._command_decided(verdict)  # type: ignore[arg-type]
 
@@ -259,19 +280,18 @@ class SmtpSession:
         if self._greeted:
             self._answer(reply)
         else:
-            self._respond_with(reply, self._send_greeting)
+            self._greeting_decided(reply)
         return True
 
     def _answer(self, reply: Reply) -> None:
-        self._respond_with(reply, self._send)
+        if self._dispatcher.heard["response"]:
+            self._respond_with(reply, self._send)
+        else:
+            self._send(reply, is_sent=True)
 
     def _respond_with(self, reply: Reply, send: Callable[..., None]) -> None:
-        """The `response` event, where somebody listens, then `send`."""
+        """The `response` event, then `send`."""
         self._waiting = True
-        dispatcher = self._context.dispatcher
-        if not dispatcher.listens("response"):
-            send(reply, is_sent=True)
-            return
         verb = self._command.verb if self._command is not None else ""
         event = e.Response(self.facts.client_id, self.facts, reply, verb)
 
@@ -279,7 +299,7 @@ class SmtpSession:
             if not self.is_lost:
                 send(event.reply, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)
 
-        verdict = dispatcher.dispatch(event, decided)
+        verdict = self._dispatcher.dispatch(event, decided)
         if verdict is not PARKED:
             decided(verdict)  # type: ignore[arg-type]
 
@@ -288,6 +308,7 @@ class SmtpSession:
         command, event = self._command, self._event
         self.protocol.respond(reply, is_sent=is_sent)
         self._waiting = False
+        self._command = self._event = None
         if reply.code >= 400:
             if command is not None and command.verb == "BDAT" and self.protocol.state is State.READY:
                 self._reset()
@@ -296,8 +317,7 @@ class SmtpSession:
             effect = _EFFECTS.get(command.verb)
             if effect is not None:
                 effect(self, event, reply)
-        self._command = self._event = None
-        if not self._waiting:
+        if not self._pumping and not self._waiting:
             self._resume()
 
     def _count_error(self, reply: Reply) -> None:
@@ -344,7 +364,7 @@ class SmtpSession:
     def _begin_content(self, event: Any = None, reply: Reply | None = None) -> None:
         if not self._is_content:
             self._is_content = True
-            self.content_started = self._context.clock.monotonic()
+            self.content_started = 0.0
             self.content_bytes = 0
 
     def _quit(self, event: Any, reply: Reply) -> None:
@@ -439,19 +459,28 @@ class SmtpSession:
         self._connection.abort()
 
     def sweep(self, now: float) -> None:
-        """Deadlines: for a command since its last octet's line, for content by time and rate, for an owed reply."""
+        """Deadlines: for a whole command, for content by time and rate, for an owed reply. Exact to a second."""
+        arrivals, commands = self._seen
+        if self.arrivals != arrivals:
+            self._arrived_at = now
+        if self.commands != commands or self._waiting:
+            self._commanded_at = now
+        self._seen = (self.arrivals, self.commands)
         options = self._context.options
-        if self.awaits_program and now - self.last_activity > options.client_time_out:
+        if self.awaits_program and now - self._arrived_at > options.client_time_out:
             self.reply_from_program(_NO_ANSWER if self._greeted else Reply(421, "4.3.0", "No answer in time"))
         if self._waiting or self.protocol.is_closed:
             return
-        if now - self.last_activity > options.client_time_out:
+        if now - self._arrived_at > options.client_time_out:
             self.leave(_TIMED_OUT, "time-out")
-        elif self._is_content and self.protocol.is_in_content:
+        elif self.protocol.is_in_content:
+            self._commanded_at = now
+            self.content_started = self.content_started or now
             allowed = options.client_time_out + self.content_bytes / max(options.min_rate_bytes_s, 1)
             if options.min_rate_bytes_s and now - self.content_started > allowed:
                 self.leave(_TOO_SLOW, "content too slow")
-        elif self.protocol.buffered_bytes and now - self.line_started > options.client_time_out:
+        elif now - self._commanded_at > options.client_time_out:
+            # Octets come, but no whole line: only a command starts the time anew.
             self.leave(_TIMED_OUT, "time-out within a command line")
 
     def lost(self) -> None:
@@ -461,8 +490,8 @@ class SmtpSession:
         self.is_lost = True
         self._intake.reset()
         facts = self.facts
-        if self._context.dispatcher.listens("disconnected"):
-            self._context.dispatcher.post(e.Disconnected(facts.client_id, facts, self.reason))
+        if self._dispatcher.listens("disconnected"):
+            self._dispatcher.post(e.Disconnected(facts.client_id, facts, self.reason))
 
 
 _EFFECTS: dict[str, Callable[[SmtpSession, Any, Reply], None]] = {

@@ -18,7 +18,8 @@ LOCAL_PART = rb"(?:" + DOT_STRING + rb"|" + QUOTED_STRING + rb")"
 LABEL = rb"[A-Za-z0-9\x80-\xff]+(?:-+[A-Za-z0-9\x80-\xff]+)*"
 DOMAIN = LABEL + rb"(?:\." + LABEL + rb")*"
 LITERAL = rb"\[[\x21-\x5a\x5e-\x7e]+\]"
-MAILBOX = rb"(" + LOCAL_PART + rb")@(" + DOMAIN + rb"|" + LITERAL + rb")"
+# Groups: the whole, its local-part, its domain.
+MAILBOX = rb"((" + LOCAL_PART + rb")@(" + DOMAIN + rb"|" + LITERAL + rb"))"
 
 _MAILBOX = re.compile(MAILBOX + rb"\Z")
 _DOMAIN = re.compile(DOMAIN + rb"\Z")
@@ -146,6 +147,15 @@ def check_mailbox(local_part: bytes, domain: bytes) -> Mailbox | None:
     return box if _labels_fit(box.domain) else None
 
 
+def mailbox_text(whole: bytes, local_part: bytes, domain: bytes) -> str | None:
+    """A mailbox that the pattern has found, as text, or None where it breaks a limit."""
+    if len(domain) <= MAX_LABEL and len(whole) <= MAX_MAILBOX and domain[0] != 91 and whole.isascii():
+        # No label can be too long, nothing is left to judge: nearly every address.
+        return whole.decode("ascii")
+    box = check_mailbox(local_part, domain)
+    return None if box is None else str(box)
+
+
 def parse_mailbox(address: str | bytes) -> Mailbox | None:
     """`local-part@domain` from a program's own hands, by the same grammar as on the wire; None if it does not hold."""
     try:
@@ -153,4 +163,4 @@ def parse_mailbox(address: str | bytes) -> Mailbox | None:
     except UnicodeEncodeError:
         return None
     found = _MAILBOX.match(raw)
-    return check_mailbox(found.group(1), found.group(2)) if found else None
+    return check_mailbox(found.group(2), found.group(3)) if found else None

@@ -27,30 +27,19 @@ class Command:
     malformed or out of order, else None; `is_abuse` asks to close the session after it.
     """
 
-    __slots__ = (
-        "address",
-        "args",
-        "error",
-        "initial",
-        "is_abuse",
-        "is_last",
-        "mechanism",
-        "parameters",
-        "size_bytes",
-        "verb",
-    )
+    # Defaults stand in the class, so that making a command sets only what it has.
+    address: str | None = None
+    parameters: dict[str, Any] = _NONE
+    error: Reply | None = None
+    size_bytes = 0
+    is_last = False
+    is_abuse = False
+    mechanism = ""
+    initial: bytes | None = None
 
     def __init__(self, verb: str, args: str) -> None:
         self.verb = verb
         self.args = args
-        self.address: str | None = None
-        self.parameters: dict[str, Any] = _NONE
-        self.error: Reply | None = None
-        self.size_bytes = 0
-        self.is_last = False
-        self.is_abuse = False
-        self.mechanism = ""
-        self.initial: bytes | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,13 +77,12 @@ def _parse_greeting(command: Command, rest: bytes, grammar: Grammar) -> None:
         command.address = command.args
 
 
-def _parameters(command: Command, raw: bytes | None, known: dict[str, Any]) -> bool:
-    if raw:
-        try:
-            command.parameters = parse_parameters(raw.decode("utf-8"), known)
-        except ParameterFault as fault:
-            command.error = fault.reply
-            return False
+def _parameters(command: Command, raw: bytes, known: dict[str, Any]) -> bool:
+    try:
+        command.parameters = parse_parameters(raw.decode("utf-8"), known)
+    except ParameterFault as fault:
+        command.error = fault.reply
+        return False
     return True
 
 
@@ -103,16 +91,14 @@ def _parse_mail(command: Command, rest: bytes, grammar: Grammar) -> None:
     if found is None or (grammar.is_strict and found.group(1)):
         command.error = _BAD_SENDER if rest[:5].upper() == b"FROM:" and len(rest) > 5 else _SYNTAX_MAIL
         return
-    _, local_part, domain, raw = found.groups()
-    if not _parameters(command, raw, MAIL_PARAMETERS) or local_part is None:
+    _, whole, local_part, domain, raw = found.groups()
+    if (raw and not _parameters(command, raw, MAIL_PARAMETERS)) or whole is None:
         return
-    box = a.check_mailbox(local_part, domain)
-    if box is None:
+    address = command.address = a.mailbox_text(whole, local_part, domain)
+    if address is None:
         command.error = _BAD_SENDER
-        return
-    command.address = f"{box.local_part}@{box.domain}"
     # RFC 6531 section 3.5
-    if not command.address.isascii() and "SMTPUTF8" not in command.parameters:
+    elif not address.isascii() and "SMTPUTF8" not in command.parameters:
         command.error = _NEEDS_UTF8
 
 
@@ -121,23 +107,21 @@ def _parse_rcpt(command: Command, rest: bytes, grammar: Grammar) -> None:
     if found is None or (grammar.is_strict and found.group(1)):
         command.error = _BAD_RECIPIENT if rest[:3].upper() == b"TO:" and len(rest) > 3 else _SYNTAX_RCPT
         return
-    _, local_part, domain, postmaster, raw = found.groups()
-    if not _parameters(command, raw, RCPT_PARAMETERS):
+    _, whole, local_part, domain, postmaster, raw = found.groups()
+    if raw and not _parameters(command, raw, RCPT_PARAMETERS):
         return
     if postmaster is not None:
         command.address = postmaster.decode("ascii")
         return
-    box = a.check_mailbox(local_part, domain)
-    if box is None:
+    command.address = a.mailbox_text(whole, local_part, domain)
+    if command.address is None:
         command.error = _BAD_RECIPIENT
-    else:
-        command.address = f"{box.local_part}@{box.domain}"
 
 
 def _parse_nothing(command: Command, rest: bytes, grammar: Grammar) -> None:
     # RFC 5321 section 4.1.1.4, .5, .10; RFC 3207 section 4: no parameters.
     if rest:
-        command.error = _NO_ARGUMENT
+        command.error = _HAS_CONTROL if _CONTROL.search(rest) else _NO_ARGUMENT
 
 
 def _parse_text(command: Command, rest: bytes, grammar: Grammar) -> None:
@@ -181,6 +165,7 @@ class Row:
     rfc: str
     is_junk: bool = False
     takes_utf8: bool = False
+    is_free_text: bool = False
 
 
 COMMANDS: dict[bytes, Row] = {
@@ -193,10 +178,21 @@ COMMANDS: dict[bytes, Row] = {
         Row("DATA", _parse_nothing, "cmd_data", "DATA", "5321"),
         Row("BDAT", _parse_bdat, "cmd_bdat", "BDAT size [LAST]", "3030"),
         Row("RSET", _parse_nothing, "cmd_rset", "RSET", "5321", is_junk=True),
-        Row("NOOP", _parse_anything, "cmd_noop", "NOOP [string]", "5321", is_junk=True, takes_utf8=True),
-        Row("VRFY", _parse_text, "cmd_vrfy", "VRFY string", "5321", is_junk=True, takes_utf8=True),
-        Row("EXPN", _parse_text, "cmd_expn", "EXPN string", "5321", is_junk=True, takes_utf8=True),
-        Row("HELP", _parse_anything, "cmd_help", "HELP [verb]", "5321", is_junk=True, takes_utf8=True),
+        Row(
+            "NOOP",
+            _parse_anything,
+            "cmd_noop",
+            "NOOP [string]",
+            "5321",
+            is_junk=True,
+            takes_utf8=True,
+            is_free_text=True,
+        ),
+        Row("VRFY", _parse_text, "cmd_vrfy", "VRFY string", "5321", is_junk=True, takes_utf8=True, is_free_text=True),
+        Row("EXPN", _parse_text, "cmd_expn", "EXPN string", "5321", is_junk=True, takes_utf8=True, is_free_text=True),
+        Row(
+            "HELP", _parse_anything, "cmd_help", "HELP [verb]", "5321", is_junk=True, takes_utf8=True, is_free_text=True
+        ),
         Row("QUIT", _parse_nothing, "cmd_quit", "QUIT", "5321"),
         Row("STARTTLS", _parse_nothing, "cmd_starttls", "STARTTLS", "3207", is_junk=True),
         Row("AUTH", _parse_auth, "cmd_auth", "AUTH mechanism [initial-response]", "4954"),
@@ -221,7 +217,8 @@ def parse_command(line: bytes, grammar: Grammar) -> tuple[Command, Row | None]:
     row = COMMANDS.get(word) or COMMANDS.get(word.upper())
     if rest and (rest[-1] == 32 or rest[0] == 32):
         rest = rest.strip(b" ")
-    if row is None or _CONTROL.search(line):
+    # The patterns of the verbs with a grammar let no control character through.
+    if row is None or (row.is_free_text and _CONTROL.search(line)):
         return _refuse(word, rest, row, line), row
     try:
         command = Command(row.verb, rest.decode("ascii"))

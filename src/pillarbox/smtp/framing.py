@@ -32,9 +32,10 @@ class LineBuffer:
     With `accept_bare_lf` LF alone ends a line, too.
     """
 
-    __slots__ = ("_buffer", "_dropping", "_position", "accept_bare_lf")
+    __slots__ = ("_buffer", "_dropping", "_position", "accept_bare_lf", "is_empty")
 
     def __init__(self, *, accept_bare_lf: bool = False) -> None:
+        self.is_empty = True
         self._buffer = b""
         self._position = 0
         self._dropping = False
@@ -45,20 +46,28 @@ class LineBuffer:
 
     def push(self, data: bytes) -> None:
         """Adds octets at the end."""
-        if self._position >= len(self._buffer):
+        if self.is_empty:
             self._buffer = data
         else:
             self._buffer = self._buffer[self._position :] + data
         self._position = 0
+        self.is_empty = not self._buffer
 
     def take(self, count: int) -> bytes:
         """Up to `count` octets from the front."""
         start = self._position
         if start == 0 and count >= len(self._buffer):
-            piece, self._buffer = self._buffer, b""
+            piece, self._buffer, self.is_empty = self._buffer, b"", True
             return piece
         piece = self._buffer[start : start + count]
         self._position = start + len(piece)
+        self.is_empty = self._position >= len(self._buffer)
+        return piece
+
+    def take_all(self) -> bytes:
+        """Everything."""
+        piece = self._buffer[self._position :] if self._position else self._buffer
+        self._buffer, self._position, self.is_empty = b"", 0, True
         return piece
 
     def peek(self) -> int:
@@ -68,7 +77,7 @@ class LineBuffer:
     def clear(self) -> int:
         """Throws everything away; returns how many octets that were."""
         count = len(self)
-        self._buffer, self._position, self._dropping = b"", 0, False
+        self._buffer, self._position, self._dropping, self.is_empty = b"", 0, False, True
         return count
 
     def take_line(self, limit: int) -> bytes | OverlongLine | BareLineFeed | None:
@@ -81,22 +90,35 @@ class LineBuffer:
             if self._dropping:
                 self._keep_tail(buffer)
             return None
-        is_bare = end == start or buffer[end - 1] != 13
-        if is_bare and not self.accept_bare_lf:
-            if not self._dropping and end - start + 1 > limit:
-                # The LF stays for the next call: cut into single octets, the line would give both marks, too.
-                self._position, self._dropping = end, True
-                return OVERLONG
-            self._position, self._dropping = end + 1, True
-            return BARE_LF
+        if end == start or buffer[end - 1] != 13:
+            return self._take_bare(start, end, limit)
         if self._dropping:
-            self._position, self._dropping = end + 1, False
-            return self.take_line(limit) if self._position < len(buffer) else None
-        return self._cut(start, end if is_bare else end - 1, end + 1, limit)
+            self._go_to(end + 1)
+            self._dropping = False
+            return None if self.is_empty else self.take_line(limit)
+        self._position = end = end + 1
+        self.is_empty = end >= len(buffer)
+        return OVERLONG if end - start > limit else buffer[start : end - 2]
 
-    def _cut(self, start: int, stop: int, after: int, limit: int) -> bytes | OverlongLine:
-        self._position = after
-        return OVERLONG if after - start > limit else self._buffer[start:stop]
+    def _go_to(self, position: int) -> None:
+        self._position = position
+        self.is_empty = position >= len(self._buffer)
+
+    def _take_bare(self, start: int, end: int, limit: int) -> bytes | OverlongLine | BareLineFeed | None:
+        """A line that LF alone ended."""
+        if self.accept_bare_lf:
+            self._go_to(end + 1)
+            if self._dropping:
+                self._dropping = False
+                return None if self.is_empty else self.take_line(limit)
+            return OVERLONG if end + 1 - start > limit else self._buffer[start:end]
+        is_first, self._dropping = not self._dropping, True
+        if is_first and end - start + 1 > limit:
+            # The LF stays for the next call: cut into single octets, the line would give both marks, too.
+            self._go_to(end)
+            return OVERLONG
+        self._go_to(end + 1)
+        return BARE_LF
 
     def _overflow(self, buffer: bytes) -> OverlongLine | None:
         """A line without end: one mark, then everything up to its CRLF is dropped as it comes."""
@@ -108,6 +130,7 @@ class LineBuffer:
     def _keep_tail(self, buffer: bytes) -> None:
         # A last CR may be half of the CRLF that ends the dropped line.
         self._buffer, self._position = (b"\r" if buffer.endswith(b"\r") else b""), 0
+        self.is_empty = not self._buffer
 
 
 _ANY_LINE_END = re.compile(rb"\r\n?|\n")
@@ -138,7 +161,11 @@ class DataScanner:
             chunk = self._held + chunk
             self._held = b""
         rest = None
-        end = chunk.find(END)
+        # The first line with a dot in front is the end, nearly always: one search serves for both.
+        dot = chunk.find(b"\r\n.")
+        end = dot
+        if dot >= 0 and chunk[dot + 3 : dot + 5] != CRLF:
+            end = chunk.find(END, dot)
         if end >= 0:
             rest = chunk[end + 5 :]
             chunk = chunk[: end + 2]
@@ -148,7 +175,7 @@ class DataScanner:
             chunk = chunk[:cut]
         feeds = chunk.count(b"\n")
         bare = feeds != chunk.count(b"\r\n") or feeds != chunk.count(b"\r")
-        if feeds and b"\n." in chunk:
+        if dot != end:
             # RFC 5321 section 4.5.2: the first dot of a line was added by the sender.
             chunk = chunk.replace(b"\r\n.", CRLF)
         if self._skip and chunk:

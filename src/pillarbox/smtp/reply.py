@@ -18,7 +18,7 @@ _TEXT_LIMIT = 480
 def enhanced_fits(code: int, enhanced: str) -> bool:
     """RFC 2034 section 4: the class digit of the enhanced status code follows from the reply code."""
     found = _ENHANCED.match(enhanced)
-    return found is not None and found.group(1) == str(code)[0]
+    return found is not None and int(found.group(1)) == code // 100
 
 
 class Reply:
@@ -33,6 +33,7 @@ class Reply:
     code: int
     enhanced: str | None
     lines: tuple[str, ...]
+    _wire: bytes | None
 
     def __init__(self, code: int, enhanced: str | None = None, *lines: str) -> None:
         if not isinstance(code, int) or not 200 <= code <= 599:
@@ -99,16 +100,13 @@ def _fold(line: str) -> Iterable[str]:
 
 def format_reply(reply: Reply) -> bytes:
     """The octets of a reply, CRLF included; remembered, for most replies are sent again and again."""
-    wire: bytes | None = reply._wire  # type: ignore[attr-defined]
+    wire = reply._wire
     if wire is None:
         lines = [piece for line in reply.lines for piece in _fold(line)]
         # RFC 2034 section 4: the enhanced code stands on each line of a multi-line reply.
         extra = f"{reply.enhanced} " if reply.enhanced else ""
-        last = len(lines) - 1
-        wire = b"".join(
-            f"{reply.code}{' ' if i == last else '-'}{extra}{line}\r\n".encode("utf-8", "replace")
-            for i, line in enumerate(lines)
-        )
+        text = "".join([f"{reply.code}-{extra}{line}\r\n" for line in lines[:-1]])
+        wire = f"{text}{reply.code} {extra}{lines[-1]}\r\n".encode("utf-8", "replace")
         object.__setattr__(reply, "_wire", wire)
     return wire
 

@@ -63,6 +63,7 @@ _BARE_LF = Reply(500, "5.5.2", "Line ended by LF alone: end lines with CR LF")
 _BARE_CONTENT = Reply(550, "5.5.2", "Content has a bare CR or LF: end lines with CR LF")
 _EARLY_CONTENT = Reply(503, "5.5.0", "Data behind DATA before the 354 reply")
 _BEHIND_STARTTLS = Reply(554, "5.5.0", "Nothing may follow STARTTLS before its reply")
+_STRICT, _LENIENT = Grammar(is_strict=True), Grammar(is_strict=False)
 _FOREIGN = Reply(554, "5.5.0", "This is SMTP, not TLS; closing")
 _SMALL_CHUNKS = Reply(421, "4.7.0", "Too many small chunks")
 
@@ -70,50 +71,29 @@ _SMALL_CHUNKS = Reply(421, "4.7.0", "Too many small chunks")
 class ServerProtocol:
     """One session's protocol. `state` is where it stands; `facts` decides what EHLO offers."""
 
-    __slots__ = (
-        "_auth",
-        "_by_bdat",
-        "_chunk_left",
-        "_chunk_total",
-        "_ended",
-        "_grammar",
-        "_input",
-        "_is_last",
-        "_next_state",
-        "_out",
-        "_owed",
-        "_scanner",
-        "_size",
-        "_small_chunks",
-        "_swallow",
-        "_tls_wait",
-        "_too_large",
-        "facts",
-        "rules",
-        "state",
-    )
+    # Defaults stand in the class: a new session sets only what it has of its own.
+    state = State.OPEN
+    _owed: Command | EndOfContent | AuthLine | None = None
+    _next_state = State.OPEN
+    _scanner: DataScanner | ChunkScanner | None = None
+    _auth = False
+    _tls_wait = False
+    _swallow = 0
+    _chunk_left = -1
+    _chunk_total = 0
+    _small_chunks = 0
+    _size = 0
+    _is_last = True
+    _ended = False
+    _too_large = False
 
     def __init__(self, facts: Facts, rules: Rules | None = None) -> None:
         self.facts = facts
-        self.rules = rules or Rules()
-        self.state = State.OPEN
-        self._grammar = Grammar(self.rules.is_strict)
-        self._input = LineBuffer(accept_bare_lf=self.rules.accept_bare_lf_commands)
+        self.rules = rules = rules or Rules()
+        self._input = LineBuffer(accept_bare_lf=rules.accept_bare_lf_commands)
         self._out: list[bytes] = []
-        self._owed: Command | EndOfContent | AuthLine | None = None
-        self._next_state = State.OPEN
-        self._scanner: DataScanner | ChunkScanner | None = None
-        self._auth = False
-        self._tls_wait = False
-        self._swallow = 0
-        # As _forget_chunks leaves it.
-        self._chunk_left = -1
-        self._chunk_total = 0
-        self._small_chunks = 0
-        self._size = 0
-        self._is_last = True
-        self._ended = False
-        self._too_large = False
+        self._max_line = rules.max_line_bytes
+        self._grammar = _STRICT if rules.is_strict else _LENIENT
 
     # ------------------------------------------------------------------ input
 
@@ -144,15 +124,17 @@ class ServerProtocol:
 
     def next_event(self) -> Event | None:
         """The next command, piece of content (bytes), end of content, or AUTH line; None: a reply is owed or more is needed."""
-        if self._owed is not None or self._tls_wait or self.state is State.CLOSED:
-            return None
-        if self._swallow and not self._drain():
+        if self._owed is not None:
             return None
         if self._scanner is not None:
             if self.state is State.CONTENT:
                 return self._next_data()
             if self._chunk_left >= 0:
                 return self._next_chunk()
+        if self._input.is_empty or self._tls_wait or self.state is State.CLOSED:
+            return None
+        if self._swallow and not self._drain():
+            return None
         if self._auth:
             return self._next_auth()
         return self._next_command()
@@ -168,21 +150,26 @@ class ServerProtocol:
         if self.state is State.OPEN and self._input.peek() == 0x16:
             # A TLS record has no CRLF to wait for.
             return self._owe(self._fault("", _FOREIGN, is_abuse=True), State.CLOSED)
-        line = self._input.take_line(self.rules.max_line_bytes)
+        line = self._input.take_line(self._max_line)
         if line is None:
             return None
         if line.__class__ is not bytes:
             return self._owe(self._fault("", _TOO_LONG if line is OVERLONG else _BARE_LF), self.state)
         command, row = parse_command(line, self._grammar)
-        if row is None:
-            return self._owe(command, self.state)
-        following = TRANSITIONS[self.state].get(command.verb)
-        if following is None and not command.is_abuse:
-            hint = ORDER_HINTS.get((self.state, command.verb), "bad sequence of commands")
-            command.error = Reply(503, "5.5.1", f"{command.verb}: {hint}")
-        if command.verb in _CHECKS and not (command.error and command.verb != "BDAT"):
-            _CHECKS[command.verb](self, command)
-        return self._owe(command, following or self.state)
+        self._owed = command
+        self._next_state = state = self.state
+        if row is not None:
+            verb = command.verb
+            following = TRANSITIONS[state].get(verb)
+            if following is not None:
+                self._next_state = following
+            elif not command.is_abuse:
+                hint = ORDER_HINTS.get((state, verb), "bad sequence of commands")
+                command.error = Reply(503, "5.5.1", f"{verb}: {hint}")
+            check = _CHECKS.get(verb)
+            if check is not None and (command.error is None or verb == "BDAT"):
+                check(self, command)
+        return command
 
     def _owe(self, command: Command, following: State) -> Command:
         self._owed = command
@@ -249,9 +236,9 @@ class ServerProtocol:
         assert isinstance(scanner, DataScanner)
         if self._ended:
             return self._end_of_content(by_bdat=False)
-        if not len(self._input):
+        if self._input.is_empty:
             return None
-        piece, rest = scanner.feed(self._input.take(len(self._input)))
+        piece, rest = scanner.feed(self._input.take_all())
         wanted = self._keep(piece)
         if rest is None:
             return wanted or None
@@ -335,22 +322,26 @@ class ServerProtocol:
         """
         owed = self._owed
         assert owed is not None, "no reply is owed"
+        self._owed = None
         if is_sent:
             self._out.append(format_reply(reply))
-        self._owed = None
+        code = reply.code
         if owed.__class__ is Command:
-            self._after_command(owed, reply)
+            if code < 400 and owed.error is None and owed.verb in _PLAIN:
+                self.state = self._next_state
+            else:
+                self._after_command(owed, reply)
         elif owed.__class__ is AuthLine:
             self._after_auth(reply)
         elif isinstance(owed, EndOfContent):
             # RFC 5321 section 4.1.1.4: whatever the reply, the transaction is over; a refused chunk ends it, too.
-            if owed.is_last or not reply.is_positive:
+            if owed.is_last or code >= 400:
                 self._forget_chunks()
                 self._next_state = State.READY
             self.state = self._next_state
             if owed.is_abuse:
                 self.close()
-        if reply.code == 421:
+        if code == 421:
             self.close()
 
     def accept_chunk(self) -> None:
@@ -383,18 +374,19 @@ class ServerProtocol:
         if verb == "AUTH":
             self._after_auth(reply)
             return
-        if verb == "DATA" and reply.code != 354:
+        if verb == "DATA":
+            if reply.code == 354:
+                self.state = State.CONTENT
+                self._scanner = DataScanner(normalise=self.rules.normalise_bare)
             return
         self.state = self._next_state
-        if verb == "DATA":
-            self._forget_chunks()
-            self._scanner = DataScanner(normalise=self.rules.normalise_bare)
-        elif verb in ("RSET", "EHLO", "HELO", "MAIL"):
-            self._forget_chunks()
-        elif verb == "STARTTLS":
+        if verb == "STARTTLS":
             self._tls_wait = True
         elif verb == "QUIT":
             self.close()
+        elif self._chunk_total or self._small_chunks:
+            # RSET, EHLO and HELO between two chunks, or the MAIL behind them.
+            self._forget_chunks()
 
     def _after_auth(self, reply: Reply) -> None:
         self._auth = reply.code == 334
@@ -447,6 +439,8 @@ def _too_large(facts: Facts) -> Reply:
     return Reply(552, "5.3.4", f"Message larger than {facts.max_size_bytes} octets")
 
 
+# Positive replies to these do no more than move the state.
+_PLAIN = frozenset(("RCPT", "NOOP", "HELP", "VRFY", "EXPN"))
 _CHECKS = {
     "MAIL": ServerProtocol._check_mail,
     "DATA": ServerProtocol._check_data,

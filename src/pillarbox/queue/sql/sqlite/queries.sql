@@ -1,16 +1,87 @@
 -- Every query of the SQLite store, found by name.
 
--- name: insert_message
-INSERT INTO message (id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at,
-                     facts, spool, spool_offset, spool_bytes)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?);
+-- A whole batch is one statement: a row of JSON arrays (and the contents, one behind the other in one blob) goes into a
+-- view, whose trigger does the rest. Between two statements the driver gives the interpreter's lock away and has to
+-- wait for a busy loop to get it back; within one it does not.
 
--- name: insert_content
-INSERT INTO content (message_id, octets) VALUES (?, ?);
+-- name: batch_view
+CREATE TEMP VIEW batch AS
+SELECT NULL AS messages, NULL AS contents, NULL AS octets, NULL AS recipients, NULL AS outcomes, NULL AS attempts,
+       NULL AS finished;
 
--- name: insert_recipient
-INSERT INTO recipient (message_id, number, address, state, due_at, leased, attempts, notify, orcpt)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
+-- name: dropped_table
+-- The spool files of messages that are finished; read and emptied by `purge`.
+CREATE TEMP TABLE dropped (spool TEXT NOT NULL);
+
+-- name: batch_trigger
+-- messages:   id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at, facts,
+--             spool, spool_offset, spool_bytes
+-- contents:   id, where in octets (from 1), how long
+-- recipients: id, number, address, state, due_at, leased, attempts, notify, orcpt
+-- outcomes:   id, number, state, due_at, is an attempt, next_hop, reply, stage, delay is reported
+-- attempts:   id, number, at, seconds, outcome, next_hop, remote, stage, reply
+-- finished:   id, now
+CREATE TEMP TRIGGER batch_insert INSTEAD OF INSERT ON batch BEGIN
+  INSERT INTO message (id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at,
+                       facts, spool, spool_offset, spool_bytes)
+  SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8, value->>9,
+         value->>10, value->11, value->>12, value->>13, value->>14
+  FROM json_each(NEW.messages);
+
+  INSERT INTO content (message_id, octets)
+  SELECT value->>0, substr(NEW.octets, value->>1, value->>2) FROM json_each(NEW.contents);
+
+  INSERT INTO recipient (message_id, number, address, state, due_at, leased, attempts, notify, orcpt)
+  SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8
+  FROM json_each(NEW.recipients);
+
+  UPDATE recipient
+  SET state = s.state, due_at = s.due_at, leased = 0, attempts = attempts + s.is_attempt,
+      next_hop = coalesce(s.next_hop, recipient.next_hop), last_reply = coalesce(s.reply, last_reply),
+      last_stage = coalesce(s.stage, last_stage), delay_reported = delay_reported OR s.delayed
+  FROM (SELECT value->>0 AS id, value->>1 AS number, value->>2 AS state, value->>3 AS due_at, value->>4 AS is_attempt,
+               value->>5 AS next_hop, value->>6 AS reply, value->>7 AS stage, value->>8 AS delayed
+        FROM json_each(NEW.outcomes)) AS s
+  WHERE message_id = s.id AND recipient.number = s.number AND recipient.state IN ('queued', 'deferred');
+
+  -- Cancelled or held while it was in flight: a delivery is a fact all the same, anything else changes nothing.
+  UPDATE recipient
+  SET state = CASE WHEN s.state = 'delivered' THEN 'delivered' ELSE recipient.state END, leased = 0, due_at = NULL,
+      attempts = attempts + s.is_attempt, last_reply = coalesce(s.reply, last_reply),
+      last_stage = coalesce(s.stage, last_stage)
+  FROM (SELECT value->>0 AS id, value->>1 AS number, value->>2 AS state, value->>4 AS is_attempt, value->>6 AS reply,
+               value->>7 AS stage
+        FROM json_each(NEW.outcomes)) AS s
+  WHERE message_id = s.id AND recipient.number = s.number AND recipient.leased
+    AND recipient.state IN ('cancelled', 'held');
+
+  INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, remote, stage, reply)
+  SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8
+  FROM json_each(NEW.attempts);
+
+  UPDATE message SET finished_at = m.now
+  FROM (SELECT value->>0 AS key, value->>1 AS now FROM json_each(NEW.finished)) AS m
+  WHERE id = m.key AND finished_at IS NULL AND NOT EXISTS (
+    SELECT 1 FROM recipient WHERE message_id = message.id AND (state IN ('queued', 'deferred', 'held') OR leased)
+  );
+
+  INSERT INTO dropped (spool)
+  SELECT spool FROM json_each(NEW.finished) JOIN message ON message.id = value->>0
+  WHERE finished_at IS NOT NULL AND spool IS NOT NULL;
+
+  DELETE FROM content WHERE message_id IN (
+    SELECT message.id FROM json_each(NEW.finished) JOIN message ON message.id = value->>0 WHERE finished_at IS NOT NULL
+  );
+END;
+
+-- name: insert_batch
+INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?);
+
+-- name: dropped
+SELECT spool FROM dropped;
+
+-- name: forget_dropped
+DELETE FROM dropped;
 
 -- name: highest_id
 SELECT coalesce(max(id), 0) FROM message;
@@ -41,31 +112,6 @@ SELECT octets FROM content WHERE message_id = ?;
 
 -- name: message_by_uid
 SELECT id, spool, spool_offset, spool_bytes FROM message WHERE uid = ?;
-
--- name: settle_recipient
-UPDATE recipient
-SET state = ?, due_at = ?, leased = 0, attempts = attempts + ?, next_hop = coalesce(?, next_hop),
-    last_reply = coalesce(?, last_reply), last_stage = coalesce(?, last_stage), delay_reported = delay_reported OR ?
-WHERE message_id = ? AND number = ? AND state IN ('queued', 'deferred');
-
--- name: settle_steered
--- Cancelled or held while it was in flight: a delivery is a fact all the same, anything else changes nothing.
-UPDATE recipient
-SET state = CASE WHEN ?1 = 'delivered' THEN 'delivered' ELSE state END, leased = 0, attempts = attempts + ?2,
-    due_at = NULL, last_reply = coalesce(?3, last_reply), last_stage = coalesce(?4, last_stage)
-WHERE message_id = ?5 AND number = ?6 AND state IN ('cancelled', 'held');
-
--- name: insert_attempt
-INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, remote, stage, reply)
-VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?);
-
--- name: finish_message
-UPDATE message SET finished_at = ?1 WHERE id = ?2 AND finished_at IS NULL AND NOT EXISTS (
-  SELECT 1 FROM recipient WHERE message_id = ?2 AND (state IN ('queued', 'deferred', 'held') OR leased)
-) RETURNING spool;
-
--- name: delete_content
-DELETE FROM content WHERE message_id = ?;
 
 -- name: renew
 UPDATE recipient SET due_at = ? WHERE message_id = ? AND leased;
