@@ -15,11 +15,12 @@ from ..events import catalogue as e
 from ..events.dispatch import PARKED, Parked, Verdict
 from ..events.plugin import Eat
 from ..mail.envelope import Envelope
-from ..smtp.command import COMMANDS, Command
+from ..smtp.command import Command
 from ..smtp.reply import Reply
 from ..smtp.server import AuthLine, EndOfContent, ServerProtocol
 from ..smtp.state import State
 from .authentication import Authentication
+from .commands import EVENTS, JUNK
 from .intake import Intake
 
 if TYPE_CHECKING:
@@ -33,30 +34,11 @@ _TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing")
 _TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing")
 _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
 _NO_ANSWER = Reply(451, "4.3.0", "No answer in time")
-_JUNK = frozenset(row.verb for row in COMMANDS.values() if row.is_junk)
 # Input that waits while the session is parked; beyond, reading stops.
 _MAX_BUFFERED = 64 * 1024
 
 # Stands for the end of content where a reply's command is asked for.
 _END = Command(".", "")
-
-_Builder = Callable[[e.Session, Command], Any]
-_BUILDERS: dict[str, _Builder] = {
-    "EHLO": lambda s, c: e.CmdEhlo(s.client_id, s, c.args, c.address or ""),
-    "HELO": lambda s, c: e.CmdHelo(s.client_id, s, c.args, c.address or ""),
-    "MAIL": lambda s, c: e.CmdMail(s.client_id, s, c.args, c.address, c.parameters),
-    "RCPT": lambda s, c: e.CmdRcpt(s.client_id, s, c.args, c.address or "", c.parameters),
-    "DATA": lambda s, c: e.CmdData(s.client_id, s, c.args),
-    "BDAT": lambda s, c: e.CmdBdat(s.client_id, s, c.args, c.size_bytes, c.is_last),
-    "RSET": lambda s, c: e.CmdRset(s.client_id, s, c.args),
-    "NOOP": lambda s, c: e.CmdNoop(s.client_id, s, c.args),
-    "VRFY": lambda s, c: e.CmdVrfy(s.client_id, s, c.args),
-    "EXPN": lambda s, c: e.CmdExpn(s.client_id, s, c.args),
-    "HELP": lambda s, c: e.CmdHelp(s.client_id, s, c.args),
-    "QUIT": lambda s, c: e.CmdQuit(s.client_id, s, c.args),
-    "STARTTLS": lambda s, c: e.CmdStarttls(s.client_id, s, c.args),
-    "AUTH": lambda s, c: e.CmdAuth(s.client_id, s, c.mechanism, c.mechanism),
-}
 
 
 class SmtpSession:
@@ -237,13 +219,13 @@ class SmtpSession:
                 _log.warning("session %s: %s", self.facts.client_id, self.reason)
             self._answer(command.error)
             return
-        if command.verb in _JUNK:
+        if command.verb in JUNK:
             self._junk += 1
             if self._junk > self._context.options.max_junk:
                 self._event = None
                 self._answer(_TOO_MUCH_JUNK)
                 return
-        event = self._event = _BUILDERS[command.verb](self.facts, command)
+        event = self._event = EVENTS[command.verb](self.facts, command)
         dispatcher = self._dispatcher
         direct = dispatcher.direct[event.name]
         if direct is not None:
