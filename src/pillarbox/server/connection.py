@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("pillarbox.session")
 HANDSHAKE_S = 30.0
+LINGER_BYTES = 1 << 20
+LINGER_SWEEPS = 3
 
 
 def _endpoint(name: Any) -> Endpoint:
@@ -40,7 +42,7 @@ class Outbox:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     def put(self, transport: asyncio.Transport, data: bytes | None) -> None:
-        """Octets to write, None to close."""
+        """Octets to write; b"" to end our half, None to close."""
         if not self._writes:
             loop = self._loop
             if loop is None:
@@ -54,6 +56,9 @@ class Outbox:
         for transport, data in writes:
             if data is None:
                 transport.close()
+            elif not data:
+                if not transport.is_closing():
+                    transport.write_eof()
             elif not transport.is_closing():
                 transport.write(data)
 
@@ -61,7 +66,18 @@ class Outbox:
 class SmtpConnection(asyncio.Protocol):
     """One connection. The loop calls it; it calls its session."""
 
-    __slots__ = ("_context", "_key", "_outbox", "_stops", "_tls_task", "_transport", "has_eof", "session")
+    __slots__ = (
+        "_context",
+        "_key",
+        "_linger_sweeps",
+        "_lingers",
+        "_outbox",
+        "_stops",
+        "_tls_task",
+        "_transport",
+        "has_eof",
+        "session",
+    )
 
     def __init__(self, context: ServerContext) -> None:
         self._context = context
@@ -71,6 +87,7 @@ class SmtpConnection(asyncio.Protocol):
         self._key = ""
         self._tls_task: asyncio.Task[None] | None = None
         self.has_eof = False
+        self._lingers = self._linger_sweeps = 0
         self.session: SmtpSession
 
     # ------------------------------------------------------------ from the loop
@@ -95,11 +112,18 @@ class SmtpConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Octets."""
+        if self._lingers:
+            self._lingers -= len(data)
+            if self._lingers <= 0:
+                self.abort()
+            return
         self.session.receive(data)
 
     def eof_received(self) -> bool:
         """The client's half is closed: what it asked before is still answered (the original threw that away)."""
         self.has_eof = True
+        if self._lingers:
+            return False
         self.session.receive_eof()
         # A TLS connection cannot be half closed; True would be ignored with a warning.
         return self._transport is not None and self._transport.get_extra_info("ssl_object") is None
@@ -145,8 +169,32 @@ class SmtpConnection(asyncio.Protocol):
 
     def close_when_written(self) -> None:
         """Closes once what was written has left."""
-        if self._transport is not None:
+        if self._transport is not None and not self._lingers:
             self._outbox.put(self._transport, None)
+
+    def linger(self) -> None:
+        """Ends our half, and reads on for a moment before closing.
+
+        A socket that is closed with octets unread is reset, and the client never sees the reply that says why.
+        """
+        transport = self._transport
+        if transport is None or self._lingers:
+            return
+        if self.has_eof or not transport.can_write_eof():
+            self._outbox.put(transport, None)
+            return
+        self._lingers = LINGER_BYTES
+        self._linger_sweeps = LINGER_SWEEPS
+        self._outbox.put(transport, b"")
+        for why in list(self._stops):
+            self.go_on_reading(why)
+
+    def sweep(self) -> None:
+        """Once a second: whoever does not hang up by itself is hung up on."""
+        if self._lingers:
+            self._linger_sweeps -= 1
+            if self._linger_sweeps <= 0:
+                self.abort()
 
     def abort(self) -> None:
         """Closes at once."""

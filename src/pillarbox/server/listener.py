@@ -91,7 +91,7 @@ class Listeners:
             is_over = context.clock.monotonic() >= deadline
             for session in list(context.sessions.values()):
                 if is_over or not session.is_busy:
-                    session.leave(_LEAVING, "shutdown")
+                    session.leave(_LEAVING, "shutdown", at_once=True)
             if is_over:
                 break
             await _turn(context)

@@ -183,7 +183,10 @@ class SmtpSession:
         if data:
             self._connection.write(data)
         if protocol.state is State.CLOSED and not self._waiting:
-            self._connection.close_when_written()
+            if self.reason == "QUIT":
+                self._connection.close_when_written()
+            else:
+                self._connection.linger()
 
     def _resume(self) -> None:
         """Goes on after a park; harmless inside a pump."""
@@ -424,7 +427,7 @@ class SmtpSession:
         """True within a transaction, or while an answer is being made: a graceful shutdown lets it finish."""
         return self._waiting or self.facts.envelope is not None or self._is_content
 
-    def leave(self, reply: Reply, reason: str) -> None:
+    def leave(self, reply: Reply, reason: str, *, at_once: bool = False) -> None:
         """421 (RFC 5321 section 3.8), then the connection is closed."""
         if self.is_lost or self.protocol.is_closed:
             return
@@ -434,7 +437,10 @@ class SmtpSession:
         self._waiting = False
         data = self.protocol.data_to_send()
         self._connection.write(data)
-        self._connection.close_when_written()
+        if at_once:
+            self._connection.close_when_written()
+        else:
+            self._connection.linger()
 
     def cut_off(self) -> None:
         """Ends the connection without another word."""
@@ -451,6 +457,8 @@ class SmtpSession:
         options = self._context.options
         if self.awaits_program and now - self._arrived_at > options.client_time_out:
             self.reply_from_program(_NO_ANSWER if self._greeted else Reply(421, "4.3.0", "No answer in time"))
+        if self.protocol.is_closed:
+            self._connection.sweep()
         if self._waiting or self.protocol.is_closed:
             return
         if now - self._arrived_at > options.client_time_out:
