@@ -243,7 +243,8 @@ class Wire:
 
     async def settle(self) -> None:
         """Until the session waits for its client: nothing is parked, nothing is in commit."""
-        for _ in range(10_000):
+        end = time.monotonic() + 10
+        while time.monotonic() < end:
             await asyncio.sleep(0)
             session = self.connection.session
             if self.transport.closed or (not session._waiting and not self.connection._outbox._writes):

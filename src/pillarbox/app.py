@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import random
+import shutil
 import signal
 import weakref
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -117,12 +118,13 @@ class MailServer:
 
     def _make_store(self) -> Store:
         options = self.options
-        spool = os.path.join(options.data_dir, "spool")
-        if options.store == "memory":
-            return MemoryStore(spool)
-        if options.store == "null":
-            return NullStore(spool)
-        return SqliteStore(options.data_dir)
+        if options.store == "sqlite":
+            store = SqliteStore(options.data_dir)
+            self._spool_folder = store.spool
+            return store
+        # A folder of its own: the real queue of this data directory may have files in "spool".
+        self._spool_folder = os.path.join(options.data_dir, f"spool-{options.store}-{os.getpid()}-{id(self):x}")
+        return MemoryStore(self._spool_folder) if options.store == "memory" else NullStore(self._spool_folder)
 
     def _client_settings(self) -> ClientSettings:
         options = self.options
@@ -203,12 +205,10 @@ class MailServer:
     async def _start_parts(self) -> None:
         options = self.options
         self.commit.start()
-        if options.store != "null":
-            spool = self.context.spool = Spool(os.path.join(options.data_dir, "spool"))
-            spool.collect_orphans(self._store.spool_names())
+        spool = self.context.spool = Spool(self._spool_folder)
+        spool.collect_orphans(self._store.spool_names())
         bounces = BounceMaker(options.hostname, options.expire_s, self._new_uid)
-        remove = self.context.spool.remove if self.context.spool is not None else (lambda names: None)
-        self.scheduler.connect(self.lanes, bounces, self._outcome, remove)
+        self.scheduler.connect(self.lanes, bounces, self._outcome, spool.remove)
         self.lanes.finished = self.scheduler.finished
         self.lanes.wake = self.scheduler.wake
         self.lanes.is_back = self.scheduler.next_hop_is_back
@@ -233,6 +233,7 @@ class MailServer:
         self._closed.set()
 
     async def _stop_parts(self, grace_s: float) -> None:
+        options = self.options
         await self.listeners.stop(grace_s)
         if self._control is not None:
             await self._control.stop()
@@ -243,6 +244,8 @@ class MailServer:
         await self.commit.stop()
         if self.context.spool is not None:
             self.context.spool.close()
+            if options.store != "sqlite":
+                shutil.rmtree(self._spool_folder, ignore_errors=True)
         self._store.close()
         self.pipeline().clear()
         _SERVERS.pop(self.options.alias, None)

@@ -144,8 +144,8 @@ def _secret(path: str | None) -> str | None:
     try:
         with open(path, encoding="utf-8") as file:
             return file.readline().rstrip("\r\n")
-    except OSError as error:
-        raise OptionError(f"--relay-pass-file {path}: {error.strerror}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise OptionError(f"--relay-pass-file {path}: {error}") from None
 
 
 def main() -> None:

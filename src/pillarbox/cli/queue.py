@@ -49,10 +49,20 @@ def _run(data_dir: str | None, request: dict[str, Any]) -> Any:
             f"the queue in {folder} is not yours to read: use the user that runs the server, or --data-dir"
         )
     store = SqliteStore(folder)
-    try:
-        store.open()
-    except StoreLockedError:
-        return _ask_patiently(folder, request)
+    if not os.path.exists(store.path):
+        raise StoreError(f"there is no queue in {folder}: start `pillarbox serve`, or name its folder with --data-dir")
+    deadline = time.monotonic() + 5.0
+    while True:
+        try:
+            store.open()
+            break
+        except StoreLockedError:
+            # A running server; or one that is just starting, or another `pillarbox queue`: then not for long.
+            try:
+                return ask(folder, request)
+            except StoreError as error:
+                _judge_refusal(error, deadline)
+        time.sleep(0.05)
     try:
         return asyncio.run(perform(StoppedSteering(store, time.time), request))
     except ValueError as error:
@@ -61,22 +71,14 @@ def _run(data_dir: str | None, request: dict[str, Any]) -> Any:
         store.close()
 
 
-def _ask_patiently(folder: str, request: dict[str, Any]) -> Any:
-    """A server that is just starting (or another `pillarbox queue`) has the lock but no socket yet."""
-    deadline = time.monotonic() + 5.0
-    while True:
-        try:
-            return ask(folder, request)
-        except StoreError as error:
-            text = str(error)
-            if text.startswith("bad request: "):
-                raise OptionError(text.removeprefix("bad request: ")) from None
-            if (
-                not isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
-                or time.monotonic() > deadline
-            ):
-                raise
-        time.sleep(0.05)
+def _judge_refusal(error: StoreError, deadline: float) -> None:
+    """Returns when it is worth to try again: there is a lock, but no socket yet."""
+    text = str(error)
+    if text.startswith("bad request: "):
+        raise OptionError(text.removeprefix("bad request: ")) from None
+    is_absent = isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
+    if not is_absent or time.monotonic() > deadline:
+        raise error
 
 
 def _seconds(text: str) -> float:
@@ -95,6 +97,8 @@ def _query(
     next_hop: str | None,
     older_than: str | None,
 ) -> dict[str, Any]:
+    if "" in (state, sender, to, next_hop, older_than) or "" in (uids or ()):
+        raise OptionError("a filter is empty: it would mean every message; say --all for that")
     query: dict[str, Any] = {
         "uids": uids or None,
         "state": state,
@@ -154,7 +158,7 @@ def _steer(
 ) -> None:
     if not query and not everything:
         raise OptionError(f"queue {verb}: name messages by UID or by a filter, or say --all")
-    changed = _run(data_dir, {"verb": verb, "query": query})
+    changed = _run(data_dir, {"verb": verb, "query": query, "is_everything": everything})
     if as_json:
         print(json.dumps(changed))
     else:

@@ -52,9 +52,13 @@ def send(
             error.smtp_error if isinstance(error.smtp_error, str) else error.smtp_error.decode("utf-8", "replace")
         )
         raise SendError(f"{server} refused: {error.smtp_code} {reply_text}") from None
+    except ValueError as error:
+        raise OptionError(f"an address or the subject cannot be sent so: {error}") from None
     except (OSError, smtplib.SMTPException) as error:
         raise SendError(f"cannot send to {server}: {error}; is the server running? (`pillarbox serve`)") from None
-    print(replies)
+    print(replies[0])
+    if replies[1]:
+        raise typer.Exit(1)
 
 
 def _read(file: str | None) -> bytes:
@@ -84,19 +88,21 @@ def _message(sender: str, to: list[str], subject: str, text: bytes, *, raw: bool
 
 def _send_all(
     client: smtplib.SMTP, sender: str, to: list[str], subject: str, text: bytes, count: int, *, raw: bool
-) -> str:
+) -> tuple[str, bool]:
+    """The last word, and whether some recipients were refused."""
     if count == 1:
         return _send_one(client, sender, to, _message(sender, to, subject, text, raw=raw))
-    started = time.monotonic()
+    started, is_partial = time.monotonic(), False
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
         for _ in progress.track(range(count), description="sending"):
-            _send_one(client, sender, to, _message(sender, to, subject, text, raw=raw))
+            _, some = _send_one(client, sender, to, _message(sender, to, subject, text, raw=raw))
+            is_partial = is_partial or some
     seconds = time.monotonic() - started
-    return f"{count} messages accepted in {seconds:.1f} s"
+    return f"{count} messages accepted in {seconds:.1f} s", is_partial
 
 
-def _send_one(client: smtplib.SMTP, sender: str, to: list[str], octets: bytes) -> str:
+def _send_one(client: smtplib.SMTP, sender: str, to: list[str], octets: bytes) -> tuple[str, bool]:
     client.ehlo_or_helo_if_needed()
     code, reply = client.mail(sender)
     if code >= 400:
@@ -113,4 +119,4 @@ def _send_one(client: smtplib.SMTP, sender: str, to: list[str], octets: bytes) -
         raise smtplib.SMTPDataError(code, reply)
     for address, (bad, why) in refused.items():
         print(f"refused: {address}: {bad} {why.decode('utf-8', 'replace')}", file=sys.stderr)
-    return f"{code} {reply.decode('utf-8', 'replace')}"
+    return f"{code} {reply.decode('utf-8', 'replace')}", bool(refused)

@@ -38,13 +38,14 @@ class BounceMaker:
         is_full = (
             action is dsn.Action.FAILED and envelope.ret != "HDRS" and content.size_bytes <= dsn.MAX_RETURNED_BYTES
         )
+        original, is_full = _original(message, is_full=is_full)
         report = dsn.Report(
             action,
             message.uid,
             self._hostname,
             envelope.reverse_path,
             message.received_at,
-            content.read() if is_full else content.header_section,
+            original,
             is_full,
             envelope.envid,
             [_describe(one, action, message) for one in group],
@@ -65,6 +66,14 @@ class BounceMaker:
             dsn.SUBJECTS[action],
             {"dsn": action.value, "for": message.uid},
         )
+
+
+def _original(message: Message, *, is_full: bool) -> tuple[bytes, bool]:
+    """What is given back; nothing, where the spool file cannot be read: the sender must hear of it all the same."""
+    try:
+        return (message.content.read(), True) if is_full else (message.content.header_section, False)
+    except OSError:
+        return b"", False
 
 
 def _action(one: Judged) -> dsn.Action | None:

@@ -119,8 +119,12 @@ class ClientConnection(asyncio.Protocol):
         except BaseException:
             self.abort()
             raise
-        self.is_open = True
         self._step = None
+        if self.smtp.state is not ClientState.IDLE:
+            # The server hung up right behind its last reply.
+            self.abort()
+            raise ConnectFault(Reply(451, "4.4.2", "Connection lost"), self.smtp.stage)
+        self.is_open = True
         self.idle_since = self._clock.monotonic()
 
     async def _greet(self, *, with_tls: bool) -> None:
@@ -209,7 +213,10 @@ class ClientConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Octets from the server."""
+        before = self.smtp.replies
         self.smtp.receive_data(data)
+        if self.smtp.replies != before:
+            self._progress = self._clock.monotonic()
         self._pump()
 
     def eof_received(self) -> bool:
@@ -249,24 +256,21 @@ class ClientConnection(asyncio.Protocol):
 
     def _pump(self) -> None:
         smtp = self.smtp
+        if self._step is not None:
+            # While it opens, somebody waits for one thing at a time; what comes behind it stays in line.
+            if not self._step.done() and (happened := smtp.next_event()) is not None:
+                self._step.set_result(happened)
+            self._flush()
+            return
         while (happened := smtp.next_event()) is not None:
-            self._progress = self._clock.monotonic()
-            if self._step is not None:
-                if not self._step.done():
-                    self._step.set_result(happened)
-                    return
-                return
             if happened is Happened.WANTS_CONTENT:
                 self._send_content()
             elif happened is Happened.DONE:
                 self._owner.transaction_done(self, smtp.pop_done())
             elif happened is Happened.CLOSED:
                 self._report_closed()
-        if not self.is_open:
-            self._flush()
-            return
-        if smtp.state is ClientState.IDLE:
-            self.idle_since = self._progress
+        if self.is_open and smtp.state is ClientState.IDLE:
+            self.idle_since = self._clock.monotonic()
             self._owner.may_send_more(self)
         self._flush()
 

@@ -199,7 +199,10 @@ class Lane:
 
     def _feed(self) -> None:
         while self._waiting and self._idle:
-            self.may_send_more(self._idle[-1])
+            if self._idle[-1].smtp.can_start:
+                self.may_send_more(self._idle[-1])
+            else:
+                self._idle.pop()
         if not self._waiting or self._is_stopping:
             return
         limit = 1 if self._retry_at is not None else self._limit
@@ -274,6 +277,9 @@ class Lane:
         self._return_all()
 
     def _go_down(self) -> None:
+        if self.is_down:
+            # The rest of the same incident.
+            return
         pause = min(BACKOFF_FIRST_S * 2**self._downs, BACKOFF_LONGEST_S) * (0.9 + 0.2 * self._rng.random())
         self._downs = min(self._downs + 1, 16)
         self._retry_at = self._clock.monotonic() + pause
@@ -313,20 +319,22 @@ class Lane:
 
     def _begin(self, connection: ClientConnection, work: Work) -> bool:
         work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
-        built = build_transaction(work, connection.smtp)
-        if not isinstance(built, Built):
-            work.results = [Result(r, built, "mail", is_permanent=True) for r in work.message.recipients]
-            self._lanes.finished(work)
-            return False
         try:
-            connection.send(built.transaction)
+            built = build_transaction(work, connection.smtp)
+            if isinstance(built, Built):
+                connection.send(built.transaction)
+                self._busy += 1
+                return True
+            refusal = built
         except ClientFault as fault:
-            reply = Reply(553, "5.1.3", str(fault))
-            work.results = [Result(r, reply, "mail", is_permanent=True) for r in work.message.recipients]
-            self._lanes.finished(work)
-            return False
-        self._busy += 1
-        return True
+            refusal = Reply(553, "5.1.3", str(fault))
+        except OSError as error:
+            _log.error("%s: the content cannot be read: %s", work.message.uid, error)
+            refusal = Reply(451, "4.3.0", "The content cannot be read from the spool")
+        is_permanent = refusal.is_permanent
+        work.results = [Result(r, refusal, "mail", is_permanent=is_permanent) for r in work.message.recipients]
+        self._lanes.finished(work)
+        return False
 
     def transaction_done(self, connection: ClientConnection, transaction: Transaction) -> None:
         """See client.Owner."""

@@ -32,9 +32,7 @@ Done = Callable[[Verdict], None]
 FAILED = Reply(451, "4.3.0", "Temporary failure: try again later")
 FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later")
 # A failure at one of these cannot be answered; it is only logged.
-_UNANSWERED = frozenset(
-    ("disconnected", "response", "message_queued", "send_success", "send_failed", "registered", "auth")
-)
+_UNANSWERED = frozenset(("disconnected", "response", "message_queued", "send_success", "send_failed", "registered"))
 
 
 class Dispatcher:
@@ -85,7 +83,7 @@ class Dispatcher:
             step = steps[index]
             try:
                 result = step.method(server, event)
-            except Exception as error:
+            except (Exception, asyncio.CancelledError) as error:
                 result = self._failed(step, event, error)
             if result is None:
                 continue
@@ -142,7 +140,7 @@ class Dispatcher:
             return _Suspended(awaitable, awaitable.send(None), is_begun=True)
         except StopIteration as stop:
             return self._checked(step, event, stop.value)
-        except Exception as error:
+        except (Exception, asyncio.CancelledError) as error:
             return self._failed(step, event, error)
 
     def _checked(self, step: Step, event: Any, result: Any) -> Verdict:

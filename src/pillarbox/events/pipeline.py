@@ -179,6 +179,9 @@ class Pipeline:
         return target
 
     def _enter(self, alias: str, plugin: Any) -> None:
+        for name in dir(plugin):
+            if name.startswith("on_") and not callable(getattr(plugin, name)):
+                raise PluginError(f"plugin {alias!r}: {name} is not a method")
         register = getattr(plugin, "plugin_register", None)
         if register is None:
             return
@@ -221,8 +224,6 @@ class Pipeline:
         for alias, plugin in self._entries:
             method = getattr(plugin, f"on_{name}", None) or getattr(plugin, "on_default", None)
             if method is not None:
-                if not callable(method):
-                    raise PluginError(f"plugin {alias!r}: on_{name} is not a method")
                 steps.append(Step(alias, plugin, method))
         return tuple(steps)
 

@@ -7,6 +7,7 @@ one: text that has no header section at all is left as it is, and a search never
 from __future__ import annotations
 
 import re
+from email.errors import MessageError
 from email.header import decode_header, make_header
 
 _SECTION = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*")
@@ -37,7 +38,8 @@ class Scan:
         """The subject for people, 200 characters at most."""
         if b"subject" not in self.names:
             return ""
-        return decode_value(get_raw(self.section, "Subject") or b"")[:200]
+        # Cut before it is decoded, too: some encodings take their time with what is long.
+        return decode_value((get_raw(self.section, "Subject") or b"")[:1000]).replace("\0", "")[:200]
 
 
 def _pattern(name: str) -> re.Pattern[bytes]:
@@ -68,7 +70,7 @@ def decode_value(raw: bytes) -> str:
         return text
     try:
         return str(make_header(decode_header(text)))
-    except (ValueError, LookupError, UnicodeError):
+    except (ValueError, LookupError, MessageError):
         return text
 
 

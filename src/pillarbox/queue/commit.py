@@ -55,6 +55,7 @@ class GroupCommit:
         self._is_inline = store.is_inline
         self._prefers_inline = prefers_inline
         self._pending = _Batch()
+        self._again: list[Settlement] = []
         self._busy = False
         self._kicked = False
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -80,6 +81,7 @@ class GroupCommit:
 
     async def stop(self) -> None:
         """Everything that was asked for is committed first."""
+        self._settle_again()
         while self._busy or len(self._pending):
             waiter = self._loop.create_future()
             self._idle.append(waiter)
@@ -108,6 +110,11 @@ class GroupCommit:
             self._kick()
         elif self._settle_timer is None and not self._busy:
             self._settle_timer = self._loop.call_later(SETTLE_WAIT_S, self._kick)
+
+    def _settle_again(self) -> None:
+        again, self._again = self._again, []
+        for settlement in again:
+            self.settle(settlement)
 
     async def run(self, work: Callable[[Store], T]) -> T:
         """Anything else that writes: `work(store)` within the next transaction."""
@@ -225,7 +232,9 @@ class GroupCommit:
         for settlement, error in zip(batch.settles, errors[count:], strict=False):
             if error is not None:
                 # What was delivered is delivered: forgetting it would send it twice.
-                self._loop.call_later(FAULT_PAUSE_S, self.settle, settlement)
+                if not self._again:
+                    self._loop.call_later(FAULT_PAUSE_S, self._settle_again)
+                self._again.append(settlement)
         for (_, future), (value, error) in zip(batch.runs, results[count + len(batch.settles) :], strict=True):
             if error is not None:
                 _fail(future, error)

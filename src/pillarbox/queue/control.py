@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import logging
 import os
 import socket
 from collections.abc import Callable, Iterator
@@ -20,6 +21,7 @@ from .model import STATES, Action, Query, view_as_json
 from .scheduler import Scheduler
 from .store import Store
 
+_log = logging.getLogger("pillarbox.control")
 MAX_REQUEST_BYTES = 1 << 20
 SOCKET = "control.sock"
 Rows = list[dict[str, Any]]
@@ -63,6 +65,10 @@ def parse_query(fields: dict[str, Any]) -> Query:
     query = Query(**{name: value for name, value in fields.items() if value is not None})
     if query.state is not None and query.state not in STATES:
         raise ValueError(f"unknown state {query.state!r}: there are {', '.join(STATES)}")
+    if query.limit is not None and not 0 <= query.limit < 1 << 31:
+        raise ValueError("filter 'limit' is a number from 0 up")
+    if query.received_before is not None and not abs(query.received_before) < 1e12:
+        raise ValueError("filter 'received_before' is a unix time")
     if not all(isinstance(uid, str) for uid in query.uids):
         raise ValueError("filter 'uids' is a list of queue ids")
     return query
@@ -90,6 +96,8 @@ async def perform(steering: Steering, request: Any) -> Any:
     if verb == "list":
         return await steering.list(query)
     if verb in {action.value for action in Action}:
+        if not request.get("is_everything") and query == Query():
+            raise ValueError(f"{verb}: name messages by a filter, or say is_everything")
         return await steering.change(Action(verb), query)
     raise ValueError(f"unknown verb {verb!r}")
 
@@ -204,6 +212,9 @@ class ControlServer:
             return {"ok": False, "error": f"bad request: {error}"}
         except PillarboxError as error:
             return {"ok": False, "error": str(error)}
+        except Exception:
+            _log.exception("a request on the control socket failed")
+            return {"ok": False, "error": "internal fault: see the server's log"}
 
 
 @contextlib.contextmanager

@@ -146,8 +146,8 @@ class MemoryStore:
         r.last_reply = s.reply or r.last_reply
         r.last_stage = s.stage or r.last_stage
         if is_steered:
-            if s.state == "delivered" and r.state in ("cancelled", "held"):
-                r.state, r.due_at = "delivered", None
+            if s.state == "delivered" or (s.state in ("bounced", "expired") and r.state == "held"):
+                r.state, r.due_at = s.state, None
             return
         r.state, r.due_at = s.state, s.due_at
         r.next_hop = s.next_hop or r.next_hop

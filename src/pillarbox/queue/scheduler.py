@@ -81,6 +81,7 @@ class Scheduler:
         self._in_hand: dict[int, Work] = {}
         self._in_hand_bytes = 0
         self._timer: Timer | None = None
+        self._armed_for: float | None = None
         self._renewal: Timer | None = None
         self._purge_timer: Timer | None = None
         self._claiming: asyncio.Task[None] | None = None
@@ -184,10 +185,13 @@ class Scheduler:
             self._wakes_again = True
             return
         room = min(CLAIM_MESSAGES, self._deliverer.room(), MEMORY_MESSAGES - len(self._in_hand))
-        if room <= 0 and self._clock.monotonic() < self._next_sweep:
-            self._arm(self._deliverer.room_at())
+        if self._in_hand and (len(self._in_hand) >= MEMORY_MESSAGES or self._in_hand_bytes > MEMORY_BYTES):
+            # Memory is full: `finished` wakes us when half of it is free.
+            self._has_more = True
             return
-        if self._in_hand_bytes > MEMORY_BYTES:
+        until_sweep = self._next_sweep - self._clock.monotonic()
+        if room <= 0 and until_sweep > 0:
+            self._arm(self._soonest(self._deliverer.room_at(), self._clock.time() + until_sweep + 0.01))
             return
         self._claiming = asyncio.get_running_loop().create_task(self._claim(room))
 
@@ -195,6 +199,7 @@ class Scheduler:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
+        self._armed_for = due_at
         if due_at is not None:
             # The wall clock may step: never sleep past a minute on its word (hostile row 116).
             delay = min(max(due_at - self._clock.time(), 0.001), 60.0)
@@ -221,7 +226,10 @@ class Scheduler:
         if is_sweep:
             self._next_sweep = self._clock.monotonic() + EXPIRY_SWEEP_S
             self._expire(messages)
-            self._arm(self._soonest(self._deliverer.room_at(), now + EXPIRY_SWEEP_S))
+            self._arm(self._soonest(self._deliverer.room_at(), now + EXPIRY_SWEEP_S + 0.01))
+            if self._wakes_again:
+                self._wakes_again = False
+                self.wake()
             return
         self._has_more = next_due is not None and next_due <= now
         for message in messages:
@@ -256,7 +264,10 @@ class Scheduler:
             self._in_hand_bytes -= len(work.message.content.prefix)
         now = self._clock.time()
         judged = [self._judge(work, result, now) for result in work.results]
-        self._settle(work.message, judged, now)
+        self._settle(work, judged, now)
+        due_at = self._soonest(*(one.settled.due_at for one in judged))
+        if due_at is not None and self._is_running and (self._armed_for is None or due_at < self._armed_for):
+            self._arm(due_at)
         if any(one.settled.is_attempt or one.settled.state == "expired" for one in judged):
             self._on_outcome(work, judged)
         self._finished_since_purge += 1
@@ -265,7 +276,7 @@ class Scheduler:
         elif work.message.content.path and self._purge_soon is None:
             # A spool file may be large: its room is given back soon.
             self._purge_soon = self._clock.call_later(1.0, self._purge)
-        if self._has_more and len(self._in_hand) < MEMORY_MESSAGES // 2:
+        if self._has_more and len(self._in_hand) < MEMORY_MESSAGES // 2 and self._in_hand_bytes <= MEMORY_BYTES // 2:
             self.wake()
 
     def _judge(self, work: Work, result: Result, now: float) -> Judged:
@@ -300,21 +311,23 @@ class Scheduler:
             settled.is_delay_reported = True
         return Judged(result, settled, is_delay_report=settled.is_delay_reported)
 
-    def _settle(self, message: Message, judged: list[Judged], now: float) -> None:
+    def _settle(self, work: Work, judged: list[Judged], now: float) -> None:
+        message = work.message
         settlement = Settlement(message.key, [one.settled for one in judged], now)
-        reports = self._reporter(message, judged, now) if _calls_for_report(judged) else []
+        wants_report = not work.is_cancelled and _calls_for_report(judged)
+        reports = self._reporter(message, judged, now) if wants_report else []
         if not reports:
             self._commit.settle(settlement)
             return
         for report in reports:
             report.leased_until = self.lease_for_new(len(report.content.prefix))
 
-        def work(store: Store) -> None:
+        def both(store: Store) -> None:
             # The DSN and the state that it reports are one transaction: never one without the other.
             store.accept(reports)
             store.settle([settlement])
 
-        self._spawn(self._settle_with(work, reports))
+        self._spawn(self._settle_with(both, reports))
 
     async def _settle_with(self, work: Callable[[Store], None], reports: list[Message]) -> None:
         while True:
@@ -322,7 +335,10 @@ class Scheduler:
                 await self._commit.run(work)
                 break
             except Exception as error:
-                _log.error("an outcome could not be written, trying again: %s", error)
+                _log.error("an outcome could not be written: %s", error)
+                if not self._is_running:
+                    # Its lease stays, and the next start takes it up again.
+                    return
                 await asyncio.sleep(FAULT_PAUSE_S)
         for report in reports:
             self.accepted(report)
@@ -361,6 +377,10 @@ class Scheduler:
         """Hold, release, retry, cancel: the uids of what was changed, durable when it returns."""
         now = self._clock.time()
         changed = await self._commit.run(lambda store: store.change(action, query, now))
+        if action is Action.CANCEL:
+            gone = set(changed)
+            for work in self._in_hand.values():
+                work.is_cancelled = work.is_cancelled or work.message.uid in gone
         if action in (Action.HOLD, Action.CANCEL) and changed:
             self._give_back(self._deliverer.withdraw(set(changed)))
         elif changed:
@@ -375,9 +395,12 @@ class Scheduler:
         now = self._clock.time()
 
         async def run() -> None:
-            count = await self._commit.run(lambda store: store.wake(next_hop, stages, now))
-            if count:
-                _log.info("next hop %s is back: %d deferred recipients are due now", next_hop, count)
+            try:
+                count = await self._commit.run(lambda store: store.wake(next_hop, stages, now))
+                if count:
+                    _log.info("next hop %s is back: %d deferred recipients are due now", next_hop, count)
+            except Exception as error:
+                _log.error("what waits for %s keeps its time: %s", next_hop, error)
             self.wake()
 
         self._spawn(run())
@@ -400,10 +423,16 @@ class Scheduler:
         self._purge_soon = None
         before = self._clock.time() - self._history.keep_s
 
-        def work(store: Store) -> None:
-            self._remove_spool(store.purge(before, self._history.keep_messages, PURGE_EVERY))
+        self._spawn(self._purge_and_remove(before))
 
-        self._spawn(self._run_quietly(work))
+    async def _purge_and_remove(self, before: float) -> None:
+        try:
+            # The files go only when the commit that no longer needs them is durable.
+            names = await self._commit.run(lambda s: s.purge(before, self._history.keep_messages, PURGE_EVERY))
+        except Exception as error:
+            _log.error("upkeep of the queue failed: %s", error)
+        else:
+            self._remove_spool(names)
 
     async def _run_quietly(self, work: Callable[[Store], None]) -> None:
         try:

@@ -128,6 +128,9 @@ class SpoolWriter:
         """The message is not wanted: the file goes."""
         self._is_aborted = True
         self._finished = None
+        if self._is_stopped:
+            self._is_stopped = False
+            self._wants_reading(True)
         self._pieces.clear()
         if not self._is_writing:
             self._discard()
@@ -184,7 +187,8 @@ class SpoolWriter:
             if self.error is not None:
                 self._discard()
             done(self.error)
-        elif self._finished is not None or self._waiting_bytes >= PIECE_BYTES:
+        elif self._finished is not None or self._is_stopped or self._waiting_bytes >= PIECE_BYTES:
+            # While reading is stopped nothing more comes that could fill a piece: what there is goes now.
             self._push()
 
 

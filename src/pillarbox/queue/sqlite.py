@@ -67,14 +67,16 @@ class SqliteStore:
         try:
             self._db = connect(self.path, is_read_only=False)
             self._prepare()
-        except apsw.Error as error:
+            for name in ("batch_view", "dropped_table", "batch_trigger"):
+                self._db.execute(SQL[name])
+            self._lengthen_wal()
+            self._read = SqliteReader(self._db, self.spool)
+            self._last_id = next(iter(self._read.rows(SQL["highest_id"])))[0]
+        except BaseException as error:
             self._release_lock()
-            raise _translated(error, self.path) from error
-        for name in ("batch_view", "dropped_table", "batch_trigger"):
-            self._db.execute(SQL[name])
-        self._lengthen_wal()
-        self._read = SqliteReader(self._db, self.spool)
-        self._last_id = next(iter(self._read.rows(SQL["highest_id"])))[0]
+            if isinstance(error, apsw.Error):
+                raise _translated(error, self.path) from error
+            raise
 
     def _make_folders(self) -> None:
         try:
@@ -134,8 +136,8 @@ class SqliteStore:
         header; zeroes are none, and before the first commit there is no header either.
         """
         length = (CHECKPOINT_PAGES + SPARE_PAGES) * (4096 + 24)
-        self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         try:
+            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
             handle = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
             try:
                 if os.fstat(handle).st_size == 0:
@@ -144,9 +146,9 @@ class SqliteStore:
                     os.fsync(handle)
             finally:
                 os.close(handle)
-        except OSError as error:
+        except (OSError, apsw.Error) as error:
             # A full disk: the queue can still be looked at, and what it accepts it still syncs.
-            _log.warning("the write-ahead log of %s keeps its length: %s", self.path, error.strerror)
+            _log.warning("the write-ahead log of %s keeps its length: %s", self.path, error)
 
     def _count_wal(self, connection: apsw.Connection, name: str, pages: int) -> int:
         self._wal_pages = pages

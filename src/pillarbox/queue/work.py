@@ -38,6 +38,7 @@ class Work:
     next_hop: str = ""
     started_at: float = 0.0
     started_clock: float = 0.0
+    is_cancelled: bool = False
     results: list[Result] = field(default_factory=list)
 
     @property

@@ -91,7 +91,8 @@ class Authentication:
 
     async def _verify(self, credentials: Credentials, peer: str, name: str) -> None:
         try:
-            account = await self._ask(credentials)
+            async with asyncio.timeout(self._context.options.client_time_out):
+                account = await self._ask(credentials)
         except Exception:
             _log.exception("session %s: the authenticator failed", self._session.facts.client_id)
             self._session.auth_decided(_FAULT)
@@ -154,9 +155,6 @@ class Authentication:
         if account is None:
             self._session.auth_decided(_REFUSED)
         elif isinstance(verdict, Reply) and not verdict.is_positive:
-            self._session.auth_decided(verdict)
+            self._session.auth_decided(_FAULT if verdict.code == 451 else verdict)
         else:
-            facts = self._session.facts
-            facts.username = account.name
-            facts.senders = self._context.default_senders(account)
-            self._session.auth_decided(_ACCEPTED)
+            self._session.auth_decided(_ACCEPTED, account)

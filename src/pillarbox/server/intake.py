@@ -7,6 +7,7 @@ session as replies.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from ..errors import StoreError, StoreFullError
@@ -53,8 +54,7 @@ class Intake:
         context = self._context
         if self._size > context.options.spool_above_bytes and context.spool is not None:
             self._writer = context.spool.create(context.new_uid(), self._session.wants_reading)
-            for piece in self._pieces:
-                self._writer.write(piece)
+            self._writer.write(b"".join(self._pieces))
             self._pieces.clear()
 
     def reset(self) -> None:
@@ -74,7 +74,7 @@ class Intake:
             content = Content(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             self._pieces = []
             self._size = 0
-            self._judge(envelope, content)
+            self._guarded(lambda: self._judge(envelope, content))
         else:
             self._writer.finish(lambda error: self._spooled(envelope, error))
 
@@ -87,7 +87,16 @@ class Intake:
             self.reset()
             self._session.intake_decided(_FULL if isinstance(error, StoreFullError) else _FAULT)
             return
-        self._judge(envelope, writer.content())
+        self._guarded(lambda: self._judge(envelope, writer.content()))
+
+    def _guarded(self, step: Callable[[], None]) -> None:
+        """Whatever goes wrong outside the session's own turn, the client hears of it, and the session goes on."""
+        try:
+            step()
+        except Exception:
+            _log.exception("session %s: the message could not be taken", self._session.facts.client_id)
+            self.reset()
+            self._session.intake_decided(_FAULT)
 
     def _judge(self, envelope: Envelope, content: Content) -> None:
         """The checks that need the header section, then the plugins."""
@@ -107,7 +116,7 @@ class Intake:
             return
         session = self._session.facts
         event = MessageReceived(session.client_id, session, envelope, content)
-        verdict = dispatcher.dispatch(event, lambda later: self._decided(event, later))
+        verdict = dispatcher.dispatch(event, lambda later: self._guarded(lambda: self._decided(event, later)))
         if not isinstance(verdict, Parked):
             self._decided(event, verdict)
 

@@ -19,8 +19,10 @@ from ..smtp.command import Command
 from ..smtp.reply import Reply
 from ..smtp.server import AuthLine, EndOfContent, ServerProtocol
 from ..smtp.state import State
+from .accounts import Account
 from .authentication import Authentication
 from .commands import EVENTS, JUNK
+from .deadlines import Deadlines
 from .intake import Intake
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
     from .context import ServerContext
 
 _log = logging.getLogger("pillarbox.session")
-_TIMED_OUT = Reply(421, "4.4.2", "Time-out: closing")
-_TOO_SLOW = Reply(421, "4.4.2", "Content comes too slowly: closing")
 _TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing")
 _TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing")
 _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
@@ -45,12 +45,12 @@ class SmtpSession:
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
-        "_arrived_at",
+        "_account",
         "_authentication",
         "_command",
-        "_commanded_at",
         "_connection",
         "_context",
+        "_deadlines",
         "_dispatcher",
         "_errors",
         "_event",
@@ -59,13 +59,11 @@ class SmtpSession:
         "_is_content",
         "_junk",
         "_pumping",
-        "_seen",
         "_waiting",
         "arrivals",
         "awaits_program",
         "commands",
         "content_bytes",
-        "content_started",
         "facts",
         "is_lost",
         "protocol",
@@ -91,13 +89,12 @@ class SmtpSession:
         self._is_content = False
         self._errors = 0
         self._junk = 0
+        self._account: Account | None = None
         self.is_lost = False
         self.awaits_program = False
         self.reason = "client closed the connection"
         self.arrivals = self.commands = 0
-        self._seen = (0, 0)
-        self._arrived_at = self._commanded_at = context.clock.monotonic()
-        self.content_started = 0.0
+        self._deadlines = Deadlines(context.options, context.clock.monotonic())
         self.content_bytes = 0
 
     # ------------------------------------------------------------------ greeting
@@ -195,7 +192,7 @@ class SmtpSession:
             return
         if not self._pumping:
             self._connection.go_on_reading("parked")
-            self.commands += 1
+            self._touch()
             self._pump()
             if self._connection.has_eof and not self._waiting:
                 self._connection.close_when_written()
@@ -243,6 +240,9 @@ class SmtpSession:
     def _command_decided(self, verdict: Verdict) -> None:
         if self.is_lost:
             return
+        if verdict is Eat.CLIENT and self._command is not None and self._command.verb in ("BDAT", "AUTH"):
+            # Only subscribers were kept from it; what these two do is built in, beside the plugin `simple`.
+            verdict = None
         if verdict.__class__ is Reply:
             self._answer(verdict)
         elif verdict is None and self._command is not None and self._command.verb == "BDAT":
@@ -281,8 +281,13 @@ class SmtpSession:
         event = e.Response(self.facts.client_id, self.facts, reply, verb)
 
         def decided(verdict: Verdict) -> None:
-            if not self.is_lost:
-                send(event.reply, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)
+            if self.is_lost:
+                return
+            final = event.reply
+            if not isinstance(final, Reply):
+                _log.error("session %s: a plugin set the reply to %r: ignored", self.facts.client_id, final)
+                final = reply
+            send(final, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)
 
         verdict = self._dispatcher.dispatch(event, decided)
         if verdict is not PARKED:
@@ -294,6 +299,8 @@ class SmtpSession:
         self.protocol.respond(reply, is_sent=is_sent)
         self._waiting = False
         self._command = self._event = None
+        if reply.code == 235:
+            self._let_in()
         if reply.code >= 400:
             if command is not None and command.verb == "BDAT" and self.protocol.state is State.READY:
                 self._reset()
@@ -349,7 +356,6 @@ class SmtpSession:
     def _begin_content(self, event: Any = None, reply: Reply | None = None) -> None:
         if not self._is_content:
             self._is_content = True
-            self.content_started = 0.0
             self.content_bytes = 0
 
     def _quit(self, event: Any, reply: Reply) -> None:
@@ -377,13 +383,20 @@ class SmtpSession:
         self._waiting = True
         self._authentication.line(event.line)
 
-    def auth_decided(self, reply: Reply) -> None:
-        """A step of the exchange has its reply."""
+    def auth_decided(self, reply: Reply, account: Account | None = None) -> None:
+        """A step of the exchange has its reply; `account` is who gets in, if the reply stays as it is."""
         if self.is_lost:
             return
         if reply.code != 334:
             self._authentication = None
+        self._account = account
         self._answer(reply)
+
+    def _let_in(self) -> None:
+        account, self._account = self._account, None
+        if account is not None:
+            self.facts.username = account.name
+            self.facts.senders = self._context.default_senders(account)
 
     # ------------------------------------------------------------------- content
 
@@ -447,31 +460,20 @@ class SmtpSession:
         self._connection.abort()
 
     def sweep(self, now: float) -> None:
-        """Deadlines: for a whole command, for content by time and rate, for an owed reply. Exact to a second."""
-        arrivals, commands = self._seen
-        if self.arrivals != arrivals:
-            self._arrived_at = now
-        if self.commands != commands or self._waiting:
-            self._commanded_at = now
-        self._seen = (self.arrivals, self.commands)
-        options = self._context.options
-        if self.awaits_program and now - self._arrived_at > options.client_time_out:
-            self.reply_from_program(_NO_ANSWER if self._greeted else Reply(421, "4.3.0", "No answer in time"))
+        """Once a second: deadlines."""
         if self.protocol.is_closed:
             self._connection.sweep()
-        if self._waiting or self.protocol.is_closed:
-            return
-        if now - self._arrived_at > options.client_time_out:
-            self.leave(_TIMED_OUT, "time-out")
-        elif self.protocol.is_in_content:
-            self._commanded_at = now
-            self.content_started = self.content_started or now
-            allowed = options.client_time_out + self.content_bytes / max(options.min_rate_bytes_s, 1)
-            if options.min_rate_bytes_s and now - self.content_started > allowed:
-                self.leave(_TOO_SLOW, "content too slow")
-        elif now - self._commanded_at > options.client_time_out:
-            # Octets come, but no whole line: only a command starts the time anew.
-            self.leave(_TIMED_OUT, "time-out within a command line")
+        else:
+            self._deadlines.sweep(self, now)
+
+    @property
+    def is_parked(self) -> bool:
+        """True while a plugin, the disk or an authenticator takes its time: the client's own does not run."""
+        return self._waiting
+
+    def answer_for_program(self) -> None:
+        """Nobody gave the reply that was owed."""
+        self.reply_from_program(_NO_ANSWER if self._greeted else Reply(421, "4.3.0", "No answer in time"))
 
     def lost(self) -> None:
         """The connection is gone: an open transaction goes with it."""

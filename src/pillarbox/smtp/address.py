@@ -85,6 +85,9 @@ def parse_address_literal(domain: str) -> ipaddress.IPv4Address | ipaddress.IPv6
     if not (domain.startswith("[") and domain.endswith("]")):
         return None
     inner = domain[1:-1]
+    if "%" in inner:
+        # A zone is no part of an address literal, and Python takes any text for one.
+        return None
     try:
         if inner[:5].lower() == "ipv6:":
             return ipaddress.IPv6Address(inner[5:])

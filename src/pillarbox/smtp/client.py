@@ -10,92 +10,17 @@ Use: `receive_data(octets)`, then `next_event()` until None, then `data_to_send(
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from enum import Enum
 
+from .address import parse_mailbox
 from .framing import DotStuffer
 from .reply import Reply, ReplyFault, ReplyReader, format_reply
 from .sasl import ClientMechanism, SaslFault, decode_base64, encode_base64
 from .state import CLIENT_TRANSITIONS, ClientState
+from .transaction import Outcome, Recipient, Stage, Transaction
 
 __all__ = ["ClientFault", "ClientProtocol", "Happened", "Outcome", "Recipient", "Stage", "Transaction", "format_reply"]
-
-
-class Stage(Enum):
-    """How far a transaction had come when its fate was decided."""
-
-    CONNECT = "connect"
-    GREETING = "greeting"
-    HELLO = "ehlo"
-    TLS = "starttls"
-    AUTH = "auth"
-    MAIL = "mail"
-    RCPT = "rcpt"
-    DATA = "data"
-    CONTENT = "content"
-    FINAL = "end of content"
-
-    __hash__ = object.__hash__
-
-
-@dataclass(slots=True)
-class Recipient:
-    """A forward-path and its parameters as they go on the wire, for example ("NOTIFY=NEVER",)."""
-
-    address: str
-    parameters: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of one recipient: the remote reply, whole, and the stage at which it came."""
-
-    reply: Reply
-    stage: Stage
-
-    @property
-    def is_delivered(self) -> bool:
-        """The next hop has taken responsibility."""
-        return self.stage is Stage.FINAL and 200 <= self.reply.code < 300
-
-    @property
-    def is_permanent(self) -> bool:
-        """5yz, but for 552 to RCPT, which means "too many recipients" (RFC 5321 section 4.5.3.1.10)."""
-        if self.stage is Stage.RCPT and self.reply.code == 552:
-            return False
-        return self.reply.is_permanent
-
-
-@dataclass(slots=True)
-class Transaction:
-    """One message for one next hop. `content` gives octets piece by piece, CRLF line ends, not dot-stuffed.
-
-    `outcomes[i]` belongs to `recipients[i]` and is None until decided. `size_bytes` goes with SIZE where the server
-    offers it; `parameters` are further MAIL parameters, filtered by what is offered before they come here.
-    """
-
-    reverse_path: str | None
-    recipients: list[Recipient]
-    content: Iterable[bytes]
-    parameters: tuple[str, ...] = ()
-    tag: object = None
-    outcomes: list[Outcome | None] = field(default_factory=list)
-    is_content_sent: bool = False
-    is_content_begun: bool = False
-    _refused: Outcome | None = None
-
-    def __post_init__(self) -> None:
-        self.outcomes = [None] * len(self.recipients)
-
-    @property
-    def has_accepted(self) -> bool:
-        """True while a recipient stands that RCPT did not refuse."""
-        return self._refused is None and any(outcome is None for outcome in self.outcomes)
-
-    def settle_rest(self, outcome: Outcome) -> None:
-        """Gives the outcome to every recipient that has none yet."""
-        self.outcomes = [known or outcome for known in self.outcomes]
 
 
 class Happened(Enum):
@@ -142,9 +67,17 @@ _Entry = tuple[_Expect, "Transaction | None", int]
 
 
 def _check(text: str) -> str:
-    if any(c < " " or c == "\x7f" for c in text) or "<" in text or ">" in text:
+    """A word of a command line."""
+    if any(c <= " " or c == "\x7f" for c in text):
         raise ClientFault(f"{text!r} has characters that would break the command line")
     return text
+
+
+def _check_path(address: str) -> str:
+    """A path: by the grammar, so that no ">" of its own can end it (in a quoted local-part one may stand)."""
+    if parse_mailbox(address) is None and address.lower() != "postmaster":
+        raise ClientFault(f"{address!r} is no address that could go on the wire")
+    return address
 
 
 class ClientProtocol:
@@ -168,6 +101,7 @@ class ClientProtocol:
         self.last_reply: Reply | None = None
         self.stage = Stage.GREETING
         self.is_tls = False
+        self.replies = 0
 
     # ------------------------------------------------------------------- state
 
@@ -244,6 +178,7 @@ class ClientProtocol:
             # Unasked for: 421 before the server leaves is legal at any time (RFC 5321 section 3.8).
             self._break(reply if reply.code == 421 else Reply(451, "4.5.0", f"Reply to no command: {reply}"))
             return
+        self.replies += 1
         kind, transaction, index = self._expected.popleft()
         self.last_reply = reply
         self.stage = _STAGES.get(kind, self.stage)
@@ -328,9 +263,10 @@ class ClientProtocol:
     def start_transaction(self, transaction: Transaction) -> None:
         """Sends MAIL (and RCPT and DATA with it under PIPELINING). Raises ClientFault before anything is sent."""
         assert self.can_start, self.state
-        path = "" if transaction.reverse_path is None else _check(transaction.reverse_path)
+        path = "" if transaction.reverse_path is None else _check_path(transaction.reverse_path)
         for recipient in transaction.recipients:
-            _check(recipient.address + "".join(recipient.parameters))
+            _check_path(recipient.address)
+            _check("".join(recipient.parameters))
         words = " ".join(("", *map(_check, transaction.parameters)))
         self._enter(ClientState.BUSY)
         self._open.append(transaction)
@@ -408,7 +344,10 @@ class ClientProtocol:
         self._expected.append((_Expect.IGNORED, transaction, 0))
 
     def _take_ignored(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
-        if transaction is not None:
+        if reply.code == 354:
+            # The reply to an earlier DATA: the server reads content now, and would take our commands for it.
+            self._break(Reply(451, "4.5.0", f"Reply out of order: {reply}"))
+        elif transaction is not None:
             self._finish(transaction)
 
     def content_to_send(self) -> bytes | None:

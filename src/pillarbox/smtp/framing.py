@@ -70,6 +70,11 @@ class LineBuffer:
         self._buffer, self._position, self.is_empty = b"", 0, True
         return piece
 
+    @property
+    def is_dropping(self) -> bool:
+        """True within a line that was refused already."""
+        return self._dropping
+
     def peek(self) -> int:
         """The first octet, or -1."""
         return self._buffer[self._position] if self._position < len(self._buffer) else -1

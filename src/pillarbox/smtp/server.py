@@ -147,7 +147,7 @@ class ServerProtocol:
     # ---------------------------------------------------------------- commands
 
     def _next_command(self) -> Command | None:
-        if self.state is State.OPEN and self._input.peek() == 0x16:
+        if self.state is State.OPEN and self._input.peek() == 0x16 and not self._input.is_dropping:
             # A TLS record has no CRLF to wait for.
             return self._owe(self._fault("", _FOREIGN, is_abuse=True), State.CLOSED)
         line = self._input.take_line(self._max_line)
@@ -323,6 +323,10 @@ class ServerProtocol:
         owed = self._owed
         assert owed is not None, "no reply is owed"
         self._owed = None
+        if reply.code == 354 and isinstance(owed, Command) and len(self._input):
+            # What came while a plugin thought about DATA was sent before the 354 just the same.
+            reply = owed.error = _EARLY_CONTENT
+            owed.is_abuse = True
         if is_sent:
             self._out.append(format_reply(reply))
         code = reply.code

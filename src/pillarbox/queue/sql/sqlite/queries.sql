@@ -29,7 +29,7 @@ CREATE TEMP TRIGGER batch_insert INSTEAD OF INSERT ON batch BEGIN
   FROM json_each(NEW.messages);
 
   INSERT INTO content (message_id, octets)
-  SELECT value->>0, substr(NEW.octets, value->>1, value->>2) FROM json_each(NEW.contents);
+  SELECT value->>0, coalesce(substr(NEW.octets, value->>1, value->>2), x'') FROM json_each(NEW.contents);
 
   INSERT INTO recipient (message_id, number, address, state, due_at, leased, attempts, notify, orcpt)
   SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8
@@ -44,9 +44,11 @@ CREATE TEMP TRIGGER batch_insert INSTEAD OF INSERT ON batch BEGIN
         FROM json_each(NEW.outcomes)) AS s
   WHERE message_id = s.id AND recipient.number = s.number AND recipient.state IN ('queued', 'deferred');
 
-  -- Cancelled or held while it was in flight: a delivery is a fact all the same, anything else changes nothing.
+  -- Cancelled or held while it was in flight: a delivery is a fact all the same, and so is the refusal of what was held
+  -- (its sender is told); anything else changes nothing.
   UPDATE recipient
-  SET state = CASE WHEN s.state = 'delivered' THEN 'delivered' ELSE recipient.state END, leased = 0, due_at = NULL,
+  SET state = CASE WHEN s.state = 'delivered' OR (s.state IN ('bounced', 'expired') AND recipient.state = 'held')
+                   THEN s.state ELSE recipient.state END, leased = 0, due_at = NULL,
       attempts = attempts + s.is_attempt, last_reply = coalesce(s.reply, last_reply),
       last_stage = coalesce(s.stage, last_stage)
   FROM (SELECT value->>0 AS id, value->>1 AS number, value->>2 AS state, value->>4 AS is_attempt, value->>6 AS reply,
@@ -99,7 +101,7 @@ WHERE due_at IS NOT NULL AND NOT leased AND due_at <= ?1 AND expires_at <= ?1 GR
 
 -- name: lease_recipients
 UPDATE recipient SET due_at = ?, leased = 1
-WHERE message_id = ? AND due_at IS NOT NULL AND due_at <= ?
+WHERE message_id = ? AND due_at IS NOT NULL AND due_at <= ? AND state IN ('queued', 'deferred')
 RETURNING number, address, state, attempts, notify, orcpt, next_hop, last_reply, last_stage, delay_reported;
 
 -- name: message_by_id
@@ -114,7 +116,7 @@ SELECT octets FROM content WHERE message_id = ?;
 SELECT id, spool, spool_offset, spool_bytes FROM message WHERE uid = ?;
 
 -- name: renew
-UPDATE recipient SET due_at = ? WHERE message_id = ? AND leased;
+UPDATE recipient SET due_at = ? WHERE message_id = ? AND leased AND due_at IS NOT NULL;
 
 -- name: quarantine
 UPDATE recipient SET state = 'held', due_at = NULL, leased = 0, last_reply = ? WHERE message_id = ? AND number = ?;
