@@ -1,0 +1,50 @@
+# Each target does all the set-up that it needs.
+.PHONY: help serve test lint format bench docs coverage clean
+BIN := .venv/bin
+RELAY ?=
+ARGS ?=
+
+help:
+	@echo "make serve [RELAY=host:port]   run a server on 127.0.0.1:2525"
+	@echo "make test                      the whole test suite"
+	@echo "make coverage                  the suite, with branch coverage of smtp/ and queue/ held at 95 %"
+	@echo "make lint                      ruff, mypy --strict, the architecture test"
+	@echo "make bench                     Pillarbox beside Postfix and aiosmtpd"
+	@echo "make docs                      generate docs/reference from the code"
+
+.venv/.installed: pyproject.toml
+	@sh tools/make-venv.sh
+
+serve: .venv/.installed
+	@echo "First message:  $(BIN)/pillarbox send --to you@example.org --subject Hello"
+	@echo "See it there:   $(BIN)/pillarbox queue list"
+	@exec $(BIN)/pillarbox serve --listen 127.0.0.1:2525 $(if $(RELAY),--relay $(RELAY)) $(ARGS)
+
+test: .venv/.installed
+	@sh tools/install-test-programs.sh
+	$(BIN)/python -m pytest $(ARGS)
+
+coverage: .venv/.installed
+	@sh tools/install-test-programs.sh
+	$(BIN)/python -m pytest --cov=pillarbox --cov-branch --cov-report= $(ARGS)
+	$(BIN)/python -m coverage report --include='src/pillarbox/smtp/*,src/pillarbox/queue/*' --fail-under=95
+
+lint: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest tests/test_architecture.py
+
+format: .venv/.installed
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: .venv/.installed
+	@sh tools/install-test-programs.sh
+	$(BIN)/python -m bench $(ARGS)
+
+docs: .venv/.installed
+	$(BIN)/python tools/make_reference.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage bench/results
