@@ -65,7 +65,19 @@ def accept_run(peer: Peer, *, sessions: int, count: int, is_reused: bool, size: 
 
 
 def _source(port: int, *, sessions: int, count: int, is_reused: bool, size: int) -> float:
-    command = [tool("smtp-source"), "-s", str(sessions), "-m", str(count), "-l", str(size), "-f", "a@b.test", "-t", "c@d.test"]
+    command = [
+        tool("smtp-source"),
+        "-s",
+        str(sessions),
+        "-m",
+        str(count),
+        "-l",
+        str(size),
+        "-f",
+        "a@b.test",
+        "-t",
+        "c@d.test",
+    ]
     if is_reused:
         command.append("-d")
     began = time.monotonic()

@@ -107,7 +107,14 @@ class Pillarbox:
     def start(self, folder: Path, *, relay_to: int | None) -> None:
         """See Peer."""
         where = [f"--relay=127.0.0.1:{relay_to}"] if relay_to else ["--paused"]
-        command = [sys.executable, "-m", "pillarbox", "serve", f"--listen=127.0.0.1:{self.port}", "--hostname=bench.test"]
+        command = [
+            sys.executable,
+            "-m",
+            "pillarbox",
+            "serve",
+            f"--listen=127.0.0.1:{self.port}",
+            "--hostname=bench.test",
+        ]
         options = [f"--data-dir={folder / 'data'}", "--log-level=warning", "--grace=5", "--max-sessions=20000"]
         self._process.run([*command, *options, *where, *self._extra], folder, "pillarbox.log")
         wait_for_port(self.port)
@@ -196,8 +203,20 @@ class Postfix:
             ("anvil", "unix", "-", "anvil"),
             ("scache", "unix", "-", "scache"),
         ]
-        limits = {"pickup": ("60", "1"), "cleanup": ("-", "0"), "qmgr": ("300", "1"), "anvil": ("-", "1"), "scache": ("-", "1")}
-        limits |= {"verify": ("-", "1"), "flush": ("1000?", "0"), "bounce": ("-", "0"), "defer": ("-", "0"), "trace": ("-", "0")}
+        limits = {
+            "pickup": ("60", "1"),
+            "cleanup": ("-", "0"),
+            "qmgr": ("300", "1"),
+            "anvil": ("-", "1"),
+            "scache": ("-", "1"),
+        }
+        limits |= {
+            "verify": ("-", "1"),
+            "flush": ("1000?", "0"),
+            "bounce": ("-", "0"),
+            "defer": ("-", "0"),
+            "trace": ("-", "0"),
+        }
         lines = []
         for name, kind, private, command in rows:
             wake, most = limits.get(name, ("-", "-"))

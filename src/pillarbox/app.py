@@ -64,7 +64,7 @@ class MailServer:
         self._clock = clock or SystemClock()
         self._rng = rng or random.Random()
         self._closed: asyncio.Event | None = None
-        self._is_started = False
+        self._is_started = self._is_connected = False
         self.dispatcher = Dispatcher(self)
         self._build()
 
@@ -208,6 +208,7 @@ class MailServer:
         spool = self.context.spool = Spool(self._spool_folder)
         spool.collect_orphans(self._store.spool_names())
         bounces = BounceMaker(options.hostname, options.expire_s, self._new_uid)
+        self._is_connected = True
         self.scheduler.connect(self.lanes, bounces, self._outcome, spool.remove)
         self.lanes.finished = self.scheduler.finished
         self.lanes.wake = self.scheduler.wake
@@ -240,7 +241,8 @@ class MailServer:
         if self.scheduler.is_running:
             await self.scheduler.stop()
         await self.lanes.stop(grace_s)
-        await self.scheduler.drained()
+        if self._is_connected:
+            await self.scheduler.drained()
         await self.commit.stop()
         if self.context.spool is not None:
             self.context.spool.close()

@@ -134,9 +134,10 @@ class Scheduler:
         self._give_back(self._deliverer.withdraw(None))
 
     async def drained(self) -> None:
-        """Returns when what was settled is on the disk."""
+        """Returns when what was settled is on the disk, and the spool files that nothing needs any more are gone."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
+        await self._purge_and_remove(self._clock.time() - self._history.keep_s)
 
     @property
     def is_running(self) -> bool:
