@@ -19,7 +19,7 @@ class Keeper:
         self._numbers = itertools.count()
         self._handle = os.open(folder, os.O_RDONLY)
 
-    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:
         """aiosmtpd's hook."""
         await asyncio.get_running_loop().run_in_executor(None, self._store, envelope.content)
         return "250 2.0.0 stored"

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from typing import Any
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})\Z")
 # RFC 5321 section 4.2: textstring = HT / SP / printable ASCII; RFC 6531 section 3.7.4.1 adds UTF-8 after EHLO.
@@ -53,6 +54,10 @@ class Reply:
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Reply does not change; make a new one instead of setting {name}")
+
+    def __reduce__(self) -> tuple[type[Reply], tuple[Any, ...]]:
+        # Copies and pickles are made anew, by the constructor.
+        return Reply, (self.code, self.enhanced, *self.lines)
 
     @property
     def is_positive(self) -> bool:
