@@ -1,0 +1,116 @@
+"""Generates docs/reference from the code's own tables: commands, extensions, events, options, the queue's tables.
+
+Run by `make docs`; CI checks that what is committed is what the code says.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+from pillarbox.events.catalogue import CATALOGUE
+from pillarbox.options import Options
+from pillarbox.smtp.command import COMMANDS
+from pillarbox.smtp.extension import EXTENSIONS
+from pillarbox.smtp.state import TRANSITIONS
+
+ROOT = Path(__file__).resolve().parent.parent
+TARGET = ROOT / "docs" / "reference"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """A Markdown table."""
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    lines += ["| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in row) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def smtp_page() -> str:
+    """Commands, where they are legal, and extensions."""
+    commands = []
+    for row in COMMANDS.values():
+        states = [state.name for state, moves in TRANSITIONS.items() if row.verb in moves]
+        commands.append([f"`{row.syntax}`", f"RFC {row.rfc}", f"`{row.event}`", ", ".join(states)])
+    extensions = []
+    for extension in EXTENSIONS:
+        parameters = [f"MAIL {key}" for key in extension.mail] + [f"RCPT {key}" for key in extension.rcpt]
+        extensions.append([extension.keyword, f"RFC {extension.rfc}", ", ".join(parameters) or "-"])
+    states_rows = [[state.name, state.value] for state in TRANSITIONS]
+    return (
+        "# SMTP: commands, states, extensions\n\nGenerated from the tables in `smtp/` by `make docs`.\n\n## Commands\n\n"
+        + table(["command", "source", "event", "legal in"], commands)
+        + "\n## States\n\n"
+        + table(["state", "meaning"], states_rows)
+        + "\n## Extensions\n\n"
+        + table(["keyword", "source", "parameters"], extensions)
+    )
+
+
+def events_page() -> str:
+    """Every event with its fields."""
+    rows = []
+    for name, cls in CATALOGUE.items():
+        fields = ", ".join(f"`{field.name}`: {field.type}" for field in dataclasses.fields(cls))
+        rows.append([f"`{name}`", cls.kind.value, " ".join((cls.__doc__ or "").split()), fields])
+    return (
+        "# Events\n\nGenerated from `events/catalogue.py` by `make docs`. A plugin's method is `on_<event>(server, event)`; a subscriber\n"
+        "names the event. Fields may be changed in place by plugins.\n\n"
+        + table(["event", "kind", "when", "fields"], rows)
+    )
+
+
+def options_page() -> str:
+    """Every option."""
+    rows = []
+    for name, field in Options.model_fields.items():
+        kind = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
+        kind = re.sub(r"typing\.|collections\.abc\.", "", kind)
+        if field.default_factory is not None:
+            default = {
+                "hostname": "the machine's full name",
+                "data_dir": "`/var/lib/pillarbox` as root, else `$XDG_STATE_HOME/pillarbox`",
+            }.get(
+                name,
+                f"`{field.default_factory()!r}`",  # type: ignore[call-arg]
+            )
+        else:
+            default = f"`{field.default!r}`"
+        rows.append([f"`{name}`", f"`{kind}`", default, field.description or ""])
+    return (
+        "# Options\n\nGenerated from `options.py` by `make docs`. Keyword arguments of `MailServer(...)`, `MailServer.spawn(...)` and\n"
+        "`MailServer.run(...)`; `pillarbox serve --help` shows the flags. Sizes in octets, times in seconds.\n\n"
+        + table(["option", "type", "default", "meaning"], rows)
+    )
+
+
+def tables_page() -> str:
+    """The queue's schema, as it stands in the migrations."""
+    folder = ROOT / "src" / "pillarbox" / "queue" / "sql" / "sqlite"
+    scripts = "\n\n".join(path.read_text().strip() for path in sorted(folder.glob("0*.sql")))
+    return (
+        "# The queue's tables\n\nGenerated from `queue/sql/sqlite` by `make docs`. The file is `queue-0.db` in the data directory. Readers are\n"
+        "welcome, also while the server runs (`sqlite3 'file:queue-0.db?mode=ro'`, SQLite 3.51.3 or later): names and meanings are stable.\n"
+        "Only the server writes: use `pillarbox queue` to steer. Times are unix seconds.\n\n```sql\n"
+        + scripts
+        + "\n```\n\n"
+        "What waits, by next hop and last reply:\n\n```sql\nSELECT next_hop, last_reply, count(*) FROM recipient\n"
+        "WHERE state IN ('queued', 'deferred') GROUP BY 1, 2 ORDER BY 3 DESC;\n```\n"
+    )
+
+
+def main() -> None:
+    """Writes the pages."""
+    TARGET.mkdir(parents=True, exist_ok=True)
+    for name, text in (
+        ("smtp.md", smtp_page()),
+        ("events.md", events_page()),
+        ("options.md", options_page()),
+        ("queue-tables.md", tables_page()),
+    ):
+        (TARGET / name).write_text(text)
+        print(f"docs/reference/{name}")
+
+
+if __name__ == "__main__":
+    main()
