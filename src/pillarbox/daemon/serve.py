@@ -10,6 +10,8 @@ from typing import Any
 from ..app import MailServer
 from .logs import configure_logs
 
+SWITCH_S = 0.0003
+
 
 def serve(options: dict[str, Any], *, log_level: str, grace_s: float) -> None:
     """Blocks until the server has been shut down. Raises PillarboxError for what is in its way."""
@@ -23,6 +25,9 @@ def _announce(server: MailServer) -> None:
     # What exists now lives as long as the server: the collector need not look at it again.
     gc.collect()
     gc.freeze()
+    # The queue's writer shares the interpreter's lock with the loop: by default it may wait 5 ms for its turn, which is
+    # longer than a commit takes. Measured with 20 sessions: a tenth more messages.
+    sys.setswitchinterval(SWITCH_S)
     names = " ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in server.getsocknames())
     options = server.options
     relay = ",".join(options.relay) or "none, mail stays queued"

@@ -71,6 +71,7 @@ class SmtpConnection(asyncio.Protocol):
         "_key",
         "_linger_sweeps",
         "_lingers",
+        "_local",
         "_outbox",
         "_stops",
         "_tls_task",
@@ -79,7 +80,8 @@ class SmtpConnection(asyncio.Protocol):
         "session",
     )
 
-    def __init__(self, context: ServerContext) -> None:
+    def __init__(self, context: ServerContext, local: Endpoint | None = None) -> None:
+        self._local = local
         self._context = context
         self._outbox: Outbox = context.outbox
         self._transport: asyncio.Transport | None = None
@@ -97,7 +99,9 @@ class SmtpConnection(asyncio.Protocol):
         context = self._context
         self._transport = cast(asyncio.Transport, transport)
         get = transport.get_extra_info
-        peer, local = _endpoint(get("peername")), _endpoint(get("sockname"))
+        peer = _endpoint(get("peername"))
+        # A listener on one address knows it; asking the kernel for each connection costs as much as a command.
+        local = self._local or _endpoint(get("sockname"))
         facts = Session(context.new_client_id(), peer, local)
         facts.tls = describe(get("ssl_object"))
         facts.is_trusted = context.is_trusted(peer.host)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 from ..clock import Timer
 from ..errors import ListenError
+from ..events.catalogue import Endpoint
 from ..smtp.reply import Reply
 from .connection import HANDSHAKE_S, SmtpConnection
 from .context import ServerContext
@@ -18,6 +19,19 @@ _log = logging.getLogger("pillarbox.listener")
 SWEEP_S = 1.0
 BACKLOG = 1024
 _LEAVING = Reply(421, "4.3.2", "Shutting down: try again later")
+
+
+class _Place:
+    """Where a listener listens, once it is bound; None where only the kernel knows which address was called."""
+
+    def __init__(self) -> None:
+        self.endpoint: Endpoint | None = None
+
+    def learn(self, server: asyncio.Server) -> None:
+        """Takes it from the listening socket."""
+        names = [sock.getsockname() for sock in server.sockets]
+        if len(names) == 1 and names[0][0] not in ("0.0.0.0", "::"):
+            self.endpoint = Endpoint(str(names[0][0]), int(names[0][1]))
 
 
 class Listeners:
@@ -40,9 +54,10 @@ class Listeners:
         context = self._context
         for scheme, host, port in context.options.listeners:
             is_tls = scheme == "smtps"
+            place = _Place()
             try:
                 server = await loop.create_server(
-                    lambda: SmtpConnection(context),
+                    lambda place=place: SmtpConnection(context, place.endpoint),
                     host,
                     port,
                     backlog=BACKLOG,
@@ -56,6 +71,7 @@ class Listeners:
                 self._failed(error, where)
                 raise ListenError(error.errno or 0, _listen_hint(error, where, port)) from None
             self._servers.append(server)
+            place.learn(server)
         self._timer = context.clock.call_later(SWEEP_S, self._sweep)
 
     async def _undo(self) -> None:
