@@ -259,6 +259,24 @@ def test_next_hop_is_down_then_back(tmp_path: Path) -> None:
     run_async(main)
 
 
+def test_a_lone_message_goes_out_when_its_next_hop_is_back(tmp_path: Path) -> None:
+    """Its own next attempt is minutes away: a connection alone finds out."""
+
+    async def main() -> None:
+        port = free_port()
+        peer = ScriptedServer()
+        async with relaying(tmp_path, port) as (server, clock):
+            uid = put(server)
+            await in_state(server, uid, "deferred")
+            start = clock.time()
+            await peer.start(port)
+            await moved(server, clock, uid, "delivered", step=1.0)
+            assert clock.time() - start < 60 and view(server, uid).recipients[0].attempts == 2
+            await peer.stop()
+
+    run_async(main)
+
+
 def test_retry_now_forgets_back_off(tmp_path: Path) -> None:
     async def main() -> None:
         port = free_port()

@@ -208,9 +208,12 @@ class Lane:
         limit = 1 if self._retry_at is not None else self._limit
         room = limit - len(self._connections) - len(self._opening)
         for _ in range(min(room, len(self._waiting) - len(self._opening))):
-            task = asyncio.get_running_loop().create_task(self._open())
-            self._opening.add(task)
-            task.add_done_callback(self._opening.discard)
+            self._spawn_open()
+
+    def _spawn_open(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._open())
+        self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
 
     # -------------------------------------------------------------- connections
 
@@ -235,6 +238,9 @@ class Lane:
             self._first_target = index
             self._connections.add(connection)
             self._idle.append(connection)
+            if self._retry_at is not None and not self._waiting:
+                # It answers again: what waits for it is due now, and the first message decides whether that lasts.
+                self._lanes.is_back(self.next_hop.key, WHOLE_STAGES)
             self._opening.discard(asyncio.current_task())
             self._feed()
             return
@@ -391,8 +397,14 @@ class Lane:
         for connection in list(self._idle):
             if now - connection.idle_since > IDLE_S:
                 connection.quit()
+                if not self._busy and not self._waiting:
+                    # A probe that worked, and nothing came to use it: there is no trouble that anybody has.
+                    self._retry_at = None
         if self._retry_at is not None and not self.is_down and not self._busy and not self._opening:
             self._lanes.wake()
+            if not self._waiting and not self._idle and not self._is_stopping:
+                # Nothing is due that could probe: a connection alone does it.
+                self._spawn_open()
 
     async def stop(self, grace_s: float) -> None:
         """See Lanes.stop."""
