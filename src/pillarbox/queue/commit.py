@@ -61,7 +61,9 @@ class GroupCommit:
         self._settle_timer: asyncio.TimerHandle | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        # The store is used by one thread at a time; `_mutex` guards `_pending` and `_busy`, for a moment only.
         self._lock = threading.Lock()
+        self._mutex = threading.Lock()
         self._threads: list[threading.Thread] = []
         self._reader: Any = None
         self._idle: list[asyncio.Future[None]] = []
@@ -98,15 +100,17 @@ class GroupCommit:
 
     def accept(self, message: Message, done: Done) -> None:
         """`done(None)` once the message is durable, `done(error)` when it is not, and will not be."""
-        self._pending.accepts.append(message)
-        self._pending.accepts_done.append(done)
+        with self._mutex:
+            self._pending.accepts.append(message)
+            self._pending.accepts_done.append(done)
         self._kick()
 
     def settle(self, settlement: Settlement) -> None:
         """Outcomes; committed soon, with whatever else there is, and again until it succeeds."""
-        pending = self._pending
-        pending.settles.append(settlement)
-        if len(pending.settles) >= SETTLE_BATCH:
+        with self._mutex:
+            self._pending.settles.append(settlement)
+            count = len(self._pending.settles)
+        if count >= SETTLE_BATCH:
             self._kick()
         elif self._settle_timer is None and not self._busy:
             self._settle_timer = self._loop.call_later(SETTLE_WAIT_S, self._kick)
@@ -119,7 +123,8 @@ class GroupCommit:
     async def run(self, work: Callable[[Store], T]) -> T:
         """Anything else that writes: `work(store)` within the next transaction."""
         future: asyncio.Future[T] = self._loop.create_future()
-        self._pending.runs.append((work, future))
+        with self._mutex:
+            self._pending.runs.append((work, future))
         self._kick()
         return await future
 
@@ -154,11 +159,9 @@ class GroupCommit:
         if self._settle_timer is not None:
             self._settle_timer.cancel()
             self._settle_timer = None
-        batch = self._pending
-        if self._busy or not len(batch):
+        batch = self._take()
+        if batch is None:
             return
-        self._pending = _Batch()
-        self._busy = True
         if self._is_inline or (self._prefers_inline() and self._lock.acquire(blocking=False)):
             try:
                 results = self._execute(batch)
@@ -167,16 +170,34 @@ class GroupCommit:
                     self._lock.release()
             if not self._is_inline and self.store.wants_maintenance:
                 self._jobs.put(self._maintain)
+            with self._mutex:
+                self._busy = False
             self._finish(batch, results)
+            self._rest()
         else:
             self._jobs.put(lambda: self._commit_in_thread(batch))
 
+    def _take(self) -> _Batch | None:
+        """What waits, for whoever is not busy; None when there is nothing, or somebody is at it."""
+        with self._mutex:
+            if self._busy or not len(self._pending):
+                return None
+            batch, self._pending, self._busy = self._pending, _Batch(), True
+            return batch
+
     def _commit_in_thread(self, batch: _Batch) -> None:
-        with self._lock:
-            results = self._execute(batch)
-        self._post(self._finish, batch, results)
-        if self.store.wants_maintenance:
-            self._maintain()
+        """Batch after batch, without a way through the loop between them, as long as there is one."""
+        following: _Batch | None = batch
+        while following is not None:
+            with self._lock:
+                results = self._execute(following)
+            self._post(self._finish, following, results)
+            if self.store.wants_maintenance:
+                self._maintain()
+            with self._mutex:
+                self._busy = False
+            following = self._take()
+        self._post(self._rest)
 
     def _maintain(self) -> None:
         with self._lock:
@@ -221,7 +242,6 @@ class GroupCommit:
             return results + [(work(self.store), None) for work in runs]
 
     def _finish(self, batch: _Batch, results: _Result) -> None:
-        self._busy = False
         self.commits += 1
         self.committed += len(batch)
         errors = [error for _, error in results]
@@ -240,9 +260,12 @@ class GroupCommit:
                 _fail(future, error)
             else:
                 _give(future, value)
+
+    def _rest(self) -> None:
+        """Nobody is at it any more: what came at the last moment is begun, and who waited for quiet is told."""
         if len(self._pending):
             self._begin()
-        elif self._idle:
+        elif not self._busy:
             for waiter in self._idle:
                 _give(waiter, None)
             self._idle.clear()
