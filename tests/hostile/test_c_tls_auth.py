@@ -156,6 +156,7 @@ def test_c50_handshake_stall(tmp_path: Path, certificate: Certificate, monkeypat
     run_async(main)
 
 
+@pytest.mark.filterwarnings("ignore:ssl.TLSVersion")
 def test_c51_old_tls(tmp_path: Path, certificate: Certificate) -> None:
     async def main() -> None:
         async with serving(tmp_path, **tls(certificate)) as server:

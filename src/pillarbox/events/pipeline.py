@@ -6,7 +6,6 @@ know sessions or SMTP beyond `Reply`.
 
 from __future__ import annotations
 
-import inspect
 import logging
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -230,8 +229,3 @@ class Pipeline:
     def steps(self, name: str) -> tuple[Step, ...]:
         """The methods that this event goes through, in order."""
         return self._table.get(name, self._default)
-
-
-def is_async(method: Callable[..., Any]) -> bool:
-    """True for `async def`."""
-    return inspect.iscoroutinefunction(method)

@@ -113,7 +113,3 @@ class Content:
         self.head = self.head[into_file:]
         self.offset += into_file
         self.file_bytes -= into_file
-
-    def set_section(self, section: bytes) -> None:
-        """Another header section, as octets; for what several changes make at once."""
-        self._set_section(section)

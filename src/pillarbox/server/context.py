@@ -69,7 +69,6 @@ class ServerContext:
     is_closing: bool = False
     last_client: int = 0
     guess_delay_s: float = 1.0
-    disk_reserve_bytes: int = 0
 
     def protocol_facts(self, session: Session) -> Facts:
         """What EHLO offers in this session; its own copy, for TLS and AUTH change it."""
