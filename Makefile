@@ -18,7 +18,7 @@ help:
 serve: .venv/.installed
 	@echo "First message:  $(BIN)/pillarbox send --to you@example.org --subject Hello"
 	@echo "See it there:   $(BIN)/pillarbox queue list"
-	@exec $(BIN)/pillarbox serve --listen 127.0.0.1:2525 $(if $(RELAY),--relay $(RELAY)) $(ARGS)
+	@exec $(BIN)/pillarbox serve --listen 127.0.0.1:2525 $(if $(RELAY),--relay $(RELAY),--no-direct) $(ARGS)
 
 test: .venv/.installed
 	@sh tools/install-test-programs.sh

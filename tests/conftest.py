@@ -51,13 +51,20 @@ def run_async(main: Callable[[], Awaitable[Any]], *, timeout_s: float = 60.0) ->
 @asynccontextmanager
 async def serving(folder: Path, **options: Any) -> AsyncIterator[MailServer]:
     """A server on port 0 in a scratch folder."""
-    given: dict[str, Any] = {"port": 0, "data_dir": str(folder), "hostname": "mx.test", **options}
+    given: dict[str, Any] = {"port": 0, "data_dir": str(folder), "hostname": "mx.test", "direct": False, **options}
     server = MailServer(**given)
     await server.start()
     try:
         yield server
     finally:
         await server.shutdown(grace_s=1.0)
+
+
+def lane_of(server: MailServer) -> Any:
+    """The one lane of a server that relays."""
+    relay = server._parts.router.relay
+    assert relay is not None
+    return server._parts.lanes._lane(relay.key)
 
 
 class Client:
@@ -223,7 +230,7 @@ class Wire:
     def __init__(self, server: MailServer, sizes: Iterator[int], peer: str = "127.0.0.1") -> None:
         from pillarbox.server.connection import SmtpConnection
 
-        self.connection = SmtpConnection(server.context)
+        self.connection = SmtpConnection(server._parts.context)
         self.transport = WireTransport(peer)
         self._sizes = sizes
         self._seen = 0
@@ -298,11 +305,11 @@ def queued(server: MailServer) -> list[Any]:
     """All messages of a memory-store server."""
     from pillarbox.queue.model import Query
 
-    return server._store.search(Query(is_all=True))
+    return server._parts.store.search(Query(is_all=True))
 
 
 def stored_content(server: MailServer, index: int = 0) -> bytes:
     """The content of a queued message, as it would be sent."""
-    content = server._store.content(queued(server)[index].uid)
+    content = server._parts.store.content(queued(server)[index].uid)
     assert content is not None
     return content.read()

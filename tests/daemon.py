@@ -26,7 +26,15 @@ class Daemon:
         folder.mkdir(exist_ok=True)
         self.data = folder / "data"
         self.log = folder / "server.log"
-        command = [*wrap, *PILLARBOX, "serve", f"--listen={listen}", f"--data-dir={self.data}", "--hostname=mx.test"]
+        command = [
+            *wrap,
+            *PILLARBOX,
+            "serve",
+            f"--listen={listen}",
+            f"--data-dir={self.data}",
+            "--hostname=mx.test",
+            "--no-direct",
+        ]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout is not None

@@ -21,6 +21,7 @@ FLOORS: list[set[str]] = [
     {"clock", "options"},
     {"events", "queue", "dns"},
     {"server", "delivery", "plugins"},
+    {"parts"},
     {"app"},
     {"daemon", "admin", "testing"},
     {"cli"},

@@ -590,7 +590,7 @@ def test_examples(tmp_path: Path) -> None:
             # The other session does not wait with it.
             reply = await other.transaction(b"Subject: hello\r\n\r\nx\r\n")
             assert reply.startswith("250")
-            content = server._store.content(reply.split()[2])
+            content = server._parts.store.content(reply.split()[2])
             assert content is not None and content.header("Subject") == "[t] hello"
             asked[0][1].set_result(False)
             assert await client.reply() == "550 5.7.1 We are sorry: This sender is not welcome"

@@ -19,7 +19,7 @@ from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import Action, Query, Settlement
 from pillarbox.queue.sqlite import SqliteStore
 from pillarbox.testing import ManualClock, ScriptedServer
-from tests.conftest import Client, Wire, cuts, queued, run_async, serving, stored_content, until, wired
+from tests.conftest import Client, Wire, cuts, lane_of, queued, run_async, serving, stored_content, until, wired
 from tests.queue.test_delivery import free_port, in_state, put, relaying, view
 from tests.queue.test_store_contract import NOW, accept, claim, done, message
 
@@ -309,12 +309,12 @@ def test_steered_in_flight_then_refused(tmp_path: Path, action: Action, state: s
         ):
             uid = put(server)
             await until(lambda: peer.lines[-1:] == ["DATA"])
-            assert await server.scheduler.change(action, Query(uids=[uid])) == [uid]
+            assert await server._parts.scheduler.change(action, Query(uids=[uid])) == [uid]
             for writer in peer._writers:
                 writer.write(b"250 ok\r\n550 5.1.1 nobody\r\n503 no\r\n")
             await in_state(server, uid, state)
-            await until(lambda: server.scheduler.in_hand <= reports)
-            assert sum(v.reverse_path is None for v in server._store.search(Query(is_all=True))) == reports
+            await until(lambda: server._parts.scheduler.in_hand <= reports)
+            assert sum(v.reverse_path is None for v in server._parts.store.search(Query(is_all=True))) == reports
 
     run_async(main)
 
@@ -324,8 +324,8 @@ def test_one_incident_is_one_step_of_back_off(tmp_path: Path) -> None:
         async with relaying(tmp_path, free_port()) as (server, _):
             for n in range(20):
                 put(server, f"r{n}@d.test")
-            await until(lambda: server.lanes._lane.is_down and server.scheduler.in_hand == 0)
-            assert server.lanes._lane._downs == 1
+            await until(lambda: lane_of(server).is_down and server._parts.scheduler.in_hand == 0)
+            assert lane_of(server)._downs == 1
 
     run_async(main)
 
@@ -342,8 +342,8 @@ def test_many_recipients_at_a_slow_next_hop(tmp_path: Path) -> None:
                 for _ in range(6):
                     clock.advance(50)
                     writer.write(b"250 ok\r\n")
-                    before = next(iter(server.lanes._lane._connections)).smtp.replies
-                    await until(lambda before=before: next(iter(server.lanes._lane._connections)).smtp.replies > before)
+                    before = next(iter(lane_of(server)._connections)).smtp.replies
+                    await until(lambda before=before: next(iter(lane_of(server)._connections)).smtp.replies > before)
                 assert view(server, uid).recipients[0].attempts == 0, "still at it, five minutes later"
 
     run_async(main)
@@ -362,12 +362,12 @@ def test_unreadable_spool_files_defer_and_bounce(tmp_path: Path) -> None:
             envelope = Envelope("a@b.test", [], "8BITMIME")
             envelope.add("c@d.test")
             now = clock.time()
-            lost = Message("LOST", envelope, gone, now, now + 9e5, leased_until=server.scheduler.lease_for_new(1))
-            server.commit.accept(lost, lambda error: server.scheduler.accepted(lost))
+            lost = Message("LOST", envelope, gone, now, now + 9e5, leased_until=now + 3600.0)
+            server._parts.commit.accept(lost, lambda error: server._parts.scheduler.accepted(lost))
             await in_state(server, "LOST", "deferred")
             peer.script("RCPT", lambda line: "550 no" if "c@d" in line else "250 ok")
             lost2 = Message("LOST2", Envelope("a@b.test", list(envelope.recipients)), gone, now, now + 9e5)
-            server.commit.accept(lost2, lambda error: server.scheduler.accepted(lost2))
+            server._parts.commit.accept(lost2, lambda error: server._parts.scheduler.accepted(lost2))
             await in_state(server, "LOST2", "bounced")
             await peer.wait_for(1)
 

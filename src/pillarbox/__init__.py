@@ -11,21 +11,37 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .app import MailServer
+    from .delivery.handlers import Handler, Item, Reject
     from .errors import PillarboxError
     from .events.catalogue import Event
     from .events.plugin import Eat, Plugin
     from .server.accounts import Account
     from .smtp.reply import Reply
 
-__all__ = ["Account", "Eat", "Event", "MailServer", "PillarboxError", "Plugin", "Reply", "__version__"]
+__all__ = [
+    "Account",
+    "Eat",
+    "Event",
+    "Handler",
+    "Item",
+    "MailServer",
+    "PillarboxError",
+    "Plugin",
+    "Reject",
+    "Reply",
+    "__version__",
+]
 
 _PLACES = {
     "Account": "server.accounts",
     "Eat": "events.plugin",
     "Event": "events.catalogue",
+    "Handler": "delivery.handlers",
+    "Item": "delivery.handlers",
     "MailServer": "app",
     "PillarboxError": "errors",
     "Plugin": "events.plugin",
+    "Reject": "delivery.handlers",
     "Reply": "smtp.reply",
 }
 

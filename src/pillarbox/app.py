@@ -11,43 +11,29 @@ import contextlib
 import logging
 import os
 import random
-import shutil
 import signal
+import uuid
 import weakref
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from typing import IO, Any
 
-from .clock import Clock, SystemClock, UidSource
-from .delivery.bounce import BounceMaker
-from .delivery.client import ClientSettings
-from .delivery.lanes import LaneLimits, Lanes
-from .delivery.route import relay_next_hop
-from .delivery.tlspolicy import TlsPolicy, client_context
+from .clock import Clock, SystemClock
+from .delivery.handlers import Handler, Handlers, Item, parse_handlers
 from .errors import OptionError, StateError
 from .events import catalogue as e
-from .events.dispatch import Dispatcher
-from .events.pipeline import SIMPLE, Pipeline
+from .events.dispatch import Dispatcher, Verdict
+from .events.names import Names
+from .events.pipeline import Pipeline
 from .events.subscribers import ALL
+from .mail.content import Content
 from .options import Options, parse_options
-from .plugins.simple import RelayRule, Simple
-from .queue.commit import GroupCommit
-from .queue.control import ControlServer, LiveSteering
-from .queue.memory import MemoryStore
-from .queue.null import NullStore
-from .queue.retry import RetryPolicy
-from .queue.scheduler import History, Judged, Scheduler
-from .queue.spool import Spool
-from .queue.sqlite import SqliteStore
-from .queue.store import Store
-from .queue.work import Work
-from .server.accounts import Account, AuthFile
-from .server.context import ServerContext, facts_of_session
-from .server.limits import Admission
-from .server.listener import Listeners
-from .server.tls import server_context
+from .parts import Parts
+from .queue.enqueue import Stamp, build_message, parse_enqueue
+from .queue.model import Action, Query, View
+from .server.diverted import is_writable
+from .server.intake import announce
+from .server.raw import ReplyLines
 from .smtp.reply import Reply
-from .smtp.sasl import Credentials
-from .smtp.server import Rules
 
 _log = logging.getLogger("pillarbox")
 _SERVERS: weakref.WeakValueDictionary[str, MailServer] = weakref.WeakValueDictionary()
@@ -62,94 +48,17 @@ class MailServer:
     def __init__(self, *, clock: Clock | None = None, rng: random.Random | None = None, **options: Any) -> None:
         self.options: Options = parse_options(options)
         self._clock = clock or SystemClock()
-        self._rng = rng or random.Random()
         self._closed: asyncio.Event | None = None
-        self._is_started = self._is_connected = False
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._is_started = False
+        self._id = uuid.uuid4().hex
+        self._names = Names(e.CATALOGUE)
         self.dispatcher = Dispatcher(self)
-        self._build()
-
-    # -------------------------------------------------------------- building
-
-    def _build(self) -> None:
-        options, clock = self.options, self._clock
-        self._next_hop = relay_next_hop(options.relay)
-        tls = server_context(options.tls_cert, options.tls_key) if options.tls_cert else None
-        self._store = self._make_store()
-        self.commit = GroupCommit(self._store, self._prefers_inline)
-        policy = RetryPolicy(
-            first_s=options.retry_first_s,
-            longest_s=max(options.retry_first_s, options.retry_longest_s),
-            expire_s=options.expire_s,
-            delay_notice_s=options.delay_notice_s,
+        self._handlers = Handlers(parse_handlers(self.options.handlers, self._for_event))
+        self._raw = ReplyLines()
+        self._parts = Parts(
+            self.options, self.dispatcher, self._handlers, self._clock, rng or random.Random(), self._listener_failed
         )
-        history = History(options.history_s, options.history_messages)
-        self.scheduler = Scheduler(self.commit, clock, policy, history=history, rng=self._rng)
-        limits = LaneLimits(options.maxrelay, options.maxrelay_per_next_hop)
-        self.lanes = Lanes(self._next_hop, self._client_settings(), limits, clock, self._rng)
-        rule = RelayRule(tuple(options.domains), options.trusted_networks, lambda address: self._next_hop is not None)
-        new_uid = UidSource(clock)
-        self._new_uid = new_uid
-        self.context = ServerContext(
-            options,
-            self.dispatcher,
-            clock,
-            self.commit,
-            self.scheduler,
-            None,
-            new_uid,
-            Admission(options.max_sessions, options.max_sessions_per_peer),
-            rule.is_trusted,
-            tls=tls,
-            authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
-            default_senders=self._default_senders,
-            rules=Rules(
-                max_line_bytes=options.max_line_bytes,
-                normalise_bare=options.bare_line_ends == "normalise",
-                accept_bare_lf_commands=options.bare_lf_commands == "accept",
-                is_strict=options.strict_envelope,
-            ),
-        )
-        self.listeners = Listeners(self.context, self._listener_failed)
-        self.steering = LiveSteering(self.scheduler, self.commit, self.lanes.why_waiting)
-        self._control: ControlServer | None = None
-        simple = Simple(options.hostname, options.version, rule, options.max_recipients)
-        simple.facts_of = facts_of_session(self.context)
-        self._simple = simple
-
-    def _make_store(self) -> Store:
-        options = self.options
-        if options.store == "sqlite":
-            store = SqliteStore(options.data_dir)
-            self._spool_folder = store.spool
-            return store
-        # A folder of its own: the real queue of this data directory may have files in "spool".
-        self._spool_folder = os.path.join(options.data_dir, f"spool-{options.store}-{os.getpid()}-{id(self):x}")
-        return MemoryStore(self._spool_folder) if options.store == "memory" else NullStore(self._spool_folder)
-
-    def _client_settings(self) -> ClientSettings:
-        options = self.options
-        policy = TlsPolicy(options.relay_tls or ("verify" if options.relay_user else "may"))
-        if options.relay_auth_in_clear and options.relay_tls is None:
-            policy = TlsPolicy.MAY
-        credentials = None
-        if options.relay_user and options.relay_pass:
-            credentials = Credentials(options.relay_user, options.relay_pass)
-        # Made only when there is somebody to speak TLS with: loading the CAs takes its time.
-        context = client_context(policy, options.relay_ca) if self._next_hop is not None else None
-        return ClientSettings(
-            options.hostname, policy, context, credentials, options.relay_auth_in_clear, options.time_out
-        )
-
-    def _prefers_inline(self) -> bool:
-        return len(self.context.sessions) <= 1 and self.scheduler.in_hand <= 1
-
-    def _default_senders(self, account: Account) -> tuple[str, ...]:
-        if account.may_send_as:
-            return account.may_send_as
-        if "@" in account.name:
-            return (account.name,)
-        homes = [*(d for d in self.options.domains if not d.startswith(".")), self.options.hostname]
-        return tuple(f"{account.name}@{home}" for home in homes)
 
     # ------------------------------------------------------------------ life
 
@@ -192,65 +101,36 @@ class MailServer:
             raise StateError("this server has been started already: make a new one")
         self._is_started = True
         self._closed = asyncio.Event()
-        self._store.open()
+        self._loop = asyncio.get_running_loop()
+        parts = self._parts
+        parts.store.open()
         try:
-            await self._start_parts()
+            await parts.start()
+            await parts.listeners.start()
         except BaseException:
-            await self._stop_parts(0.0)
+            await parts.stop(0.0)
             self._closed.set()
             raise
         _SERVERS[self.options.alias] = self
         self.dispatcher.post(e.Registered(self))
 
-    async def _start_parts(self) -> None:
-        options = self.options
-        self.commit.start()
-        spool = self.context.spool = Spool(self._spool_folder)
-        spool.collect_orphans(self._store.spool_names())
-        bounces = BounceMaker(options.hostname, options.expire_s, self._new_uid)
-        self._is_connected = True
-        self.scheduler.connect(self.lanes, bounces, self._outcome, spool.remove)
-        self.lanes.finished = self.scheduler.finished
-        self.lanes.wake = self.scheduler.wake
-        self.lanes.is_back = self.scheduler.next_hop_is_back
-        for alias, plugin in options.plugins.items():
-            self.pipeline().push(alias, plugin)
-        self.pipeline().push(SIMPLE, self._simple)
-        if options.paused:
-            await self.scheduler.pause()
-        self.lanes.start()
-        await self.scheduler.start()
-        if options.control and options.store == "sqlite":
-            self._control = ControlServer(options.data_dir, self.steering)
-            await self._control.start()
-        await self.listeners.start()
+    async def start_listener(self) -> None:
+        """Listens again, after a failure. StateError when it does listen; ListenError names what is in the way."""
+        if self._closed is None or self._closed.is_set() or self._parts.context.is_closing:
+            raise StateError("this server does not run: make a new one")
+        if self._parts.listeners.is_listening:
+            raise StateError("this server listens already")
+        await self._parts.listeners.start()
 
     async def shutdown(self, *, grace_s: float = 30.0) -> None:
         """421 to idle sessions, running transactions finish within the grace, then everything is closed. Loses nothing."""
-        if self._closed is None or self.context.is_closing:
+        if self._closed is None or self._parts.context.is_closing:
             await self.wait_closed()
             return
-        await self._stop_parts(grace_s)
+        await self._parts.stop(grace_s)
+        if _SERVERS.get(self.options.alias) is self:
+            del _SERVERS[self.options.alias]
         self._closed.set()
-
-    async def _stop_parts(self, grace_s: float) -> None:
-        options = self.options
-        await self.listeners.stop(grace_s)
-        if self._control is not None:
-            await self._control.stop()
-        if self.scheduler.is_running:
-            await self.scheduler.stop()
-        await self.lanes.stop(grace_s)
-        if self._is_connected:
-            await self.scheduler.drained()
-        await self.commit.stop()
-        if self.context.spool is not None:
-            self.context.spool.close()
-            if options.store != "sqlite":
-                shutil.rmtree(self._spool_folder, ignore_errors=True)
-        self._store.close()
-        self.pipeline().clear()
-        _SERVERS.pop(self.options.alias, None)
 
     async def wait_closed(self) -> None:
         """Returns when the server has been shut down."""
@@ -265,6 +145,10 @@ class MailServer:
     async def __aexit__(self, *exc: object) -> None:
         await self.shutdown()
 
+    def session_id(self) -> str:
+        """A name of this server that no other has."""
+        return self._id
+
     @staticmethod
     def find(alias: str) -> MailServer | None:
         """The running server of that alias in this process, or None."""
@@ -274,14 +158,14 @@ class MailServer:
 
     def getsockname(self) -> tuple[str, int]:
         """(host, port) of the first listener, as it was really bound."""
-        names = self.listeners.names()
+        names = self._parts.listeners.names()
         if not names:
             raise StateError("this server does not listen")
         return names[0]
 
     def getsocknames(self) -> list[tuple[str, int]]:
         """(host, port) of all listeners."""
-        return self.listeners.names()
+        return self._parts.listeners.names()
 
     # ---------------------------------------------------- plugins and events
 
@@ -309,104 +193,217 @@ class MailServer:
         """Plugins in order."""
         return self.pipeline().order()
 
+    def plugin_register(self, plugin: Any, kind: str, *names: str | Iterable[str]) -> bool:
+        """From within a plugin's own `plugin_register`: it gets these events of a kind ("SMTPD", "SMTPC"; `all` works).
+
+        A plugin that does not call it gets every event that it has a method for.
+        """
+        self.pipeline().want(plugin, _kind(kind), self._names.flat(names))
+        return True
+
+    def plugin_unregister(self, plugin: Any, kind: str, *names: str | Iterable[str]) -> list[str]:
+        """The plugin gets these no longer; the names that it had not asked for."""
+        return self.pipeline().unwant(plugin, _kind(kind), self._names.flat(names))
+
     def register(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> None:
         """`callback(event)` for each event of these names (`all` for every one); plain or async."""
-        self.dispatcher.subscribers.register(callback, _event_names(names))
+        self.dispatcher.subscribers.register(callback, self._names.checked(names))
 
     def unregister(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> bool:
         """The callback hears of these no longer; without names, of nothing. False if it was not registered."""
-        return self.dispatcher.subscribers.unregister(callback, _event_names(names) if names else [ALL])
+        return self.dispatcher.subscribers.unregister(callback, self._names.checked(names) if names else [ALL])
 
-    def events(self, *names: str) -> AsyncIterator[Any]:
+    def events(self, *names: str | Iterable[str]) -> AsyncIterator[Any]:
         """`async for event in server.events("message_queued")`: from now on, until the loop ends."""
-        return self.dispatcher.subscribers.events(_event_names(names))
+        return self.dispatcher.subscribers.events(self._names.checked(names))
 
-    def send_to_client(self, client_id: str, reply: Reply | str) -> bool:
-        """Answers the command that a plugin ate (Eat.PLUGIN, Eat.ALL); False when that session owes no reply."""
-        session = self.context.sessions.get(client_id)
-        if isinstance(reply, str):
-            code, _, text = reply.partition(" ")
-            reply = Reply(int(code), None, text) if code.isdigit() else Reply(250, None, reply)
+    def define_event(self, name: str) -> None:
+        """Declares an event of the program's own, so that it can be registered for."""
+        self._names.define(name)
+
+    def send_event(self, name: str, *args: Any) -> Verdict | Any:
+        """An event through the pipeline, then to subscribers; own names arrive as `Custom`. What the pipeline said of it."""
+        return self.dispatcher.dispatch(self._names.make(name, args))
+
+    def send_event_threadsafe(self, name: str, *args: Any) -> None:
+        """As send_event, from any thread."""
+        self._from_anywhere(lambda: self.send_event(name, *args))
+
+    def post(self, name: str, *args: Any) -> None:
+        """Runs the method of that name (shutdown, send_event, register, ...) in the server's loop, from any task or thread."""
+        if name not in _POSTABLE:
+            raise OptionError(self._names.near(f"post: {name!r} is no input event", name, _POSTABLE))
+        self._from_anywhere(lambda: self._run_posted(name, args))
+
+    def _run_posted(self, name: str, args: tuple[Any, ...]) -> None:
+        try:
+            answer = getattr(self, name)(*args)
+        except Exception:
+            _log.exception("post(%r) failed", name)
+            return
+        if asyncio.iscoroutine(answer):
+            task = asyncio.ensure_future(answer)
+            _POSTED.add(task)
+            task.add_done_callback(_posted_done)
+
+    def _from_anywhere(self, work: Callable[[], Any]) -> None:
+        if self._loop is None or self._closed is None or self._closed.is_set():
+            raise StateError("this server does not run")
+        self._loop.call_soon_threadsafe(work)
+
+    # --------------------------------------------------------------- sessions
+
+    def send_to_client(self, client_id: str, reply: Reply | str | bytes) -> bool:
+        """Answers the command that a plugin ate, or that nobody answers (`simple=False`); passes `response`.
+
+        Takes a Reply, or a line as it shall be sent ("250 OK"), without line end: a line "250-first" waits for the last,
+        "250 last". False when that session is gone or owes no reply. ValueError for CR, LF or what is no reply.
+        """
+        if not isinstance(reply, Reply):
+            complete = self._raw.take(client_id, reply)
+            if complete is None:
+                return client_id in self._parts.context.sessions
+            reply = complete
+        session = self._parts.context.sessions.get(client_id)
         return session is not None and session.reply_from_program(reply)
+
+    def data_mode(self, client_id: str, file: IO[bytes] | None = None) -> bool:
+        """The content that follows DATA goes to the program: event `data` with its lines, or `data_fh` once all is in `file`.
+
+        Call it before the 354. The reply to the end of content is the program's. False when the session is gone.
+        """
+        if file is not None and not is_writable(file):
+            raise OptionError(
+                f"data_mode: {file!r} cannot be written: give a file that is open for writing, in binary mode"
+            )
+        session = self._parts.context.sessions.get(client_id)
+        if session is None:
+            return False
+        session.intake.divert(file)
+        return True
+
+    # --------------------------------------------------------------- handlers
+
+    def get_handlers(self) -> list[Handler]:
+        """A copy of the list."""
+        return self._handlers.list()
+
+    def set_handlers(self, handlers: Sequence[Handler | Mapping[str, Any]]) -> None:
+        """These, and no others, from now on. OptionError names index, key and reason, and nothing changes."""
+        self._handlers.replace(parse_handlers(handlers, self._for_event))
+        self._parts.scheduler.wake()
+
+    def handler(self, match: str, **options: Any) -> Callable[[Callable[[Item], Any]], Callable[[Item], Any]]:
+        """`@server.handler(r"@app\\.example$")`: recipients that match go to the function, from the queue."""
+
+        def add(callback: Callable[[Item], Any]) -> Callable[[Item], Any]:
+            self._handlers.add(Handler(match, callback, **options))
+            return callback
+
+        return add
+
+    def _for_event(self, name: str) -> Callable[[Item], Any]:
+        """The callback of a handler that names an event: whoever is registered for it, directly, one after the other."""
+        self._names.define(name)
+
+        async def call_all(item: Item) -> None:
+            callbacks = self.dispatcher.subscribers.callbacks(name)
+            if not callbacks:
+                raise StateError(f"nobody is registered for the event {name!r} of a handler")
+            for callback in callbacks:
+                answer = callback(item)
+                if answer is not None and hasattr(answer, "__await__"):
+                    await answer
+
+        return call_all
 
     # ----------------------------------------------------------------- queue
 
+    async def enqueue(self, item: Mapping[str, Any] | None = None, **keywords: Any) -> str:
+        """Mail of the program's own: `reverse_path`, `recipients`, `content`; optional `uid`, `ts` (unix seconds). The uid.
+
+        `item` may be a dict with the original's keys: from, rcpt, msg. `content` is str, bytes, an EmailMessage or a
+        binary file. Durable when it returns. OptionError names the key at fault, DuplicateUidError a uid that is there.
+        """
+        if self._closed is None or self._closed.is_set():
+            raise StateError("this server does not run: nothing can be queued")
+        enqueued = parse_enqueue(item, keywords)
+        parts, options = self._parts, self.options
+        uid = enqueued.uid or parts.new_uid()
+        stamp = Stamp(options.hostname, uid, self._clock.time(), options.expire_s, options.origin)
+        message = await build_message(enqueued, stamp, parts.context.spool, options.spool_above_bytes)
+        parts.scheduler.prepare(message)
+        try:
+            await parts.commit.run(lambda store: store.accept([message]))
+        except BaseException:
+            if message.content.path and parts.context.spool is not None:
+                parts.context.spool.remove([message.content.path])
+            raise
+        parts.context.counters.accepted += 1
+        announce(parts.context, message, None)
+        parts.scheduler.accepted(message)
+        return message.uid
+
+    async def mail_queue(self, *, limit: int | None = 1000, **query: Any) -> list[View]:
+        """What is queued, oldest first: uid, reverse_path, recipients (state, attempts, due time), subject and more.
+
+        Bounded by `limit`; other keywords are those of `pillarbox.queue.model.Query` (state=, recipient=, ...). The content
+        comes by `queued_content(uid)`.
+        """
+        wanted = Query(limit=limit, **query)
+        return await self._parts.commit.read(lambda reader: reader.search(wanted))
+
+    async def queued_content(self, uid: str) -> Content | None:
+        """The content of a message that is not final yet, None for any other."""
+        return await self._parts.commit.read(lambda reader: reader.content(uid))
+
+    async def cancel_message(self, uid: str) -> bool:
+        """Takes a message out of the queue: True if it was there. One in flight is not sent again."""
+        return bool(await self._parts.scheduler.change(Action.CANCEL, Query(uids=[uid])))
+
     async def pause_queue(self) -> None:
         """Running sends finish; nothing else is sent until resume_queue, not even after a restart."""
-        await self.scheduler.pause()
+        await self._parts.scheduler.pause()
 
     async def resume_queue(self) -> None:
         """Goes on."""
-        await self.scheduler.resume()
+        await self._parts.scheduler.resume()
 
     def paused(self) -> bool:
         """True while paused."""
-        return self.scheduler.is_paused
-
-    # ---------------------------------------------------------- what happens
+        return self._parts.scheduler.is_paused
 
     def _listener_failed(self, error: OSError, address: str) -> None:
         text = os.strerror(error.errno) if error.errno else str(error)
         self.dispatcher.post(e.ListenerFailed("bind", error.errno or 0, text, address))
 
-    def _outcome(self, work: Work, judged: list[Judged]) -> None:
-        """Events, counters and a log line for an attempt."""
-        counters = self.context.counters
-        groups: dict[tuple[str, str], list[Judged]] = {}
-        for one in judged:
-            state = one.settled.state
-            counters.delivered += state == "delivered"
-            counters.deferred += state == "deferred"
-            counters.bounced += state in ("bounced", "expired")
-            groups.setdefault((state, str(one.result.reply)), []).append(one)
-        for (state, _), group in groups.items():
-            self._tell_outcome(work, state, group)
 
-    def _tell_outcome(self, work: Work, state: str, group: list[Judged]) -> None:
-        uid, first = work.message.uid, group[0]
-        recipients = [one.result.recipient.address for one in group]
-        level = logging.INFO if state == "delivered" else logging.WARNING
-        if _log.isEnabledFor(level):
-            to, reply = ",".join(recipients[:5]), first.result.reply
-            _log.log(
-                level, "%s %s to=%s next_hop=%s stage=%s: %s", state, uid, to, work.next_hop, first.result.stage, reply
-            )
-        event: Any
-        if state == "delivered":
-            if not self.dispatcher.listens("send_success"):
-                return
-            attempt = first.result.recipient.attempts + 1
-            event = e.SendSuccess(uid, recipients, work.next_hop, first.result.reply, attempt)
-        else:
-            if not self.dispatcher.listens("send_failed"):
-                return
-            is_permanent = state in ("bounced", "expired")
-            event = e.SendFailed(
-                uid,
-                recipients,
-                work.next_hop,
-                first.result.stage,
-                first.result.reply,
-                is_permanent,
-                None if is_permanent else first.settled.due_at,
-            )
-        self.dispatcher.post(event)
+# What `post` may be asked for: the original's input events.
+_POSTABLE = (
+    "register",
+    "unregister",
+    "shutdown",
+    "send_event",
+    "send_to_client",
+    "start_listener",
+    "pause_queue",
+    "resume_queue",
+    "cancel_message",
+    "enqueue",
+)
+_POSTED: set[asyncio.Future[Any]] = set()
 
 
-def _event_names(names: Iterable[str | Iterable[str]]) -> list[str]:
-    """Names, checked against the catalogue. OptionError names the nearest right one."""
-    import difflib
+def _posted_done(task: asyncio.Future[Any]) -> None:
+    _POSTED.discard(task)
+    if not task.cancelled() and task.exception() is not None:
+        _log.error("what was posted failed: %s", task.exception())
 
-    flat: list[str] = []
-    for name in names:
-        flat += [name] if isinstance(name, str) else list(name)
-    for name in flat:
-        if name != ALL and name not in e.CATALOGUE:
-            near = difflib.get_close_matches(name, e.CATALOGUE, 1)
-            raise OptionError(f"there is no event {name!r}" + (f"; did you mean {near[0]!r}?" if near else ""))
-    if not flat:
-        raise OptionError("name at least one event, or 'all'")
-    return flat
+
+def _kind(kind: str) -> str:
+    if kind not in ("SMTPD", "SMTPC"):
+        raise OptionError(f"kind {kind!r}: there are 'SMTPD' (events) and 'SMTPC' (replies about to be sent)")
+    return kind
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -9,7 +9,7 @@ import difflib
 import ipaddress
 import os
 import socket
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -45,11 +45,11 @@ class Options(BaseModel):
 
     # ---- listening
     alias: str = Field("pillarbox", description="a name for logs and for MailServer.find(alias)")
-    address: str | list[str] = Field("127.0.0.1", description="IP address or name to listen on, or several")
+    address: str | list[str] = Field("127.0.0.1", description="IP address, name or unix:/path to listen on, or several")
     port: int = Field(25, ge=0, le=65535, description="port for every address; 0: any free one")
     listen: list[str] = Field(
         default_factory=list,
-        description="HOST:PORT, [IPV6]:PORT or smtps://HOST:PORT (TLS from the first octet), instead of address and port",
+        description="HOST:PORT, [IPV6]:PORT, unix:/PATH or smtps://HOST:PORT (TLS from the first octet); instead of address",
     )
     hostname: str = Field(default_factory=default_hostname, description="our name in greeting, Received and EHLO")
     version: str = Field(f"Pillarbox {__version__}", description="the text behind ESMTP in the greeting; empty: hidden")
@@ -70,6 +70,18 @@ class Options(BaseModel):
         None, description="file of accounts made by `pillarbox passwd`: offers AUTH under TLS"
     )
 
+    dnsbl_enable: bool = Field(False, description="ask the lists of dnsbl about every client, at connect")
+    dnsbl: dict[str, float] = Field(
+        default_factory=lambda: {"zen.spamhaus.org": 1.0},
+        description="DNS list or lists, with weights (zone: 1.0); a client is refused when the sum reaches 1",
+    )
+    dnsbl_allow: list[str] = Field(default_factory=list, description="networks (CIDR) that no list is asked about")
+    dnsbl_time_out: float = Field(5.0, gt=0, description="a list that has not answered by then counts as clean")
+    sender_verify: Literal[False, "mail", "rcpt"] = Field(
+        False, description="refuse senders whose domain takes no mail, at MAIL (true) or at each RCPT"
+    )
+    origin: bool = Field(False, description="strip the Received fields of every message, and add none")
+
     # ---- the queue
     data_dir: str = Field(default_factory=default_data_dir, description="folder of the queue, the spool and the socket")
     store: Literal["sqlite", "memory", "null"] = Field("sqlite", description="memory and null keep nothing: for tests")
@@ -86,6 +98,9 @@ class Options(BaseModel):
     relay: list[str] = Field(
         default_factory=list, description="smart hosts in order: HOST[:PORT], [IPV6]:PORT, smtp:// or smtps://"
     )
+    relay_auth: Literal["PLAIN", "LOGIN", "SCRAM-SHA-256"] | None = Field(
+        None, description="AUTH mechanism for the smart host; default: the best that it offers"
+    )
     relay_user: str | None = Field(None, description="user name for AUTH at the smart host")
     relay_pass: str | None = Field(None, repr=False, description="password for AUTH at the smart host")
     relay_tls: Literal["none", "may", "encrypt", "verify"] | None = Field(
@@ -100,6 +115,22 @@ class Options(BaseModel):
     )
     maxrelay: int = Field(100, ge=1, description="outgoing connections at once")
     maxrelay_per_next_hop: int = Field(20, ge=1, description="of which to one next hop")
+
+    # ---- direct delivery
+    direct: bool = Field(True, description="without relay: deliver to the MX of each domain; False: such mail waits")
+    mx_port: int = Field(25, ge=1, le=65535, description="port of every MX (25 but in test nets)")
+    mx_tls: Literal["none", "may", "encrypt", "verify"] = Field("may", description="TLS to an MX")
+    mx_networks: list[str] = Field(
+        default_factory=list, description="loopback or private networks (CIDR) that an MX may point to: for test nets"
+    )
+    mx_cname: bool = Field(False, description="use an MX whose name is a CNAME, against RFC 5321 section 5.1")
+    ip_preference: Literal["ipv4", "ipv6", "ipv4-only", "ipv6-only"] = Field(
+        "ipv4", description="which addresses of an MX are tried first, or alone"
+    )
+    nameservers: list[str] = Field(
+        default_factory=list, description="ADDRESS[:PORT] or [IPV6]:PORT of nameservers; default: the system's"
+    )
+    resolver: Any = Field(None, description="an object of the Resolver protocol, instead of nameservers")
 
     # ---- bounds of the receiving side
     max_size_bytes: int = Field(64 << 20, ge=1024, description="largest message")
@@ -118,6 +149,14 @@ class Options(BaseModel):
     max_received: int = Field(100, ge=1, description="Received fields, then it is a loop: 554 5.4.6")
 
     # ---- the program
+    options: dict[str, bool] = Field(
+        default_factory=dict, description="trace flags: {'trace': True} logs every line of every session and all events"
+    )
+    simple: bool = Field(True, description="False: no built-in answers, the program answers each command itself")
+    handle_connects: bool = Field(True, description="False: no built-in greeting, the program sends the 220")
+    handlers: list[Any] = Field(
+        default_factory=list, description="Handler objects, or {'match': regex, 'callback': callable or 'event': name}"
+    )
     plugins: dict[str, Any] = Field(default_factory=dict, description="plugins by alias, in order")
     control: bool = Field(True, description="open the control socket in the data directory, for `pillarbox queue`")
 
@@ -128,14 +167,56 @@ class Options(BaseModel):
             raise ValueError("give a domain such as mail.example.org, or an address literal such as [192.0.2.1]")
         return value
 
-    @field_validator("relay", "listen", "domains", "trust", mode="before")
+    @field_validator("options")
+    @classmethod
+    def _check_flags(cls, value: dict[str, bool]) -> dict[str, bool]:
+        for key in value:
+            if key != "trace":
+                raise ValueError(f"there is no flag {key!r}: 'trace' is the only one")
+        return value
+
+    @field_validator("sender_verify", mode="before")
+    @classmethod
+    def _check_sender_verify(cls, value: Any) -> Any:
+        return "mail" if value is True else (False if value is None else value)
+
+    @field_validator("dnsbl", mode="before")
+    @classmethod
+    def _check_dnsbl(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            value = [value]
+        if not isinstance(value, Mapping):
+            pairs = [item if isinstance(item, (tuple, list)) else (item, 1.0) for item in value]
+            value = {pair[0]: pair[-1] for pair in pairs}
+        for zone, weight in value.items():
+            if not isinstance(zone, str) or not is_domain(zone):
+                raise ValueError(f"{zone!r} is not a DNS list: give a domain such as zen.spamhaus.org")
+            if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not weight > 0:
+                raise ValueError(f"{zone}: the weight {weight!r} is not a number above 0")
+        return value
+
+    @field_validator("resolver")
+    @classmethod
+    def _check_resolver(cls, value: Any) -> Any:
+        if value is not None and not callable(getattr(value, "resolve", None)):
+            raise ValueError("give an object with `async def resolve(name, kind)`: see pillarbox.dns.Resolver")
+        return value
+
+    @field_validator("nameservers", mode="after")
+    @classmethod
+    def _check_nameservers(cls, value: list[str]) -> list[str]:
+        for text in value:
+            parse_nameserver(text)
+        return value
+
+    @field_validator("relay", "listen", "domains", "trust", "nameservers", "mx_networks", "dnsbl_allow", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if value is None:
             return []
         return [value] if isinstance(value, str) else value
 
-    @field_validator("trust")
+    @field_validator("trust", "mx_networks", "dnsbl_allow")
     @classmethod
     def _check_trust(cls, value: list[str]) -> list[str]:
         for text in value:
@@ -171,6 +252,8 @@ class Options(BaseModel):
     def _check_together(self) -> Options:
         if self.tls_key and not self.tls_cert:
             raise ValueError("tls_key is given without tls_cert: give both")
+        if self.relay_auth and not self.relay_user:
+            raise ValueError("relay_auth is given without relay_user and relay_pass: give all three")
         if bool(self.relay_user) != bool(self.relay_pass):
             raise ValueError("relay_user and relay_pass belong together: give both or none")
         if self.relay_user and self.relay_tls in ("none", "may") and not self.relay_auth_in_clear:
@@ -187,7 +270,7 @@ class Options(BaseModel):
     @property
     def trusted_networks(self) -> tuple[Network, ...]:
         """`trust`, parsed."""
-        return tuple(ipaddress.ip_network(text, strict=False) for text in self.trust)
+        return parse_networks(self.trust)
 
     @property
     def listeners(self) -> list[tuple[str, str, int]]:
@@ -195,11 +278,19 @@ class Options(BaseModel):
         if self.listen:
             return [parse_endpoint(text, default_port=25) for text in self.listen]
         addresses = [self.address] if isinstance(self.address, str) else self.address
-        return [("smtp", address, self.port) for address in addresses]
+        return [
+            parse_endpoint(address, 0) if address.startswith("unix:") else ("smtp", address, self.port)
+            for address in addresses
+        ]
 
 
 def parse_endpoint(text: str, default_port: int) -> tuple[str, str, int]:
-    """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp://... or smtps://... ValueError says what is wrong."""
+    """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp(s)://... or unix:/PATH. ValueError says what is wrong."""
+    if text.startswith("unix:"):
+        path = text[5:]
+        if not path.startswith("/") or "\0" in path:
+            raise ValueError(f"{text!r}: a unix socket is given by its whole path, unix:/run/pillarbox/smtp.sock")
+        return "unix", path, 0
     scheme, found, rest = text.partition("://")
     if not found:
         scheme, rest = "smtp", text
@@ -219,6 +310,25 @@ def parse_endpoint(text: str, default_port: int) -> tuple[str, str, int]:
     if not host or any(c.isspace() or c in "/@" for c in host):
         raise ValueError(f"{text!r}: give HOST:PORT")
     return scheme, host, int(port) if port else (465 if scheme == "smtps" else default_port)
+
+
+def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
+    """Networks in CIDR, judged before."""
+    return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
+
+
+def parse_nameserver(text: str) -> tuple[str, int]:
+    """(address, port) of ADDRESS[:PORT], IPV6 or [IPV6]:PORT. ValueError says what is wrong."""
+    try:
+        return str(ipaddress.ip_address(text)), 53
+    except ValueError:
+        _, host, port = parse_endpoint(text, default_port=53)
+    try:
+        return str(ipaddress.ip_address(host)), port
+    except ValueError:
+        raise ValueError(
+            f"{text!r}: a nameserver is given by its address, such as 192.0.2.53 or [2001:db8::53]:53"
+        ) from None
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:

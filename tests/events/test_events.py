@@ -630,6 +630,8 @@ def test_catalogue() -> None:
 
 def test_send_to_client_texts(tmp_path: Path) -> None:
     server = MailServer(port=0, data_dir=str(tmp_path), store="memory", hostname="mx.test")
-    assert server.send_to_client("nobody", "no code here") is False
-    with pytest.raises(ValueError, match="control character"):
+    assert server.send_to_client("nobody", "250 OK") is False
+    with pytest.raises(ValueError, match="begins with a code"):
+        server.send_to_client("nobody", "no code here")
+    with pytest.raises(ValueError, match="line end"):
         server.send_to_client("nobody", "250 a\r\nb")

@@ -281,8 +281,8 @@ def test_b34_larger_than_it_said(sizes: Sizes, tmp_path: Any) -> None:
             await wire.ask(b"DATA\r\n")
             replies = await wire.ask(b"Subject: x\r\n\r\n" + b"y" * 70 * 1000 + b"\r\n.\r\nNOOP\r\n")
             assert [r[:9] for r in replies] == ["552 5.3.4", "250 2.0.0"]
-            folder = server.context.spool.folder
-            server.context.spool.close()
+            folder = server._parts.context.spool.folder
+            server._parts.context.spool.close()
             assert os.listdir(folder) == []
 
     run_async(main)

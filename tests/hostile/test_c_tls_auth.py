@@ -80,8 +80,8 @@ def test_c47_plaintext_behind_starttls(tmp_path: Path, certificate: Certificate,
             text = await client.rest()
             # Together with STARTTLS: refused. Behind the 220: no TLS record, so the handshake fails. Never a command.
             assert text.startswith(("554 5.5.0", "220")) and "250" not in text
-            assert not server.context.sessions or all(
-                s.facts.envelope is None for s in server.context.sessions.values()
+            assert not server._parts.context.sessions or all(
+                s.facts.envelope is None for s in server._parts.context.sessions.values()
             )
 
     run_async(main)
@@ -95,7 +95,7 @@ def test_c48_state_is_forgotten(tmp_path: Path, certificate: Certificate, sizes:
             await client.say(b"EHLO before.test")
             await client.start_tls(certificate)
             assert (await client.say(b"MAIL FROM:<a@b.test>")).startswith("503")
-            session = next(iter(server.context.sessions.values()))
+            session = next(iter(server._parts.context.sessions.values()))
             assert session.facts.helo == "" and session.facts.tls
             assert "STARTTLS" not in await client.say(b"EHLO after.test")
             client.close()
@@ -136,9 +136,9 @@ def test_c50_handshake_garbage_and_close(tmp_path: Path, certificate: Certificat
                 else:
                     await client.rest()
             async with asyncio.timeout(10):
-                while server.context.sessions:
+                while server._parts.context.sessions:
                     await asyncio.sleep(0.005)
-            assert server.context.admission.sessions == 0
+            assert server._parts.context.admission.sessions == 0
 
     run_async(main)
 
@@ -151,7 +151,7 @@ def test_c50_handshake_stall(tmp_path: Path, certificate: Certificate, monkeypat
             await client.say(b"EHLO x.test")
             await client.say(b"STARTTLS")
             await client.rest()
-            assert server.context.admission.sessions == 0
+            assert server._parts.context.admission.sessions == 0
 
     run_async(main)
 
@@ -160,9 +160,9 @@ def test_c50_handshake_stall(tmp_path: Path, certificate: Certificate, monkeypat
 def test_c51_old_tls(tmp_path: Path, certificate: Certificate) -> None:
     async def main() -> None:
         async with serving(tmp_path, **tls(certificate)) as server:
-            assert server.context.tls is not None
-            assert server.context.tls.minimum_version is ssl.TLSVersion.TLSv1_2
-            assert server.context.tls.options & ssl.OP_NO_RENEGOTIATION
+            assert server._parts.context.tls is not None
+            assert server._parts.context.tls.minimum_version is ssl.TLSVersion.TLSv1_2
+            assert server._parts.context.tls.options & ssl.OP_NO_RENEGOTIATION
             client = await connect(server, cuts(0)[0])
             await client.say(b"EHLO x.test")
             old = trusting(certificate)
@@ -277,7 +277,7 @@ def test_c55_auth_in_clear(tmp_path: Path, certificate: Certificate, sizes: Size
 def test_c56_broken_exchanges(tmp_path: Path, certificate: Certificate, sizes: Sizes) -> None:
     async def main() -> None:
         async with serving(tmp_path, authenticator=check, **tls(certificate)) as server:
-            server.context.guess_delay_s = 0.0
+            server._parts.context.guess_delay_s = 0.0
             client = await secure(server, sizes, certificate)
             assert await client.say(b"AUTH PLAIN") == "334 "
             long = b"A" * 20_000
@@ -288,7 +288,7 @@ def test_c56_broken_exchanges(tmp_path: Path, certificate: Certificate, sizes: S
             assert (await client.say(b"AUTH PLAIN !!")).startswith("501 5.5.2")
             assert (await client.say(b"AUTH CRAM-MD5")).startswith("504 5.5.4")
             assert (await client.say(b"AUTH")).startswith("501")
-            session = next(iter(server.context.sessions.values()))
+            session = next(iter(server._parts.context.sessions.values()))
             assert session._errors >= 7, "they are counted"
             assert (await client.say(b"AUTH PLAIN " + b64("\0user@mx.test\0secret"))).startswith("235 2.7.0")
             client.close()
@@ -317,10 +317,10 @@ def test_c57_plain(tmp_path: Path, certificate: Certificate, sizes: Sizes, octet
 
     async def main() -> None:
         async with serving(tmp_path, authenticator=lambda u, p: True, **tls(certificate)) as server:
-            server.context.guess_delay_s = 0.0
+            server._parts.context.guess_delay_s = 0.0
             client = await secure(server, sizes, certificate)
             assert (await client.say(b"AUTH PLAIN " + (b64(octets) or b"="))).startswith("535 5.7.8")
-            assert next(iter(server.context.sessions.values())).facts.username is None
+            assert next(iter(server._parts.context.sessions.values())).facts.username is None
             client.close()
 
     run_async(main)
@@ -352,20 +352,22 @@ def test_c59_guessing(tmp_path: Path, certificate: Certificate, sizes: Sizes) ->
     async def main() -> None:
         delays: list[float] = []
         async with serving(tmp_path, authenticator=check, **tls(certificate, max_errors=1000)) as server:
-            real = server.context.clock.call_later
+            real = server._parts.context.clock.call_later
 
             class Clock:
-                time, monotonic = server.context.clock.time, server.context.clock.monotonic
+                time, monotonic = server._parts.context.clock.time, server._parts.context.clock.monotonic
 
                 def call_later(self, delay_s: float, callback: Any) -> Any:
                     delays.append(delay_s)
                     return real(0.0, callback)
 
-            server.context.clock = Clock()
+            server._parts.context.clock = Clock()
             client = await secure(server, sizes, certificate)
             replies = [await client.say(b"AUTH PLAIN " + b64(f"\0u{n}@mx.test\0guess")) for n in range(12)]
             assert {r[:9] for r in replies[:10]} == {"535 5.7.8"} and replies[10].startswith("454 4.7.0")
-            assert delays[:10] == [server.context.guess_delay_s] * 10 and server.context.guess_delay_s >= 1.0
+            assert (
+                delays[:10] == [server._parts.context.guess_delay_s] * 10 and server._parts.context.guess_delay_s >= 1.0
+            )
             # The right password does not help from there any more, for a while.
             assert (await client.say(b"AUTH PLAIN " + b64("\0user@mx.test\0secret"))).startswith("454")
             client.close()
@@ -411,7 +413,7 @@ def test_c60_metacharacters(tmp_path: Path, certificate: Certificate, sizes: Siz
             return False
 
         async with serving(tmp_path, authenticator=authenticator, **tls(certificate)) as server:
-            server.context.guess_delay_s = 0.0
+            server._parts.context.guess_delay_s = 0.0
             client = await secure(server, sizes, certificate)
             assert (await client.say(b"AUTH PLAIN " + b64(f"\0{name}\0x"))).startswith("535")
             assert seen == [(name, "x")]
@@ -456,7 +458,7 @@ def test_auth_event_and_a_failing_authenticator(tmp_path: Path, certificate: Cer
             return password == "right"
 
         async with serving(tmp_path, authenticator=authenticator, **tls(certificate)) as server:
-            server.context.guess_delay_s = 0.0
+            server._parts.context.guess_delay_s = 0.0
             server.register(lambda event: events.append((event.username, event.is_accepted)), "auth")
             client = await secure(server, cuts(0)[0], certificate)
             assert (await client.say(b"AUTH PLAIN " + b64("\0broken\0x"))).startswith("454 4.7.0")
@@ -466,7 +468,7 @@ def test_auth_event_and_a_failing_authenticator(tmp_path: Path, certificate: Cer
             assert events == [("bob", False), ("bob", True)]
             reply = await client.transaction(b"Subject: x\r\n\r\nx\r\n", sender=b"bob@mx.test")
             assert reply.startswith("250")
-            content = server._store.content(reply.split()[2])
+            content = server._parts.store.content(reply.split()[2])
             assert content is not None and b" with ESMTPSA " in content.read() and b"(using TLSv1.3" in content.read()
             client.close()
 

@@ -19,7 +19,7 @@ from pillarbox.mail.envelope import Envelope
 from pillarbox.queue.model import Action, Message, Query
 from pillarbox.queue.retry import RetryPolicy, pause_s
 from pillarbox.testing import ManualClock, ScriptedServer
-from tests.conftest import free_port, run_async, until
+from tests.conftest import free_port, lane_of, run_async, until
 
 BODY = b"Subject: hello\r\nFrom: a@b.test\r\n\r\nbody\r\n"
 
@@ -30,7 +30,7 @@ async def relaying(folder: Path, port: int, *, clock: ManualClock | None = None,
     clock = clock or ManualClock()
     given: dict[str, Any] = {"port": 0, "data_dir": str(folder), "hostname": "mx.test", "store": "memory"}
     given |= {"relay": f"127.0.0.1:{port}", **options}
-    server = MailServer(clock=clock, rng=random.Random(1), **given)
+    server = MailServer(clock=clock, rng=random.Random(1), **{"direct": False, **given})
     await server.start()
     try:
         yield server, clock
@@ -48,16 +48,16 @@ def put(
             made.add(one)
         else:
             made.recipients.append(one)
-    now = server.context.clock.time()
-    uid = server.context.new_uid()
-    lease = server.scheduler.lease_for_new(len(octets))
-    message = Message(uid, made, Content(octets), now, now + server.options.expire_s, "hello", {}, leased_until=lease)
-    server.commit.accept(message, lambda error: server.scheduler.accepted(message))
+    now = server._parts.context.clock.time()
+    uid = server._parts.context.new_uid()
+    message = Message(uid, made, Content(octets), now, now + server.options.expire_s, "hello", {})
+    server._parts.scheduler.prepare(message)
+    server._parts.commit.accept(message, lambda error: server._parts.scheduler.accepted(message))
     return uid
 
 
 def view(server: MailServer, uid: str) -> Any:
-    return server._store.get(uid)
+    return server._parts.store.get(uid)
 
 
 def states(server: MailServer, uid: str) -> list[str]:
@@ -110,7 +110,7 @@ def test_delivers_and_reuses_connections(tmp_path: Path) -> None:
             assert attempt.outcome == "delivered" and attempt.reply == "250 2.0.0 OK taken"
             # Idle connections are closed after a while.
             clock.advance(10)
-            await until(lambda: not server.lanes._lane._connections)
+            await until(lambda: not lane_of(server)._connections)
 
     run_async(main)
 
@@ -232,14 +232,14 @@ def test_next_hop_is_down_then_back(tmp_path: Path) -> None:
         peer = ScriptedServer()
         async with relaying(tmp_path, port) as (server, clock):
             uids = [put(server, f"r{n}@d.test") for n in range(50)]
-            await until(lambda: view(server, uids[0]) and server.lanes._lane.is_down)
-            await until(lambda: server.scheduler.in_hand == 0)
+            await until(lambda: view(server, uids[0]) and lane_of(server).is_down)
+            await until(lambda: server._parts.scheduler.in_hand == 0)
             for _ in range(20):
                 clock.advance(60)
                 await asyncio.sleep(0.005)
             attempts = [view(server, uid).recipients[0].attempts for uid in uids]
             assert sum(attempts) <= 21, "only probes count"
-            assert "refused" in (server.lanes.why_waiting() or "")
+            assert "refused" in (server._parts.lanes.why_waiting() or "")
             late = put(server, "late@d.test")
             await until(lambda: view(server, late) is not None)
             assert states(server, late) in (["queued"], ["deferred"])
@@ -253,7 +253,7 @@ def test_next_hop_is_down_then_back(tmp_path: Path) -> None:
             for uid in [*uids, late]:
                 await in_state(server, uid, "delivered")
             assert len(peer.messages) == 51, "none twice"
-            assert server.lanes.why_waiting() is None
+            assert server._parts.lanes.why_waiting() is None
             await peer.stop()
 
     run_async(main)
@@ -285,7 +285,7 @@ def test_retry_now_forgets_back_off(tmp_path: Path) -> None:
             uid = put(server)
             await in_state(server, uid, "deferred")
             await peer.start(port)
-            assert await server.scheduler.change(Action.RETRY, Query(uids=[uid])) == [uid]
+            assert await server._parts.scheduler.change(Action.RETRY, Query(uids=[uid])) == [uid]
             await in_state(server, uid, "delivered")
             await peer.stop()
 
@@ -341,12 +341,12 @@ def test_expires_while_the_next_hop_is_down_for_ever(tmp_path: Path) -> None:
     async def main() -> None:
         async with relaying(tmp_path, free_port(), expire_s=3600.0) as (server, clock):
             uids = [put(server, sender=None) for _ in range(20)]
-            await until(lambda: server.scheduler.in_hand == 0 and view(server, uids[-1]) is not None)
+            await until(lambda: server._parts.scheduler.in_hand == 0 and view(server, uids[-1]) is not None)
             for _ in range(100):
                 clock.advance(60)
                 await asyncio.sleep(0.002)
             assert [states(server, uid) for uid in uids] == [["expired"]] * 20
-            assert len(server._store.search(Query(is_all=True))) == 20, "no DSN for a null reverse-path"
+            assert len(server._parts.store.search(Query(is_all=True))) == 20, "no DSN for a null reverse-path"
 
     run_async(main)
 
@@ -422,7 +422,7 @@ def test_who_gets_a_bounce(
                 await until(
                     lambda: all(
                         r.state in ("delivered", "bounced")
-                        for v in server._store.search(Query(is_all=True))
+                        for v in server._parts.store.search(Query(is_all=True))
                         for r in v.recipients
                     )
                 )
@@ -436,9 +436,9 @@ def test_a_bounce_that_bounces(tmp_path: Path) -> None:
     async def main() -> None:
         async with ScriptedServer(RCPT="550 5.1.1 nobody") as peer, relaying(tmp_path, peer.port) as (server, _):
             await in_state(server, put(server), "bounced")
-            await until(lambda: len(server._store.search(Query(is_all=True))) == 2)
-            await until(lambda: server._store.counts() == {"bounced": 2})
-            assert len(server._store.search(Query(is_all=True))) == 2
+            await until(lambda: len(server._parts.store.search(Query(is_all=True))) == 2)
+            await until(lambda: server._parts.store.counts() == {"bounced": 2})
+            assert len(server._parts.store.search(Query(is_all=True))) == 2
 
     run_async(main)
 
@@ -493,13 +493,13 @@ def test_pause_hold_cancel(tmp_path: Path) -> None:
             uids = [put(server, f"r{n}@d.test") for n in range(4)]
             await until(lambda: view(server, uids[3]) is not None)
             assert server.paused() and peer.connections == 0
-            assert await server.scheduler.change(Action.HOLD, Query(uids=uids[:1])) == uids[:1]
-            assert await server.scheduler.change(Action.CANCEL, Query(uids=uids[1:2])) == uids[1:2]
+            assert await server._parts.scheduler.change(Action.HOLD, Query(uids=uids[:1])) == uids[:1]
+            assert await server._parts.scheduler.change(Action.CANCEL, Query(uids=uids[1:2])) == uids[1:2]
             await server.resume_queue()
             await peer.wait_for(2)
             await in_state(server, uids[2], "delivered")
             assert states(server, uids[0]) == ["held"] and states(server, uids[1]) == ["cancelled"]
-            assert await server.scheduler.change(Action.RELEASE, Query()) == uids[:1]
+            assert await server._parts.scheduler.change(Action.RELEASE, Query()) == uids[:1]
             await in_state(server, uids[0], "delivered")
             assert len(peer.messages) == 3
             await server.pause_queue()
@@ -519,9 +519,9 @@ def test_cancel_while_it_waits_in_the_lane(tmp_path: Path) -> None:
         ):
             uids = [put(server, f"r{n}@d.test") for n in range(5)]
             await until(lambda: any(line.startswith("MAIL") for line in peer.lines))
-            assert set(await server.scheduler.change(Action.CANCEL, Query(uids=uids[2:]))) == set(uids[2:])
+            assert set(await server._parts.scheduler.change(Action.CANCEL, Query(uids=uids[2:]))) == set(uids[2:])
             await until(lambda: all(view(server, u).finished_at for u in uids[2:]))
-            assert server.scheduler.in_hand == 2
+            assert server._parts.scheduler.in_hand == 2
             gate.set()
 
     run_async(main)
@@ -538,7 +538,7 @@ def test_time_outs(tmp_path: Path) -> None:
             clock.advance(70)
             await in_state(server, uid, "deferred")
             assert "in time" in view(server, uid).recipients[0].last_reply
-            assert not server.lanes._lane._connections, "never used again"
+            assert not lane_of(server)._connections, "never used again"
 
     run_async(main)
 
@@ -572,7 +572,7 @@ def test_auth_at_the_smart_host(tmp_path: Path, certificate: dict[str, str]) -> 
     async def main() -> None:
         accounts = {"relay@mx.test": "secret"}
         upstream = MailServer(
-            port=0, data_dir=str(tmp_path / "up"), hostname="mx.test", store="memory", trust=["192.0.2.0/24"],
+            port=0, data_dir=str(tmp_path / "up"), hostname="mx.test", direct=False, store="memory", trust=["192.0.2.0/24"],
             tls_cert=certificate["cert"], tls_key=certificate["key"], authenticator=lambda u, p: accounts.get(u) == p, alias="up",
         )  # fmt: skip
         await upstream.start()
@@ -580,13 +580,13 @@ def test_auth_at_the_smart_host(tmp_path: Path, certificate: dict[str, str]) -> 
         secure = {"relay_ca": certificate["ca"], "relay_user": "relay@mx.test", "relay_pass": "secret"}
         async with relaying(tmp_path, port, relay=f"localhost:{port}", **secure) as (server, _):
             await in_state(server, put(server, sender="relay@mx.test"), "delivered")
-            content = upstream._store.content(upstream._store.search(Query())[0].uid)
+            content = upstream._parts.store.content(upstream._parts.store.search(Query())[0].uid)
             assert b" with ESMTPSA " in content.read()
         async with relaying(tmp_path / "bad", port, **{**secure, "relay_pass": "wrong"}, relay=f"localhost:{port}") as (
             server,
             _,
         ):
-            upstream.context.guess_delay_s = 0.0
+            upstream._parts.context.guess_delay_s = 0.0
             uid = put(server)
             await in_state(server, uid, "deferred")
             assert (
@@ -662,7 +662,7 @@ def test_wall_clock_steps(tmp_path: Path) -> None:
             await in_state(server, uid, "deferred")
             clock.step_wall(-86400)
             peer.script("RCPT", "250 OK")
-            assert await server.scheduler.change(Action.RETRY, Query(uids=[uid])) == [uid]
+            assert await server._parts.scheduler.change(Action.RETRY, Query(uids=[uid])) == [uid]
             await in_state(server, uid, "delivered")
             peer.script("RCPT", "450 4.2.1 later")
             two = put(server)
@@ -683,7 +683,7 @@ def test_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
             for n in range(100):
                 put(server, f"r{n}@d.test")
             await peer.wait_for(100)
-            await until(lambda: server._store.counts() == {"delivered": 100})
+            await until(lambda: server._parts.store.counts() == {"delivered": 100})
             assert len(peer.messages) == 100
 
     run_async(main)
@@ -693,8 +693,8 @@ def test_a_claim_that_fails_is_made_again(tmp_path: Path, monkeypatch: pytest.Mo
     async def main() -> None:
         async with ScriptedServer() as peer, relaying(tmp_path, peer.port, paused=True) as (server, clock):
             put(server)
-            await until(lambda: server._store.counts() == {"queued": 1})
-            real, failures = server._store.claim, [2]
+            await until(lambda: server._parts.store.counts() == {"queued": 1})
+            real, failures = server._parts.store.claim, [2]
 
             def flaky(*args: Any) -> Any:
                 if failures[0]:
@@ -702,7 +702,7 @@ def test_a_claim_that_fails_is_made_again(tmp_path: Path, monkeypatch: pytest.Mo
                     raise OSError("the disk is away")
                 return real(*args)
 
-            monkeypatch.setattr(server._store, "claim", flaky)
+            monkeypatch.setattr(server._parts.store, "claim", flaky)
             await server.resume_queue()
             for _ in range(20):
                 clock.advance(2)
@@ -738,7 +738,7 @@ def test_history_is_forgotten(tmp_path: Path) -> None:
         async with relaying(tmp_path, 1, history_s=60.0, paused=True) as (server, clock):
             uid = put(server)
             await until(lambda: view(server, uid) is not None)
-            assert await server.scheduler.change(Action.CANCEL, Query(uids=[uid])) == [uid]
+            assert await server._parts.scheduler.change(Action.CANCEL, Query(uids=[uid])) == [uid]
             assert states(server, uid) == ["cancelled"]
             for _ in range(10):
                 clock.advance(100)

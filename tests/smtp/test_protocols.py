@@ -13,7 +13,7 @@ from pillarbox.smtp.client import ClientFault, ClientProtocol, Happened
 from pillarbox.smtp.command import Command
 from pillarbox.smtp.extension import Facts
 from pillarbox.smtp.framing import ChunkScanner, DataScanner, DotStuffer, LineBuffer, is_clean, normalise_lines
-from pillarbox.smtp.sasl import ClientMechanism, Credentials
+from pillarbox.smtp.sasl import Credentials, SimpleClient
 from pillarbox.smtp.server import EndOfContent, ServerProtocol
 from pillarbox.smtp.state import ClientState, State
 from pillarbox.smtp.transaction import Recipient, Stage, Transaction
@@ -288,7 +288,7 @@ def test_tls_and_auth() -> None:
     assert client.is_tls and not client.extensions
     client.receive_data(b"250 x\r\n")
     assert client.next_event() is Happened.READY
-    client.start_auth(ClientMechanism("PLAIN", Credentials("u", "p")))
+    client.start_auth(SimpleClient("PLAIN", Credentials("u", "p")))
     client.data_to_send()
     client.receive_data(b"334 YQ==\r\n")
     assert client.data_to_send() == b"*\r\n", "PLAIN has nothing more to say"

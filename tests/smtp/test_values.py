@@ -24,9 +24,9 @@ from pillarbox.smtp.extension import (
 )
 from pillarbox.smtp.reply import ReplyFault, ReplyReader, format_reply
 from pillarbox.smtp.sasl import (
-    ClientMechanism,
     Credentials,
     SaslFault,
+    SimpleClient,
     choose_mechanism,
     decode_base64,
     encode_base64,
@@ -221,5 +221,5 @@ def test_sasl() -> None:
     assert [client.respond(b"Username:"), client.respond(b"Password:")] == [b"bob", b"secret"]
     with pytest.raises(SaslFault):
         client.respond(b"More?")
-    assert ClientMechanism("PLAIN", credentials).initial() == b"\0bob\0secret"
+    assert SimpleClient("PLAIN", credentials).initial() == b"\0bob\0secret"
     assert choose_mechanism(frozenset(("GSSAPI",)), credentials) is None

@@ -51,8 +51,21 @@ def serve(
     ] = None,
     relay: Annotated[
         list[str] | None,
-        typer.Option(metavar="HOST[:PORT]", help="Smart host; repeat for failover. Without: mail stays queued."),
+        typer.Option(metavar="HOST[:PORT]", help="Smart host; repeat for failover. Without: to the MX of each domain."),
     ] = None,
+    direct: Annotated[
+        bool, typer.Option("--direct/--no-direct", help="Without --relay: deliver to the MX, or keep the mail queued.")
+    ] = True,
+    nameserver: Annotated[
+        list[str] | None,
+        typer.Option(metavar="ADDRESS[:PORT]", help="Ask this one; repeat for more. [default: system's]"),
+    ] = None,
+    dnsbl: Annotated[
+        list[str] | None, typer.Option(metavar="ZONE", help="Refuse clients on this DNS list; repeat for more.")
+    ] = None,
+    sender_verify: Annotated[
+        bool, typer.Option("--sender-verify", help="Refuse senders whose domain takes no mail.")
+    ] = False,
     domain: Annotated[
         list[str] | None,
         typer.Option(metavar="DOMAIN", help="Take mail for this domain from strangers, too; repeat for more."),
@@ -113,6 +126,11 @@ def serve(
         "listen": listen,
         "hostname": hostname,
         "relay": relay,
+        "direct": direct,
+        "nameservers": nameserver,
+        "dnsbl_enable": bool(dnsbl) or None,
+        "dnsbl": dnsbl or None,
+        "sender_verify": sender_verify or None,
         "domains": domain,
         "trust": trust,
         "data_dir": data_dir,

@@ -30,6 +30,6 @@ def _announce(server: MailServer) -> None:
     sys.setswitchinterval(SWITCH_S)
     names = " ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in server.getsocknames())
     options = server.options
-    relay = ",".join(options.relay) or "none, mail stays queued"
+    relay = ",".join(options.relay) or ("none, delivers to the MX" if options.direct else "none, mail stays queued")
     sys.stdout.write(f"pillarbox: ready on {names} (queue: {options.data_dir}, relay: {relay})\n")
     sys.stdout.flush()

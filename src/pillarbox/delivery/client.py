@@ -45,6 +45,7 @@ class ClientSettings:
     context: ssl.SSLContext | None
     credentials: Credentials | None = None
     may_auth_in_clear: bool = False
+    mechanism: str | None = None
     time_out_s: float | None = None
 
 
@@ -104,7 +105,7 @@ class ClientConnection(asyncio.Protocol):
             if target.is_tls:
                 tls = {"ssl": settings.context, "server_hostname": target.host, "ssl_handshake_timeout": limit}
             async with asyncio.timeout(limit):
-                await loop.create_connection(lambda: self, target.host, target.port, **tls)
+                await loop.create_connection(lambda: self, target.address or target.host, target.port, **tls)
         except TimeoutError:
             raise ConnectFault(Reply(451, "4.4.1", f"Connection to {target.name} timed out"), Stage.CONNECT) from None
         except ssl.SSLError as error:
@@ -175,9 +176,15 @@ class ClientConnection(asyncio.Protocol):
         if not smtp.is_tls and not self._settings.may_auth_in_clear:
             raise ConnectFault(Reply(451, "4.7.11", f"No AUTH with {name} in clear: TLS is not there"), Stage.AUTH)
         offered = frozenset(smtp.extensions.get("AUTH", "").upper().split())
-        mechanism = choose_mechanism(offered, credentials)
+        wanted = self._settings.mechanism
+        mechanism = choose_mechanism(offered, credentials, wanted)
         if mechanism is None:
-            raise ConnectFault(Reply(451, "4.7.0", f"{name} offers no AUTH mechanism that is known here"), Stage.AUTH)
+            text = (
+                f"{name} does not offer AUTH {wanted}"
+                if wanted
+                else f"{name} offers no AUTH mechanism that is known here"
+            )
+            raise ConnectFault(Reply(451, "4.7.0", text), Stage.AUTH)
         smtp.start_auth(mechanism)
         self._flush()
         if await self._await(Happened.AUTHENTICATED, Happened.AUTH_REFUSED) is Happened.AUTH_REFUSED:

@@ -1,39 +1,29 @@
-"""Lanes: one per next hop, with its connections, its waiting work and its back-off. The scheduler's Deliverer.
+"""All lanes of a server: one per next hop, made when mail is there for it, gone when it is not. The scheduler's Deliverer.
 
-A lane feeds connections as they become free (also ahead of a final reply, under PIPELINING), opens more while work
-waits, and stops when its next hop is in trouble: then one message probes it, at growing pauses, and all others stay in
-the queue. Must not know the store.
+Bounds connections over all next hops; what waits in one lane never holds up another. Must not know the store.
 """
 
 from __future__ import annotations
 
-import asyncio
-import logging
 import random
-from collections import deque
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 
 from ..clock import Clock, Timer
 from ..queue.work import Result, Work
-from ..smtp.client import ClientFault, Outcome, Stage, Transaction
 from ..smtp.reply import Reply
-from .client import ClientConnection, ClientSettings, ConnectFault
-from .route import NextHop, Target
-from .tlspolicy import TlsPolicy
-from .transaction import Built, build_transaction
+from .client import ClientSettings
+from .handlers import HandlerLane, Handlers
+from .lane import Lane, LaneSettings
+from .mx import MxLookup
+from .route import HANDLER, MX, NOWHERE, Router, Target
 
-_log = logging.getLogger("pillarbox.delivery")
 SWEEP_S = 1.0
-IDLE_S = 5.0
-# Without one success between them, so many faults of the connection mean that the next hop is in trouble.
-TROUBLE = 5
-BACKOFF_FIRST_S = 5.0
-BACKOFF_LONGEST_S = 300.0
-# A host whose TLS handshake failed under "may" gets mail in clear for this long.
-NO_TLS_S = 3600.0
-# Stages that are about the next hop as a whole: what was deferred there is due at once when it is back.
-WHOLE_STAGES = frozenset(("connect", "greeting", "ehlo", "starttls", "auth", "connection"))
+# Messages that may wait in memory: for the smart hosts, that all mail goes to; for one domain among many.
+RELAY_WAITING = 5000
+MX_WAITING = 200
+# Mail without a route is looked at again after this.
+NOWHERE_S = 3600.0
 _UNLIMITED = 1 << 30
 
 
@@ -45,20 +35,34 @@ class LaneLimits:
     per_lane: int
 
 
-class Lanes:
-    """All lanes of a server; for now the one of the smart hosts."""
+@dataclass(frozen=True, slots=True)
+class Ways:
+    """How mail leaves: where to, and by what settings. `mx` is None where direct delivery is off."""
 
-    def __init__(
-        self, next_hop: NextHop | None, settings: ClientSettings, limits: LaneLimits, clock: Clock, rng: random.Random
-    ) -> None:
+    router: Router
+    handlers: Handlers
+    limits: LaneLimits
+    relay_client: ClientSettings
+    mx_client: ClientSettings
+    mx: MxLookup | None
+
+
+class Lanes:
+    """See the module's text."""
+
+    def __init__(self, ways: Ways, clock: Clock, rng: random.Random) -> None:
+        self._ways = ways
         self._clock = clock
+        self._rng = rng
         self.finished: Callable[[Work], None] = lambda work: None
         self.wake: Callable[[], None] = lambda: None
         self.is_back: Callable[[str, Collection[str]], None] = lambda key, stages: None
-        self._lane = (
-            Lane(self, next_hop, settings, min(limits.total, limits.per_lane), clock, rng) if next_hop else None
-        )
+        self._lanes: dict[str, Lane] = {}
+        self._handler_lanes: dict[str, HandlerLane] = {}
         self._timer: Timer | None = None
+        self._connections = 0
+        self._has_refused = False
+        self._is_stopping = False
 
     def start(self) -> None:
         """Begins to sweep."""
@@ -66,359 +70,149 @@ class Lanes:
 
     def _sweep(self) -> None:
         self._timer = self._clock.call_later(SWEEP_S, self._sweep)
-        if self._lane is not None:
-            self._lane.sweep(self._clock.monotonic())
+        now = self._clock.monotonic()
+        for lane in list(self._lanes.values()):
+            lane.sweep(now)
+            if lane.is_idle:
+                self._lanes.pop(lane.key, None)
+        for key, handler_lane in list(self._handler_lanes.items()):
+            if handler_lane.is_idle:
+                del self._handler_lanes[key]
 
     async def stop(self, grace_s: float) -> None:
-        """Lets running transactions finish within the grace, then closes all connections."""
+        """Lets running transactions and handlers finish within the grace, then closes all connections."""
+        self._is_stopping = True
         if self._timer is not None:
             self._timer.cancel()
-        if self._lane is not None:
-            await self._lane.stop(grace_s)
+        for handler_lane in list(self._handler_lanes.values()):
+            await handler_lane.stop(grace_s)
+        for lane in list(self._lanes.values()):
+            await lane.stop(grace_s)
+
+    # ------------------------------------------------------------- for a lane
+
+    def may_open(self, lane: Lane) -> bool:
+        """See lane.Lanes: within the bound, if need be in place of a connection that idles elsewhere."""
+        if self._connections >= self._ways.limits.total:
+            for other in self._lanes.values():
+                if other is not lane and other.spare():
+                    break
+            if self._connections >= self._ways.limits.total:
+                self._has_refused = True
+                return False
+        self._connections += 1
+        return True
+
+    def has_closed(self) -> None:
+        """See lane.Lanes: whoever waited for room may open one now."""
+        self._connections -= 1
+        if self._is_stopping or not self._has_refused:
+            return
+        for key, lane in list(self._lanes.items()):
+            if lane.is_hungry:
+                # Behind the others next time: everybody has a turn.
+                self._lanes[key] = self._lanes.pop(key)
+                lane.feed()
+                if self._connections >= self._ways.limits.total:
+                    return
+        self._has_refused = False
+
+    @property
+    def connections(self) -> int:
+        """Outgoing connections that are open or being opened."""
+        return self._connections
 
     # ------------------------------------------------------- for the scheduler
 
+    def next_hop(self, address: str) -> str:
+        """See queue.work.Deliverer."""
+        return self._ways.router.next_hop(address)
+
     def deliver(self, work: Work) -> None:
         """See queue.work.Deliverer."""
-        assert self._lane is not None
-        self._lane.push(work)
+        key = work.next_hop
+        if key.startswith(HANDLER):
+            self._handler_lane(key).push(work)
+        elif key == NOWHERE or (key.startswith(MX) and self._ways.mx is None):
+            reply = Reply(451, "4.4.4", "There is no way to go: " + self._ways.router.why_nowhere)
+            retry_at = self._clock.time() + NOWHERE_S
+            work.results = [Result(r, reply, "lookup", is_attempt=False, retry_at=retry_at) for r in work.recipients]
+            self.finished(work)
+        else:
+            self._lane(key).push(work)
+
+    def _handler_lane(self, key: str) -> HandlerLane:
+        lane = self._handler_lanes.get(key)
+        if lane is None:
+            match, handlers = key.removeprefix(HANDLER), self._ways.handlers
+            lane = HandlerLane(key, lambda: handlers.get(match), self._clock, self.finished, self.wake)
+            self._handler_lanes[key] = lane
+        return lane
+
+    def _lane(self, key: str) -> Lane:
+        lane = self._lanes.get(key)
+        if lane is None:
+            lane = self._lanes[key] = Lane(self, key, self._settings(key), self._clock, self._rng)
+        return lane
+
+    def _settings(self, key: str) -> LaneSettings:
+        ways = self._ways
+        limit = min(ways.limits.total, ways.limits.per_lane)
+        if key.startswith(MX):
+            mx, domain = ways.mx, key.removeprefix(MX)
+            assert mx is not None
+            return LaneSettings(limit, MX_WAITING, ways.mx_client, lambda: mx.targets(domain))
+        relay = ways.router.relay
+        assert relay is not None
+
+        async def targets() -> list[Target] | Reply:
+            return list(relay.targets)
+
+        return LaneSettings(limit, RELAY_WAITING, ways.relay_client, targets)
+
+    def has_room(self, next_hop: str) -> bool:
+        """See queue.work.Deliverer."""
+        if next_hop.startswith(HANDLER):
+            handler_lane = self._handler_lanes.get(next_hop)
+            return handler_lane is None or handler_lane.has_room
+        if next_hop == NOWHERE:
+            return False
+        lane = self._lanes.get(next_hop)
+        return lane is None or lane.has_room
 
     def room(self) -> int:
         """See queue.work.Deliverer."""
-        return 0 if self._lane is None else self._lane.room()
+        router = self._ways.router
+        if router.relay is None and not router.is_direct and not self._ways.handlers.list():
+            return 0
+        if router.relay is not None and not self._ways.handlers.list():
+            # One lane for all there is.
+            return _UNLIMITED if self.has_room(router.relay.key) else 0
+        return _UNLIMITED
+
+    def blocked(self) -> list[str]:
+        """See queue.work.Deliverer."""
+        blocked = [key for key, lane in self._lanes.items() if not lane.has_room]
+        return blocked + [key for key, lane in self._handler_lanes.items() if not lane.has_room]
 
     def room_at(self) -> float | None:
         """See queue.work.Deliverer."""
-        return None if self._lane is None else self._lane.retry_at_wall()
+        return min((at for lane in self._lanes.values() if (at := lane.retry_at_wall()) is not None), default=None)
 
     def withdraw(self, uids: Collection[str] | None) -> list[Work]:
         """See queue.work.Deliverer."""
-        return [] if self._lane is None else self._lane.withdraw(uids)
+        everyone: list[Lane | HandlerLane] = [*self._lanes.values(), *self._handler_lanes.values()]
+        return [work for lane in everyone for work in lane.withdraw(uids)]
 
     def retry_now(self) -> None:
         """See queue.work.Deliverer."""
-        if self._lane is not None:
-            self._lane.forget_backoff()
+        for lane in self._lanes.values():
+            lane.forget_backoff()
 
     def why_waiting(self) -> str | None:
         """See queue.work.Deliverer."""
-        if self._lane is None:
-            return "no smart host is set: start with --relay HOST[:PORT]"
-        return self._lane.why_waiting()
-
-
-class Lane:
-    """One next hop."""
-
-    def __init__(
-        self,
-        lanes: Lanes,
-        next_hop: NextHop,
-        settings: ClientSettings,
-        limit: int,
-        clock: Clock,
-        rng: random.Random,
-    ) -> None:
-        self.next_hop = next_hop
-        self._lanes = lanes
-        self._settings = settings
-        self._limit = limit
-        self._clock = clock
-        self._rng = rng
-        self._waiting: deque[Work] = deque()
-        self._connections: set[ClientConnection] = set()
-        self._idle: list[ClientConnection] = []
-        self._opening: set[asyncio.Task[None]] = set()
-        self._busy = 0
-        self._trouble = 0
-        self._downs = 0
-        self._retry_at: float | None = None
-        self._last_fault: Reply | None = None
-        self._first_target = 0
-        self._no_tls: dict[Target, float] = {}
-        self._is_stopping = False
-        self._calm: asyncio.Future[None] | None = None
-
-    # -------------------------------------------------------------------- work
-
-    @property
-    def is_down(self) -> bool:
-        """True while the next hop is in trouble and the next probe is not due."""
-        return self._retry_at is not None and self._clock.monotonic() < self._retry_at
-
-    def room(self) -> int:
-        """One while it is probed, none while it is down."""
-        if self._is_stopping or self.is_down:
-            return 0
-        if self._retry_at is not None:
-            return 1 if not self._waiting and not self._busy else 0
-        return _UNLIMITED
-
-    def retry_at_wall(self) -> float | None:
-        """Unix time of the next probe."""
-        if self._retry_at is None or not self.is_down:
-            return None
-        return self._clock.time() + self._retry_at - self._clock.monotonic()
-
-    def why_waiting(self) -> str | None:
-        """For people."""
-        if self._retry_at is None:
-            return None
-        seconds = max(0, round(self._retry_at - self._clock.monotonic()))
-        return f"{self.next_hop.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
-
-    def push(self, work: Work) -> None:
-        """Takes work."""
-        work.next_hop = self.next_hop.key
-        if self.is_down or self._is_stopping:
-            self._return(work)
-            return
-        self._waiting.append(work)
-        self._feed()
-
-    def withdraw(self, uids: Collection[str] | None) -> list[Work]:
-        """Work that has not begun."""
-        taken = [work for work in self._waiting if uids is None or work.message.uid in uids]
-        if taken:
-            self._waiting = deque(work for work in self._waiting if work not in taken)
-        return taken
-
-    def forget_backoff(self) -> None:
-        """Probe now."""
-        if self._retry_at is not None:
-            self._retry_at = self._clock.monotonic()
-
-    def _return(self, work: Work) -> None:
-        """Nothing was tried: the queue keeps it until the next probe."""
-        retry_at = self.retry_at_wall() or self._clock.time()
-        fault = self._last_fault or Reply(451, "4.4.1", "The next hop is not reachable")
-        work.results = [
-            Result(r, fault, "connect", is_attempt=False, retry_at=retry_at) for r in work.message.recipients
-        ]
-        self._lanes.finished(work)
-
-    def _feed(self) -> None:
-        while self._waiting and self._idle:
-            if self._idle[-1].smtp.can_start:
-                self.may_send_more(self._idle[-1])
-            else:
-                self._idle.pop()
-        if not self._waiting or self._is_stopping:
-            return
-        limit = 1 if self._retry_at is not None else self._limit
-        room = limit - len(self._connections) - len(self._opening)
-        for _ in range(min(room, len(self._waiting) - len(self._opening))):
-            self._spawn_open()
-
-    def _spawn_open(self) -> None:
-        task = asyncio.get_running_loop().create_task(self._open())
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
-
-    # -------------------------------------------------------------- connections
-
-    async def _open(self) -> None:
-        fault: ConnectFault | None = None
-        targets = self.next_hop.targets
-        for offset in range(len(targets)):
-            index = (self._first_target + offset) % len(targets)
-            try:
-                connection = await self._open_to(targets[index])
-            except ConnectFault as caught:
-                fault = caught
-                _log.info("%s: %s", self.next_hop.key, caught)
-                continue
-            except Exception as error:
-                _log.exception("connecting to %s failed", targets[index].name)
-                fault = ConnectFault(Reply(451, "4.3.0", f"Internal fault: {type(error).__name__}"), Stage.CONNECT)
-                continue
-            if self._first_target != index:
-                _log.warning("%s: using %s", self.next_hop.key, targets[index].name)
-            # The first that works serves, until it fails; then the order begins anew.
-            self._first_target = index
-            self._connections.add(connection)
-            self._idle.append(connection)
-            if self._retry_at is not None and not self._waiting:
-                # It answers again: what waits for it is due now, and the first message decides whether that lasts.
-                self._lanes.is_back(self.next_hop.key, WHOLE_STAGES)
-            self._opening.discard(asyncio.current_task())
-            self._feed()
-            return
-        self._first_target = 0
-        self._opening.discard(asyncio.current_task())
-        assert fault is not None
-        self._connect_failed(fault)
-
-    async def _open_to(self, target: Target) -> ClientConnection:
-        now = self._clock.monotonic()
-        with_tls = self._no_tls.get(target, 0.0) <= now
-        connection = ClientConnection(self, target, self._settings, self._clock)
-        try:
-            await connection.open(with_tls=with_tls)
-        except ConnectFault as fault:
-            may = self._settings.policy is TlsPolicy.MAY and not target.is_tls and self._settings.credentials is None
-            if not (fault.is_handshake and may and with_tls):
-                raise
-            # RFC 7435: opportunistic means that a broken TLS is no worse than none. Remembered, said, never with AUTH.
-            _log.warning("%s: TLS failed, sending in clear: %s", target.name, fault)
-            self._no_tls[target] = now + NO_TLS_S
-            connection = ClientConnection(self, target, self._settings, self._clock)
-            await connection.open(with_tls=False)
-        return connection
-
-    def _connect_failed(self, fault: ConnectFault) -> None:
-        self._last_fault = fault.reply
-        if self._connections and self._trouble < TROUBLE:
-            # It serves us on other connections: perhaps it wants no more of them.
-            self._trouble += 1
-            return
-        stage = fault.stage.value
-        work = self._waiting.popleft() if self._waiting else None
-        self._go_down()
-        if work is not None:
-            # The one that asked for the connection has had an attempt; the others have not.
-            work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
-            work.results = [Result(r, fault.reply, stage) for r in work.message.recipients]
-            self._lanes.finished(work)
-        self._return_all()
-
-    def _go_down(self) -> None:
-        if self.is_down:
-            # The rest of the same incident.
-            return
-        pause = min(BACKOFF_FIRST_S * 2**self._downs, BACKOFF_LONGEST_S) * (0.9 + 0.2 * self._rng.random())
-        self._downs = min(self._downs + 1, 16)
-        self._retry_at = self._clock.monotonic() + pause
-        self._trouble = 0
-        _log.warning("%s is in trouble, next try in %.0f s: %s", self.next_hop.key, pause, self._last_fault)
-
-    def _return_all(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
-        for work in waiting:
-            self._return(work)
-        self._lanes.wake()
-
-    def _alive(self) -> None:
-        """The next hop answers for single messages: no trouble."""
-        self._trouble = 0
-        if self._retry_at is not None:
-            self._retry_at = None
-            self._downs = 0
-            self._lanes.is_back(self.next_hop.key, WHOLE_STAGES)
-
-    # -------------------------------------------------------- from a connection
-
-    def may_send_more(self, connection: ClientConnection) -> None:
-        """See client.Owner."""
-        is_idle = not connection.smtp.open_transactions
-        if self._is_stopping:
-            if is_idle:
-                connection.quit()
-            return
-        while self._waiting and connection.smtp.can_start:
-            if self._begin(connection, self._waiting.popleft()):
-                if connection in self._idle:
-                    self._idle.remove(connection)
-                return
-        if is_idle and connection not in self._idle and connection in self._connections:
-            self._idle.append(connection)
-
-    def _begin(self, connection: ClientConnection, work: Work) -> bool:
-        work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
-        try:
-            built = build_transaction(work, connection.smtp)
-            if isinstance(built, Built):
-                connection.send(built.transaction)
-                self._busy += 1
-                return True
-            refusal = built
-        except ClientFault as fault:
-            refusal = Reply(553, "5.1.3", str(fault))
-        except OSError as error:
-            _log.error("%s: the content cannot be read: %s", work.message.uid, error)
-            refusal = Reply(451, "4.3.0", "The content cannot be read from the spool")
-        is_permanent = refusal.is_permanent
-        work.results = [Result(r, refusal, "mail", is_permanent=is_permanent) for r in work.message.recipients]
-        self._lanes.finished(work)
-        return False
-
-    def transaction_done(self, connection: ClientConnection, transaction: Transaction) -> None:
-        """See client.Owner."""
-        work = transaction.tag
-        assert isinstance(work, Work)
-        self._busy -= 1
-        if not self._busy and self._calm is not None and not self._calm.done():
-            self._calm.set_result(None)
-        is_lost = connection.smtp.state.name == "CLOSED"
-        for recipient, outcome in zip(work.recipients, transaction.outcomes, strict=True):
-            assert outcome is not None
-            work.results.append(self._result(connection, recipient, outcome, is_lost=is_lost))
-        self._lanes.finished(work)
-        if is_lost and any(result.stage == "connection" or result.is_ambiguous for result in work.results):
-            self._last_fault = work.results[0].reply
-            self._trouble += 1
-            if self._retry_at is not None or self._trouble >= TROUBLE:
-                self._go_down()
-                self._return_all()
-        else:
-            self._alive()
-
-    def _result(self, connection: ClientConnection, recipient: object, outcome: Outcome, *, is_lost: bool) -> Result:
-        reply, stage = outcome.reply, outcome.stage.value
-        is_ours = is_lost and outcome.reply is connection.smtp.last_reply
-        is_ambiguous = is_ours and outcome.stage is Stage.FINAL and reply.code != 421
-        if is_ours and not is_ambiguous:
-            reply = Reply(reply.code, reply.enhanced, *reply.lines[:-1], f"{reply.lines[-1]} (at {stage})")
-            stage = "connection"
-        return Result(
-            recipient,  # type: ignore[arg-type]
-            reply,
-            stage,
-            is_delivered=outcome.is_delivered,
-            is_permanent=outcome.is_permanent and not outcome.is_delivered,
-            is_ambiguous=is_ambiguous,
-            remote=connection.remote,
-            was_dsn_passed_on=connection.smtp.has("DSN"),
-        )
-
-    def connection_closed(self, connection: ClientConnection) -> None:
-        """See client.Owner."""
-        self._connections.discard(connection)
-        if connection in self._idle:
-            self._idle.remove(connection)
-        self._feed()
-
-    # ------------------------------------------------------------------ upkeep
-
-    def sweep(self, now: float) -> None:
-        """Idle connections are closed, slow steps given up, a due probe begun."""
-        for connection in list(self._connections):
-            connection.sweep(now)
-        for connection in list(self._idle):
-            if now - connection.idle_since > IDLE_S:
-                connection.quit()
-                if not self._busy and not self._waiting:
-                    # A probe that worked, and nothing came to use it: there is no trouble that anybody has.
-                    self._retry_at = None
-        if self._retry_at is not None and not self.is_down and not self._busy and not self._opening:
-            self._lanes.wake()
-            if not self._waiting and not self._idle and not self._is_stopping:
-                # Nothing is due that could probe: a connection alone does it.
-                self._spawn_open()
-
-    async def stop(self, grace_s: float) -> None:
-        """See Lanes.stop."""
-        self._is_stopping = True
-        for connection in list(self._idle):
-            connection.quit()
-        for task in list(self._opening):
-            task.cancel()
-        loop = asyncio.get_running_loop()
-        self._calm = loop.create_future()
-        if self._busy:
-            await asyncio.wait([self._calm], timeout=grace_s)
-        for connection in list(self._connections):
-            # What is cut off here is deferred: an attempt that may have succeeded is recorded as ambiguous.
-            connection.smtp.receive_eof()
-            connection.data_received(b"")
-            connection.abort()
+        if self.room() == 0 and not self._lanes:
+            return self._ways.router.why_nowhere
+        reasons = [reason for lane in self._lanes.values() if (reason := lane.why_waiting()) is not None]
+        more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
+        return "; ".join(reasons[:3]) + more if reasons else None

@@ -6,79 +6,14 @@ A plugin may change an event's fields in place; what it changed is what everyone
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar
 
 from ..mail.content import Content
 from ..mail.envelope import Envelope
 from ..smtp.reply import Reply
+from .session import Endpoint, Event, Kind, Session
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-
-class Kind(Enum):
-    """SMTPD: something happened. SMTPC: a reply is about to be sent."""
-
-    SMTPD = "SMTPD"
-    SMTPC = "SMTPC"
-
-
-class Event(Protocol):
-    """What all events have in common."""
-
-    name: ClassVar[str]
-    kind: ClassVar[Kind]
-
-
-class Endpoint(NamedTuple):
-    """One end of a connection. `host` is an IP address as text, or the path of a unix socket (then `port` is 0)."""
-
-    host: str
-    port: int
-
-
-class Session:
-    """What is known of a session, for plugins: read it; the server keeps it true.
-
-    `client_id` names the session in every event and log line. `helo` is what EHLO or HELO said, `username` who
-    authenticated, `envelope` the transaction that is open (None between two). `data` is yours: whatever your plugin
-    wants to remember for this session.
-    """
-
-    __slots__ = (
-        "client_id",
-        "data",
-        "envelope",
-        "helo",
-        "is_esmtp",
-        "is_trusted",
-        "local",
-        "peer",
-        "senders",
-        "talked_early",
-        "tls",
-        "username",
-    )
-
-    def __init__(self, client_id: str, peer: Endpoint, local: Endpoint) -> None:
-        self.client_id = client_id
-        self.peer = peer
-        self.local = local
-        self.tls: str = ""
-        self.helo: str = ""
-        self.is_esmtp = False
-        self.is_trusted = False
-        self.talked_early = False
-        self.username: str | None = None
-        self.senders: Sequence[str] = ()
-        self.envelope: Envelope | None = None
-        self.data: dict[str, Any] = {}
-
-    @property
-    def is_submission(self) -> bool:
-        """True for who may relay: trusted networks and authenticated sessions."""
-        return self.is_trusted or self.username is not None
+__all__ = ["CATALOGUE", "Custom", "Endpoint", "Event", "Kind", "Session"]
 
 
 @dataclass(slots=True)
@@ -319,8 +254,79 @@ class MessageReceived:
 
 
 @dataclass(slots=True)
+class Data:
+    """Content that the program asked for by `data_mode`: its lines, without CRLF. The final reply is the program's."""
+
+    name: ClassVar[str] = "data"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    lines: list[bytes]
+
+
+@dataclass(slots=True)
+class DataFh:
+    """Content that the program asked for by `data_mode` with a file: all of it is written. The final reply is the program's."""
+
+    name: ClassVar[str] = "data_fh"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    file: Any
+    size_bytes: int
+
+
+@dataclass(slots=True)
+class Dnsbl:
+    """What the DNS lists say of a client. `result` is "listed", "clean" or "unknown"; `reply` is what it is sent (None: goes on).
+
+    `zone` is the list that decided (or failed), `codes` its answers, `reason` its text.
+    """
+
+    name: ClassVar[str] = "dnsbl"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    reply: Reply | None
+    result: str
+    reason: str
+    zone: str
+    codes: list[str]
+
+
+@dataclass(slots=True)
+class Fverify:
+    """What sender verification found. `reply` is the refusal, or None; `error` says why there is no verdict or a refusal."""
+
+    name: ClassVar[str] = "fverify"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    reply: Reply | None
+    error: str
+    domain: str
+
+
+class Custom:
+    """An event of the program's own: `name` as it was sent, `args` what came with it."""
+
+    kind: ClassVar[Kind] = Kind.SMTPD
+    __slots__ = ("args", "name")
+
+    def __init__(self, name: str, args: tuple[Any, ...]) -> None:
+        self.name = name
+        self.args = args
+
+    def __repr__(self) -> str:
+        return f"Custom({self.name!r}, {self.args!r})"
+
+
+@dataclass(slots=True)
 class MessageQueued:
-    """A message is durable; its 250 leaves now. `client_id` is None for a message that did not come over SMTP."""
+    """A message is durable; its 250 leaves now. `client_id` is None for a message that did not come over SMTP.
+
+    `lines` counts the content's line ends.
+    """
 
     name: ClassVar[str] = "message_queued"
     kind: ClassVar[Kind] = Kind.SMTPD
@@ -328,6 +334,7 @@ class MessageQueued:
     reverse_path: str | None
     recipients: list[str]
     uid: str
+    lines: int
     size_bytes: int
     subject: str
 
@@ -427,6 +434,10 @@ CATALOGUE: dict[str, type[Any]] = {
         CmdAuth,
         Auth,
         MessageReceived,
+        Data,
+        DataFh,
+        Dnsbl,
+        Fverify,
         MessageQueued,
         SendSuccess,
         SendFailed,

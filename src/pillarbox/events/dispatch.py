@@ -57,7 +57,8 @@ class Dispatcher:
 
     def listens(self, name: str) -> bool:
         """False when an event of that name need not even be built."""
-        return self.heard.get(name, False)
+        heard = self.heard.get(name)
+        return bool(self.pipeline.steps(name)) or self.subscribers.listens(name) if heard is None else heard
 
     def dispatch(self, event: Any, done: Done | None = None) -> Verdict | Parked:
         """Takes the event to everyone who may see it.

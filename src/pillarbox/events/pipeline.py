@@ -6,14 +6,17 @@ know sessions or SMTP beyond `Reply`.
 
 from __future__ import annotations
 
+import builtins
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 from ..errors import PluginError
 
 _log = logging.getLogger("pillarbox.plugins")
 SIMPLE = "simple"
+# What stands at the end whatever is pushed: the built-in behaviour, or the greeting that is left of it.
+PINNED = frozenset((SIMPLE, "greeting"))
 
 
 class Step(NamedTuple):
@@ -42,6 +45,8 @@ class Pipeline:
         self._compiled = compiled or (lambda: None)
         self._entries: list[tuple[str, Any]] = []
         self._table: dict[str, tuple[Step, ...]] = {}
+        # What plugins asked for themselves, by their identity; one that asked for nothing gets all it has methods for.
+        self._wanted: dict[int, set[tuple[str, str]]] = {}
 
     # ------------------------------------------------------------------ looking
 
@@ -136,7 +141,7 @@ class Pipeline:
         return self._move(which, steps)
 
     def _end(self) -> int:
-        pinned = bool(self._entries) and self._entries[-1][0] == SIMPLE
+        pinned = bool(self._entries) and self._entries[-1][0] in PINNED
         return len(self._entries) - 1 if pinned else len(self._entries)
 
     def _check_alias(self, alias: str) -> None:
@@ -152,7 +157,7 @@ class Pipeline:
         anchor = self._entries[index][1] if index < len(self._entries) else None
         self._enter(alias, plugin)
         at = self._find(anchor) if anchor is not None else -1
-        if alias == SIMPLE:
+        if alias in PINNED:
             self._entries.append((alias, plugin))
         else:
             self._entries.insert(at if at >= 0 else self._end(), (alias, plugin))
@@ -169,7 +174,7 @@ class Pipeline:
     def _move(self, which: Any, steps: int) -> int:
         index = self._index(which)
         entry = self._entries[index]
-        if entry[0] == SIMPLE:
+        if entry[0] in PINNED:
             return index
         del self._entries[index]
         target = max(0, min(index + steps, self._end()))
@@ -187,8 +192,10 @@ class Pipeline:
         try:
             answer = register(self._server)
         except Exception as error:
+            self._wanted.pop(id(plugin), None)
             raise PluginError(f"plugin {alias!r} failed to register: {error!r}") from error
         if answer is False:
+            self._wanted.pop(id(plugin), None)
             raise PluginError(f"plugin {alias!r} refused to register")
 
     def _leave(self, alias: str, plugin: Any) -> None:
@@ -198,6 +205,7 @@ class Pipeline:
                 unregister(self._server)
             except Exception:
                 _log.exception("plugin %r failed to unregister", alias)
+        self._wanted.pop(id(plugin), None)
         self._changed("plugin_del", alias, plugin)
 
     def clear(self) -> None:
@@ -205,14 +213,41 @@ class Pipeline:
         while self._entries:
             self._remove(0)
 
+    # --------------------------------------------------------- what plugins want
+
+    def want(self, plugin: Any, kind: str, names: Iterable[str]) -> None:
+        """The plugin gets these events of a kind (SMTPD, SMTPC), and none that it has not asked for; `all` for every one."""
+        self._wanted.setdefault(id(plugin), set()).update((kind, name) for name in names)
+        if self._find(plugin) >= 0:
+            self._compile()
+
+    def unwant(self, plugin: Any, kind: str, names: Iterable[str]) -> builtins.list[str]:
+        """It gets them no longer; the names that it had not asked for."""
+        wanted = self._wanted.setdefault(id(plugin), set())
+        missing = [name for name in names if (kind, name) not in wanted]
+        wanted.difference_update((kind, name) for name in names)
+        if self._find(plugin) >= 0:
+            self._compile()
+        return missing
+
+    def _wants(self, plugin: Any, name: str) -> bool:
+        wanted = self._wanted.get(id(plugin))
+        if wanted is None:
+            return True
+        kind = "SMTPC" if name == "response" else "SMTPD"
+        return (kind, name) in wanted or (kind, "all") in wanted
+
     # ---------------------------------------------------------------- compiling
 
     def _compile(self) -> None:
         names: set[str] = set()
         for _, plugin in self._entries:
             names.update(name[3:] for name in dir(plugin) if name.startswith("on_") and name != "on_default")
+        names.update(name for wanted in self._wanted.values() for _, name in wanted)
         table = {name: self._steps(name) for name in names}
-        self._default = self._steps("default")
+        self._default = tuple(
+            Step(alias, plugin, plugin.on_default) for alias, plugin in self._entries if hasattr(plugin, "on_default")
+        )
         self._table = table
         self._compiled()
 
@@ -222,10 +257,15 @@ class Pipeline:
         steps = []
         for alias, plugin in self._entries:
             method = getattr(plugin, f"on_{name}", None) or getattr(plugin, "on_default", None)
-            if method is not None:
+            if method is not None and self._wants(plugin, name):
                 steps.append(Step(alias, plugin, method))
         return tuple(steps)
 
     def steps(self, name: str) -> tuple[Step, ...]:
         """The methods that this event goes through, in order."""
-        return self._table.get(name, self._default)
+        steps = self._table.get(name)
+        if steps is None:
+            steps = self._default
+            if steps and self._wanted:
+                steps = tuple(step for step in steps if self._wants(step.plugin, name))
+        return steps

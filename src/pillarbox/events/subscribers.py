@@ -132,6 +132,10 @@ class Subscribers:
             for subscriber in by_name.get(event.name) or by_name.get(ALL, ()):
                 subscriber.put(event)
 
+    def callbacks(self, name: str) -> list[Callable[[Any], Any]]:
+        """The callbacks registered for this very event, to be called directly."""
+        return [s.callback for s in self._subscribers if name in s.names and s.callback is not None]
+
     @property
     def dropped(self) -> int:
         """Events that did not fit, of all subscribers that are registered now."""

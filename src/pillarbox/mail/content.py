@@ -91,6 +91,10 @@ class Content:
         """Takes out every field of that name."""
         self._set_section(headers.remove(self.header_section, name))
 
+    def remove_claims(self, name: str, authserv_id: str) -> None:
+        """Takes out the fields of that name whose first word is `authserv_id` (RFC 8601 section 5)."""
+        self._set_section(headers.remove_claims(self.header_section, name, authserv_id))
+
     def prepend(self, fields: bytes) -> None:
         """Puts octets (whole fields with CRLF) on top."""
         self.prefix = fields + self.prefix

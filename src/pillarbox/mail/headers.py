@@ -87,6 +87,17 @@ def remove(section: bytes, name: str) -> bytes:
     return _pattern(name).sub(b"", section)
 
 
+def remove_claims(section: bytes, name: str, first_word: str) -> bytes:
+    """The section without the fields of that name whose value begins with this word, in any case, behind comments too."""
+    wanted = first_word.lower().encode()
+
+    def judge(found: re.Match[bytes]) -> bytes:
+        value = re.sub(rb"\([^()]*\)|\r?\n", b"", found.group(1)).strip().lower()
+        return b"" if re.split(rb"[\s;/]", value, maxsplit=1)[0].strip(b'"') == wanted else found.group(0)
+
+    return _pattern(name).sub(judge, section)
+
+
 def replace(section: bytes, name: str, value: str) -> bytes:
     """The first field of that name gets the value, further ones go; where there is none it is added at the end."""
     line = format_field(name, value)

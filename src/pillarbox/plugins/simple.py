@@ -75,18 +75,29 @@ class RelayRule:
         return None if session.is_submission else _NOT_TRUSTED
 
 
-class Simple:
-    """The last plugin of the pipeline."""
+class Greeting:
+    """The 220. Alone in the pipeline where the program answers everything else."""
 
-    def __init__(self, hostname: str, version: str, rule: RelayRule, max_recipients: int) -> None:
+    def __init__(self, hostname: str, version: str) -> None:
+        self.reply = Reply(220, None, f"{hostname} ESMTP {version}".rstrip())
+
+    def on_connection(self, server: Any, event: e.Connection) -> Reply:
+        """The greeting."""
+        return self.reply
+
+
+class Simple:
+    """The last plugin of the pipeline. `greeting` None: the program sends it."""
+
+    def __init__(self, hostname: str, greeting: Greeting | None, rule: RelayRule, max_recipients: int) -> None:
         self._hostname = hostname
-        self._greeting = Reply(220, None, f"{hostname} ESMTP {version}".rstrip())
+        self._greeting = greeting.reply if greeting is not None else None
         self._rule = rule
         self._max_recipients = max_recipients
         self._hello_cache: dict[Any, Reply] = {}
         self.facts_of: Callable[[e.Session], Facts] = lambda session: Facts()
 
-    def on_connection(self, server: Any, event: e.Connection) -> Reply:
+    def on_connection(self, server: Any, event: e.Connection) -> Reply | None:
         """The greeting."""
         return self._greeting
 

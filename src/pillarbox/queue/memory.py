@@ -90,22 +90,29 @@ class MemoryStore:
             self._messages[kept.key] = kept
             self._attempts[kept.key] = []
 
-    def claim(self, limit: int, now: float, lease_until: float, max_content_bytes: int) -> list[Message]:
+    def claim(
+        self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
+    ) -> list[Message]:
         """Earliest due first."""
-        return self._claim(lambda m: True, limit, now, lease_until, max_content_bytes)
+        return self._claim(lambda m, r: r.next_hop not in skip, limit, now, lease_until, max_content_bytes)
 
     def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
         """Messages past their time."""
-        return self._claim(lambda m: m.expires_at <= now, limit, now, lease_until, 1 << 26)
+        return self._claim(lambda m, r: m.expires_at <= now, limit, now, lease_until, 1 << 26)
 
     def _claim(
-        self, wanted: Callable[[Message], bool], limit: int, now: float, lease_until: float, max_content_bytes: int
+        self,
+        wanted: Callable[[Message, Recipient], bool],
+        limit: int,
+        now: float,
+        lease_until: float,
+        max_content_bytes: int,
     ) -> list[Message]:
         due = [
             (r.due_at, key)
             for key, message in self._messages.items()
             for r in message.recipients
-            if r.due_at is not None and r.due_at <= now and wanted(message)
+            if r.due_at is not None and r.due_at <= now and wanted(message, r)
         ]
         claimed: list[Message] = []
         size = 0
@@ -113,7 +120,7 @@ class MemoryStore:
             message = self._messages[key]
             mine = []
             for r in message.recipients:
-                if r.due_at is not None and r.due_at <= now:
+                if r.due_at is not None and r.due_at <= now and wanted(message, r):
                     r.due_at, r.is_leased = lease_until, True
                     mine.append(copy.copy(r))
             taken = copy.copy(message)
@@ -247,11 +254,10 @@ class MemoryStore:
                 counts[r.state] = counts.get(r.state, 0) + 1
         return counts
 
-    def next_due(self) -> float | None:
+    def next_due(self, skip: Collection[str] = ()) -> float | None:
         """The next due time."""
-        return min(
-            (r.due_at for m in self._messages.values() for r in m.recipients if r.due_at is not None), default=None
-        )
+        recipients = (r for m in self._messages.values() for r in m.recipients)
+        return min((r.due_at for r in recipients if r.due_at is not None and r.next_hop not in skip), default=None)
 
     def flag(self, name: str) -> str | None:
         """A control flag."""

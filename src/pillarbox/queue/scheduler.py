@@ -15,7 +15,7 @@ from typing import Protocol
 from ..clock import Clock, Timer
 from ..smtp.reply import Reply
 from .commit import GroupCommit
-from .model import Action, Message, Query, Settled, Settlement
+from .model import Action, Message, Query, Recipient, Settled, Settlement
 from .retry import RetryPolicy, pause_s
 from .store import Store
 from .work import Deliverer, Result, Work
@@ -151,14 +151,21 @@ class Scheduler:
 
     # ------------------------------------------------------------- new messages
 
-    def lease_for_new(self, size_bytes: int) -> float | None:
-        """When a message that is being accepted can be delivered from memory: the end of its lease, else None."""
-        if not self._is_running or self.is_paused or self._deliverer.room() <= 0:
-            return None
+    def prepare(self, message: Message) -> Message:
+        """For a message that is about to be accepted: decides next hops, and whether it is delivered from memory."""
+        deliverer = self._deliverer
+        has_room = True
+        for r in message.recipients:
+            r.next_hop = deliverer.next_hop(r.address)
+            has_room = has_room and deliverer.has_room(r.next_hop)
+        if not has_room or not self._is_running or self.is_paused:
+            return message
+        size_bytes = len(message.content.prefix)
         if len(self._in_hand) >= MEMORY_MESSAGES or self._in_hand_bytes + size_bytes > MEMORY_BYTES:
             self._has_more = True
-            return None
-        return self._clock.time() + LEASE_S
+        else:
+            message.leased_until = self._clock.time() + LEASE_S
+        return message
 
     def accepted(self, message: Message) -> None:
         """A message is durable now. A leased one is delivered, for any other a claim will come."""
@@ -170,10 +177,22 @@ class Scheduler:
             self._give_back([Work(message)])
 
     def _take(self, message: Message) -> None:
-        work = Work(message)
-        self._in_hand[id(work)] = work
-        self._in_hand_bytes += len(message.content.prefix)
-        self._deliverer.deliver(work)
+        """Into delivery: one piece of work for each next hop of its recipients."""
+        recipients = message.recipients
+        # What is retried is routed anew: options and handlers may have changed.
+        hops = [self._deliverer.next_hop(r.address) for r in recipients]
+        if len(hops) == 1 or len(set(hops)) == 1:
+            works = [Work(message, hops[0], recipients)]
+        else:
+            groups: dict[str, list[Recipient]] = {}
+            for recipient, hop in zip(recipients, hops, strict=True):
+                groups.setdefault(hop, []).append(recipient)
+            works = [Work(message, hop, group) for hop, group in groups.items()]
+        for work in works:
+            self._in_hand[id(work)] = work
+            self._in_hand_bytes += len(message.content.prefix)
+        for work in works:
+            self._deliverer.deliver(work)
 
     # ------------------------------------------------------------------- claims
 
@@ -194,7 +213,12 @@ class Scheduler:
         if room <= 0 and until_sweep > 0:
             self._arm(self._soonest(self._deliverer.room_at(), self._clock.time() + until_sweep + 0.01))
             return
-        self._claiming = asyncio.get_running_loop().create_task(self._claim(room))
+        blocked = self._deliverer.blocked()
+        if until_sweep <= 0 and blocked:
+            # What waits for a next hop that takes nothing is not claimed: its time is looked at here.
+            self._wakes_again = self._wakes_again or room > 0
+            room = 0
+        self._claiming = asyncio.get_running_loop().create_task(self._claim(room, blocked))
 
     def _arm(self, due_at: float | None) -> None:
         if self._timer is not None:
@@ -206,7 +230,7 @@ class Scheduler:
             delay = min(max(due_at - self._clock.time(), 0.001), 60.0)
             self._timer = self._clock.call_later(delay, self.wake)
 
-    async def _claim(self, room: int) -> None:
+    async def _claim(self, room: int, skip: list[str]) -> None:
         now = self._clock.time()
         lease = now + LEASE_S
         is_sweep = room <= 0
@@ -214,7 +238,7 @@ class Scheduler:
         def work(store: Store) -> tuple[list[Message], float | None]:
             if is_sweep:
                 return store.claim_expired(CLAIM_MESSAGES, now, lease), None
-            return store.claim(room, now, lease, CLAIM_BYTES), store.next_due()
+            return store.claim(room, now, lease, CLAIM_BYTES, skip), store.next_due(skip)
 
         try:
             messages, next_due = await self._commit.run(work)
@@ -242,7 +266,9 @@ class Scheduler:
             self._wakes_again = False
             self.wake()
         else:
-            self._arm(next_due)
+            until_sweep = self._next_sweep - self._clock.monotonic()
+            sweep_at = self._clock.time() + max(until_sweep, 0.0) + 0.01 if skip else None
+            self._arm(self._soonest(next_due, sweep_at))
 
     @staticmethod
     def _soonest(*times: float | None) -> float | None:
@@ -321,7 +347,7 @@ class Scheduler:
             self._commit.settle(settlement)
             return
         for report in reports:
-            report.leased_until = self.lease_for_new(len(report.content.prefix))
+            self.prepare(report)
 
         def both(store: Store) -> None:
             # The DSN and the state that it reports are one transaction: never one without the other.
@@ -355,9 +381,7 @@ class Scheduler:
         for work in works:
             if self._in_hand.pop(id(work), None) is not None:
                 self._in_hand_bytes -= len(work.message.content.prefix)
-            settled = [
-                Settled(r.number, r.state, r.state, due_at=now, is_attempt=False) for r in work.message.recipients
-            ]
+            settled = [Settled(r.number, r.state, r.state, due_at=now, is_attempt=False) for r in work.recipients]
             self._commit.settle(Settlement(work.message.key, settled, now))
 
     # ----------------------------------------------------------------- steering

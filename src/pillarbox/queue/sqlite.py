@@ -234,7 +234,8 @@ class SqliteStore:
             due_at = message.leased_until if leased else message.due_at or message.received_at
             for r in message.recipients:
                 notify = ",".join(r.notify) or None
-                recipients.append((key, r.number, r.address, r.state, due_at, int(leased), r.attempts, notify, r.orcpt))
+                row = (key, r.number, r.address, r.state, due_at, int(leased), r.attempts, notify, r.orcpt)
+                recipients.append((*row, r.next_hop))
         blob = octets[0] if len(octets) == 1 else b"".join(octets)
         return _json(messages), _json(contents), blob, _json(recipients)
 
@@ -274,19 +275,31 @@ class SqliteStore:
             content.file_bytes,
         )
 
-    def claim(self, limit: int, now: float, lease_until: float, max_content_bytes: int) -> list[Message]:
+    def claim(
+        self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
+    ) -> list[Message]:
         """The messages that are due first; stops when their contents pass the bound (but gives one at least)."""
-        return self._claim(SQL["due_messages"], limit, now, lease_until, max_content_bytes)
+        return self._claim(SQL["due_messages"], limit, now, lease_until, max_content_bytes, skip)
 
     def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
         """Messages past their time, whose next hop may be down for ever."""
         return self._claim(SQL["expired_messages"], limit, now, lease_until, 1 << 26)
 
-    def _claim(self, sql: str, limit: int, now: float, lease_until: float, max_content_bytes: int) -> list[Message]:
+    def _claim(
+        self,
+        sql: str,
+        limit: int,
+        now: float,
+        lease_until: float,
+        max_content_bytes: int,
+        skip: Collection[str] = (),
+    ) -> list[Message]:
         claimed: list[Message] = []
         size = 0
-        for key, _ in list(self._read.rows(sql, (now, limit))):
-            rows = self._db.execute(SQL["lease_recipients"], (lease_until, key, now))
+        skipped = _json(list(skip))
+        more = (skipped,) if sql is SQL["due_messages"] else ()
+        for key, _ in list(self._read.rows(sql, (now, limit, *more))):
+            rows = self._db.execute(SQL["lease_recipients"], (lease_until, key, now, skipped))
             recipients = [
                 Recipient(
                     n,
@@ -390,9 +403,9 @@ class SqliteStore:
         """Recipients by state."""
         return self._read.counts()
 
-    def next_due(self) -> float | None:
+    def next_due(self, skip: Collection[str] = ()) -> float | None:
         """The next due time."""
-        return self._read.next_due()
+        return self._read.next_due(skip)
 
     def flag(self, name: str) -> str | None:
         """A control flag."""

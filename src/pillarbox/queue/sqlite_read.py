@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import apsw
@@ -99,9 +99,9 @@ class SqliteReader:
         """Recipients by state."""
         return dict(self._db.execute(SQL["counts"]))
 
-    def next_due(self) -> float | None:
+    def next_due(self, skip: Collection[str] = ()) -> float | None:
         """When the next recipient is due."""
-        for (due_at,) in self.rows(SQL["next_due"]):
+        for (due_at,) in self.rows(SQL["next_due"], (json.dumps(list(skip)),)):
             return float(due_at)
         return None
 

@@ -71,8 +71,13 @@ class Store(Protocol):
         A message with `leased_until` is in the caller's hands from the start, as if it had been claimed at once.
         """
 
-    def claim(self, limit: int, now: float, lease_until: float, max_content_bytes: int) -> list[Message]:
-        """Up to `limit` messages that are due, each with its due recipients, leased until then."""
+    def claim(
+        self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
+    ) -> list[Message]:
+        """Up to `limit` messages that are due, each with its due recipients, leased until then.
+
+        Recipients whose next hop is in `skip` stay where they are: it takes no more, and must not stand before others.
+        """
 
     def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
         """As `claim`, but only messages whose time is over: they are given up even if their next hop never comes back."""
@@ -104,8 +109,8 @@ class Store(Protocol):
     def counts(self) -> dict[str, int]:
         """Recipients by state."""
 
-    def next_due(self) -> float | None:
-        """When the next recipient is due, or None."""
+    def next_due(self, skip: Collection[str] = ()) -> float | None:
+        """When the next recipient is due whose next hop is not in `skip`, or None."""
 
     def flag(self, name: str) -> str | None:
         """A control flag, such as "paused"."""

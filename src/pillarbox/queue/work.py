@@ -32,29 +32,38 @@ class Result:
 
 @dataclass(slots=True, eq=False)
 class Work:
-    """A claimed message on its way to one next hop, with those of its recipients that go there."""
+    """A claimed message on its way to one next hop, with those of its recipients that go there (default: all)."""
 
     message: Message
     next_hop: str = ""
+    recipients: list[Recipient] = field(default_factory=list)
     started_at: float = 0.0
     started_clock: float = 0.0
     is_cancelled: bool = False
     results: list[Result] = field(default_factory=list)
 
-    @property
-    def recipients(self) -> list[Recipient]:
-        """Those to deliver to."""
-        return self.message.recipients
+    def __post_init__(self) -> None:
+        if not self.recipients:
+            self.recipients = self.message.recipients
 
 
 class Deliverer(Protocol):
     """The delivering side, as the scheduler sees it."""
 
+    def next_hop(self, address: str) -> str:
+        """The key of the next hop of a recipient, decided by name alone."""
+
     def deliver(self, work: Work) -> None:
-        """Takes work; ends with Scheduler.finished(work)."""
+        """Takes work for one next hop; ends with Scheduler.finished(work)."""
+
+    def has_room(self, next_hop: str) -> bool:
+        """False while this next hop takes no more: it is down, or enough waits for it."""
+
+    def blocked(self) -> list[str]:
+        """The next hops that take no more now."""
 
     def room(self) -> int:
-        """How many messages it would take now; 0 when there is no route, or its next hop is down."""
+        """How many messages it would take now; 0 when there is no route, or the only next hop is down."""
 
     def room_at(self) -> float | None:
         """Unix time when room should be asked again, or None: it will call Scheduler.wake by itself."""

@@ -104,7 +104,8 @@ class SmtpConnection(asyncio.Protocol):
         local = self._local or _endpoint(get("sockname"))
         facts = Session(context.new_client_id(), peer, local)
         facts.tls = describe(get("ssl_object"))
-        facts.is_trusted = context.is_trusted(peer.host)
+        # Whoever may open a unix socket was let in by the file's permissions.
+        facts.is_trusted = local.host.startswith("/") or context.is_trusted(peer.host)
         self.session = SmtpSession(context, self, facts, ServerProtocol(context.protocol_facts(facts), context.rules))
         self._key = network_key(peer.host)
         context.sessions[facts.client_id] = self.session
@@ -121,6 +122,8 @@ class SmtpConnection(asyncio.Protocol):
             if self._lingers <= 0:
                 self.abort()
             return
+        if self._context.wiretap is not None:
+            self._context.wiretap(self.session, data, is_ours=False)
         self.session.receive(data)
 
     def eof_received(self) -> bool:
@@ -154,6 +157,8 @@ class SmtpConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Octets to the client, at the end of this turn."""
+        if self._context.wiretap is not None:
+            self._context.wiretap(self.session, data, is_ours=True)
         if self._transport is not None:
             self._outbox.put(self._transport, data)
 

@@ -66,6 +66,7 @@ class ServerContext:
     sessions: dict[str, SmtpSession] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     outbox: Outbox = field(default_factory=lambda: _make_outbox())
+    wiretap: Callable[..., None] | None = None
     is_closing: bool = False
     last_client: int = 0
     guess_delay_s: float = 1.0

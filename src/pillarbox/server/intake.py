@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from ..errors import StoreError, StoreFullError
 from ..events.catalogue import MessageQueued, MessageReceived
@@ -19,6 +19,7 @@ from ..mail.envelope import Envelope
 from ..queue.model import Message
 from ..queue.spool import SpoolWriter
 from ..smtp.reply import Reply
+from .diverted import Diverted
 
 if TYPE_CHECKING:
     from .context import ServerContext
@@ -35,7 +36,7 @@ _HEADER_TOO_LARGE = Reply(552, "5.3.4", "Header section too large")
 class Intake:
     """Collects content; `finish` makes a message of it and gives the session its reply."""
 
-    __slots__ = ("_context", "_pieces", "_session", "_size", "_writer")
+    __slots__ = ("_context", "_diverted", "_pieces", "_session", "_size", "_writer")
 
     def __init__(self, context: ServerContext, session: SmtpSession) -> None:
         self._context = context
@@ -43,12 +44,25 @@ class Intake:
         self._pieces: list[bytes] = []
         self._size = 0
         self._writer: SpoolWriter | None = None
+        self._diverted: Diverted | None = None
+
+    def divert(self, file: IO[bytes] | None) -> None:
+        """The content of this transaction goes to the program (`data_mode`), not to the queue."""
+        self._diverted = Diverted(file)
+
+    def divert_unless_asked(self) -> None:
+        """Without built-in behaviour content goes to the program in any case: as lines, if it did not give a file."""
+        if self._diverted is None:
+            self._diverted = Diverted()
 
     def piece(self, octets: bytes) -> None:
         """Content, as it arrives."""
         self._size += len(octets)
         if self._writer is not None:
             self._writer.write(octets)
+            return
+        if self._diverted is not None:
+            self._diverted.write(octets)
             return
         self._pieces.append(octets)
         context = self._context
@@ -64,12 +78,16 @@ class Intake:
             self._writer = None
         self._pieces.clear()
         self._size = 0
+        self._diverted = None
 
     # ------------------------------------------------------------------- finish
 
     def finish(self, envelope: Envelope) -> None:
         """All content is there; the session gets exactly one `intake_decided(reply)`, perhaps later."""
-        if self._writer is None:
+        if self._diverted is not None:
+            diverted, self._diverted = self._diverted, None
+            self._guarded(lambda: self._tell_program(diverted))
+        elif self._writer is None:
             pieces = self._pieces
             content = Content(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             self._pieces = []
@@ -77,6 +95,25 @@ class Intake:
             self._guarded(lambda: self._judge(envelope, content))
         else:
             self._writer.finish(lambda error: self._spooled(envelope, error))
+
+    def _tell_program(self, diverted: Diverted) -> None:
+        """`data` or `data_fh`; the reply is the program's, by a plugin's Reply or by send_to_client."""
+        session = self._session
+        event = diverted.finish(session.facts)
+        self.reset()
+        if event is None:
+            session.intake_decided(_FAULT)
+            return
+
+        def decided(verdict: Verdict) -> None:
+            if isinstance(verdict, Reply):
+                session.intake_decided(verdict)
+            else:
+                session.await_program()
+
+        verdict = self._context.dispatcher.dispatch(event, decided)
+        if not isinstance(verdict, Parked):
+            decided(verdict)
 
     def _spooled(self, envelope: Envelope, error: StoreError | None) -> None:
         writer = self._writer
@@ -162,8 +199,8 @@ class Intake:
             now + context.options.expire_s,
             scan.subject,
             self._facts(),
-            leased_until=context.scheduler.lease_for_new(len(content.prefix)),
         )
+        context.scheduler.prepare(message)
         writer, self._writer = self._writer, None
         if writer is not None and content.path is None:
             # A plugin has replaced the content: the file is of no use.
@@ -174,6 +211,9 @@ class Intake:
         """Trace fields, and what a submission lacks."""
         hostname, session = self._context.options.hostname, self._session.facts
         added = trace.complete(content, scan, uid, hostname, now) if session.is_submission else b""
+        if b"authentication-results" in scan.names:
+            # RFC 8601 section 5: what claims to be our own judgement is not, when it comes from outside.
+            content.remove_claims("Authentication-Results", hostname)
         if b"return-path" in scan.names:
             # RFC 5321 section 4.4: Return-Path is made at final delivery, nowhere before.
             content.remove_header("Return-Path")
@@ -189,7 +229,12 @@ class Intake:
             session.tls,
             envelope.recipients[0].address if len(envelope.recipients) == 1 else None,
         )
-        content.prepend(trace.format_received(facts, now) + added)
+        if self._context.options.origin:
+            # Where the message came from is nobody's business: no trace of it stays.
+            content.remove_header("Received")
+            content.prepend(added)
+        else:
+            content.prepend(trace.format_received(facts, now) + added)
 
     def _facts(self) -> dict[str, object]:
         session = self._session.facts
@@ -215,6 +260,14 @@ class Intake:
         context.scheduler.accepted(message)
 
 
+def count_lines(content: Content) -> int:
+    """Line ends, trace fields included; 0 where a spool file cannot be read."""
+    try:
+        return sum(piece.count(b"\n") for piece in content.chunks())
+    except OSError:
+        return 0
+
+
 def announce(context: ServerContext, message: Message, client_id: str | None) -> None:
     """The `message_queued` event and its log line."""
     envelope = message.envelope
@@ -234,6 +287,7 @@ def announce(context: ServerContext, message: Message, client_id: str | None) ->
                 envelope.reverse_path,
                 [r.address for r in message.recipients],
                 message.uid,
+                count_lines(message.content),
                 message.content.size_bytes,
                 message.subject,
             )

@@ -6,6 +6,8 @@ import asyncio
 import contextlib
 import logging
 import os
+import socket
+import stat
 from collections.abc import Callable
 
 from ..clock import Timer
@@ -30,7 +32,9 @@ class _Place:
     def learn(self, server: asyncio.Server) -> None:
         """Takes it from the listening socket."""
         names = [sock.getsockname() for sock in server.sockets]
-        if len(names) == 1 and names[0][0] not in ("0.0.0.0", "::"):
+        if len(names) == 1 and isinstance(names[0], str):
+            self.endpoint = Endpoint(names[0], 0)
+        elif len(names) == 1 and names[0][0] not in ("0.0.0.0", "::"):
             self.endpoint = Endpoint(str(names[0][0]), int(names[0][1]))
 
 
@@ -55,24 +59,38 @@ class Listeners:
         for scheme, host, port in context.options.listeners:
             is_tls = scheme == "smtps"
             place = _Place()
+
+            def make(place: _Place = place) -> SmtpConnection:
+                return SmtpConnection(context, place.endpoint)
+
             try:
-                server = await loop.create_server(
-                    lambda place=place: SmtpConnection(context, place.endpoint),
-                    host,
-                    port,
-                    backlog=BACKLOG,
-                    reuse_address=True,
-                    ssl=context.tls if is_tls else None,
-                    ssl_handshake_timeout=HANDSHAKE_S if is_tls else None,
-                )
+                if scheme == "unix":
+                    server = await _listen_unix(make, host)
+                else:
+                    server = await loop.create_server(
+                        make,
+                        host,
+                        port,
+                        backlog=BACKLOG,
+                        reuse_address=True,
+                        ssl=context.tls if is_tls else None,
+                        ssl_handshake_timeout=HANDSHAKE_S if is_tls else None,
+                    )
             except OSError as error:
                 await self._undo()
-                where = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+                where = host if scheme == "unix" else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
                 self._failed(error, where)
                 raise ListenError(error.errno or 0, _listen_hint(error, where, port)) from None
             self._servers.append(server)
             place.learn(server)
         self._timer = context.clock.call_later(SWEEP_S, self._sweep)
+
+    def is_ours(self, host: str, port: int) -> bool:
+        """True when a connection to that address and port would reach this very server."""
+        for name, own_port in self.names():
+            if own_port == port and (name == host or (name in ("0.0.0.0", "::") and _is_local(host))):
+                return True
+        return False
 
     async def _undo(self) -> None:
         for server in self._servers:
@@ -85,7 +103,7 @@ class Listeners:
         for server in self._servers:
             for sock in server.sockets:
                 name = sock.getsockname()
-                names.append((str(name[0]), int(name[1])))
+                names.append((name, 0) if isinstance(name, str) else (str(name[0]), int(name[1])))
         return names
 
     def _sweep(self) -> None:
@@ -129,6 +147,36 @@ class Listeners:
 async def _turn(context: ServerContext) -> None:
     """A twentieth of a second of real time: closing sockets is the kernel's work, whatever clock the server has."""
     await asyncio.sleep(0.05)
+
+
+async def _listen_unix(make: Callable[[], SmtpConnection], path: str) -> asyncio.Server:
+    """A unix socket for its owner alone; one that a dead server left behind is replaced."""
+    with contextlib.suppress(FileNotFoundError):
+        if stat.S_ISSOCK(os.stat(path).st_mode) and not _answers(path):
+            os.unlink(path)
+    server = await asyncio.get_running_loop().create_unix_server(make, path, backlog=BACKLOG)
+    os.chmod(path, 0o600)
+    return server
+
+
+def _answers(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True
+
+
+def _is_local(host: str) -> bool:
+    """True for an address of this machine: only such a one can be bound."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.bind((host, 0))
+        except OSError:
+            return False
+        return True
 
 
 def _listen_hint(error: OSError, where: str, port: int) -> str:

@@ -33,7 +33,7 @@ _log = logging.getLogger("pillarbox.session")
 _TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing")
 _TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing")
 _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
-_NO_ANSWER = Reply(451, "4.3.0", "No answer in time")
+_NO_ANSWER, _NO_GREETING = Reply(451, "4.3.0", "No answer in time"), Reply(421, "4.3.0", "No answer in time")
 # Input that waits while the session is parked; beyond, reading stops.
 _MAX_BUFFERED = 64 * 1024
 
@@ -55,7 +55,6 @@ class SmtpSession:
         "_errors",
         "_event",
         "_greeted",
-        "_intake",
         "_is_content",
         "_junk",
         "_pumping",
@@ -65,6 +64,7 @@ class SmtpSession:
         "commands",
         "content_bytes",
         "facts",
+        "intake",
         "is_lost",
         "protocol",
         "reason",
@@ -78,7 +78,7 @@ class SmtpSession:
         self._connection = connection
         self.facts = facts
         self.protocol = protocol
-        self._intake = Intake(context, self)
+        self.intake = Intake(context, self)
         self._authentication: Authentication | None = None
         self._command: Command | None = None
         self._event: Any = None
@@ -118,9 +118,8 @@ class SmtpSession:
         if self.is_lost:
             return
         if not isinstance(verdict, Reply):
-            # The plugin that ate the event owes the greeting: MailServer.send_to_client.
-            self.awaits_program = True
-            self._touch()
+            # The plugin that ate the event owes the greeting, or the program does: MailServer.send_to_client.
+            self.await_program()
             return
         if self._dispatcher.heard["response"]:
             self._respond_with(verdict, self._send_greeting)
@@ -168,7 +167,7 @@ class SmtpSession:
             kind = event.__class__
             if kind is bytes:
                 self.content_bytes += len(event)  # type: ignore[arg-type]
-                self._intake.piece(event)  # type: ignore[arg-type]
+                self.intake.piece(event)  # type: ignore[arg-type]
             elif kind is Command:
                 self._on_command(event)  # type: ignore[arg-type]
             elif kind is EndOfContent:
@@ -254,8 +253,12 @@ class SmtpSession:
             self._authentication.begin(self._command.initial)
         else:
             # Eaten: whoever ate it owes the reply, and the sweep answers 451 when it does not come.
-            self.awaits_program = True
-            self._touch()
+            self.await_program()
+
+    def await_program(self) -> None:
+        """From now on the program owes the reply."""
+        self.awaits_program = True
+        self._touch()
 
     def reply_from_program(self, reply: Reply) -> bool:
         """A reply by MailServer.send_to_client; False when none is owed."""
@@ -325,7 +328,7 @@ class SmtpSession:
 
     def _reset(self, event: Any = None, reply: Reply | None = None) -> None:
         self.facts.envelope = None
-        self._intake.reset()
+        self.intake.reset()
         self._is_content = False
 
     def _greet(self, event: Any, reply: Reply) -> None:
@@ -334,15 +337,9 @@ class SmtpSession:
         self.facts.is_esmtp = event.name == "cmd_ehlo"
 
     def _open_transaction(self, event: e.CmdMail, reply: Reply) -> None:
-        parameters = event.parameters
-        self.facts.envelope = Envelope(
-            event.address,
-            [],
-            parameters.get("BODY", "7BIT"),
-            "SMTPUTF8" in parameters,
-            parameters.get("RET"),
-            parameters.get("ENVID"),
-        )
+        get = event.parameters.get
+        is_utf8 = "SMTPUTF8" in event.parameters
+        self.facts.envelope = Envelope(event.address, [], get("BODY", "7BIT"), is_utf8, get("RET"), get("ENVID"))
 
     def _add_recipient(self, event: e.CmdRcpt, reply: Reply) -> None:
         envelope = self.facts.envelope
@@ -357,6 +354,9 @@ class SmtpSession:
         if not self._is_content:
             self._is_content = True
             self.content_bytes = 0
+            if not self._context.options.simple:
+                # Nobody but the program knows what to do with it.
+                self.intake.divert_unless_asked()
 
     def _quit(self, event: Any, reply: Reply) -> None:
         self.reason = "QUIT"
@@ -415,7 +415,7 @@ class SmtpSession:
             self._answer(end.fault or Reply(503, "5.5.1", "No transaction is open"))
             return
         self._waiting = True
-        self._intake.finish(envelope)
+        self.intake.finish(envelope)
 
     def intake_decided(self, reply: Reply) -> None:
         """The message is queued, or refused."""
@@ -448,8 +448,7 @@ class SmtpSession:
         self.protocol.say(reply)
         self.protocol.close()
         self._waiting = False
-        data = self.protocol.data_to_send()
-        self._connection.write(data)
+        self._connection.write(self.protocol.data_to_send())
         if at_once:
             self._connection.close_when_written()
         else:
@@ -473,14 +472,14 @@ class SmtpSession:
 
     def answer_for_program(self) -> None:
         """Nobody gave the reply that was owed."""
-        self.reply_from_program(_NO_ANSWER if self._greeted else Reply(421, "4.3.0", "No answer in time"))
+        self.reply_from_program(_NO_ANSWER if self._greeted else _NO_GREETING)
 
     def lost(self) -> None:
         """The connection is gone: an open transaction goes with it."""
         if self.is_lost:
             return
         self.is_lost = True
-        self._intake.reset()
+        self.intake.reset()
         facts = self.facts
         if self._dispatcher.listens("disconnected"):
             self._dispatcher.post(e.Disconnected(facts.client_id, facts, self.reason))

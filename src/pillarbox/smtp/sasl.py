@@ -1,4 +1,5 @@
-"""AUTH mechanisms as steps, both sides (RFC 4422, RFC 4616 PLAIN, draft-murchison-sasl-login LOGIN, RFC 4954).
+"""AUTH mechanisms as steps (RFC 4422, RFC 4954): PLAIN (RFC 4616) and LOGIN (draft-murchison-sasl-login) on both sides,
+SCRAM-SHA-256 (RFC 5802, RFC 7677) on the client's.
 
 A step takes octets and gives octets; who may log in is decided elsewhere.
 """
@@ -7,7 +8,11 @@ from __future__ import annotations
 
 import base64
 import binascii
+import hashlib
+import hmac
 import re
+import secrets
+import unicodedata
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -100,8 +105,20 @@ def server_mechanism(name: str) -> ServerMechanism:
     return PlainServer() if name == "PLAIN" else LoginServer()
 
 
-class ClientMechanism:
-    """The sending side: `initial` goes with the AUTH command, `respond` answers each 334."""
+class ClientMechanism(Protocol):
+    """The sending side of a mechanism."""
+
+    name: str
+
+    def initial(self) -> bytes | None:
+        """The initial response (RFC 4954 section 4), or None for a mechanism that lets the server begin."""
+
+    def respond(self, challenge: bytes) -> bytes:
+        """The answer to a challenge. Raises SaslFault when the exchange breaks the mechanism's rules."""
+
+
+class SimpleClient:
+    """PLAIN and LOGIN, the sending side: `initial` goes with the AUTH command, `respond` answers each 334."""
 
     def __init__(self, name: str, credentials: Credentials) -> None:
         self.name = name
@@ -123,9 +140,83 @@ class ClientMechanism:
         raise SaslFault("the server asks for more than the mechanism has")
 
 
-def choose_mechanism(offered: frozenset[str], credentials: Credentials) -> ClientMechanism | None:
-    """The first of ours that the server offers, or None."""
-    for name in MECHANISMS:
+# More rounds than this are not for safety but to keep us busy; RFC 7677 section 4 asks for 4,096 at least.
+_MAX_ITERATIONS = 1_000_000
+_MIN_ITERATIONS = 4096
+
+
+class ScramClient:
+    """SCRAM-SHA-256 (RFC 5802): the password never leaves us, and the server proves that it knows it, too."""
+
+    name = "SCRAM-SHA-256"
+
+    def __init__(self, credentials: Credentials, nonce: str | None = None) -> None:
+        self._credentials = credentials
+        self._nonce = nonce or secrets.token_urlsafe(24)
+        # RFC 5802 section 5.1: "," and "=" of a user name are written otherwise.
+        name = _saslprep(credentials.username).replace("=", "=3D").replace(",", "=2C")
+        self._first_bare = f"n={name},r={self._nonce}"
+        self._server_signature: bytes | None = None
+
+    def initial(self) -> bytes | None:
+        """client-first-message, without channel binding."""
+        return f"n,,{self._first_bare}".encode()
+
+    def respond(self, challenge: bytes) -> bytes:
+        """client-final-message to the server's first; nothing to its last, once that is proven."""
+        if self._server_signature is not None:
+            fields = _scram_fields(challenge)
+            if "v" not in fields or not hmac.compare_digest(
+                decode_base64(fields["v"].encode()), self._server_signature
+            ):
+                raise SaslFault("the server does not know the password either")
+            return b""
+        fields = _scram_fields(challenge)
+        try:
+            nonce, salt, count = fields["r"], decode_base64(fields["s"].encode()), int(fields["i"])
+        except (KeyError, ValueError):
+            raise SaslFault("the server's first message is malformed") from None
+        if not nonce.startswith(self._nonce) or len(nonce) == len(self._nonce):
+            raise SaslFault("the server's nonce does not go on from ours")
+        if not _MIN_ITERATIONS <= count <= _MAX_ITERATIONS:
+            raise SaslFault(
+                f"the server asks for {count} iterations: from {_MIN_ITERATIONS} to {_MAX_ITERATIONS} are allowed"
+            )
+        without_proof = f"c=biws,r={nonce}"
+        signed = f"{self._first_bare},{challenge.decode()},{without_proof}".encode()
+        salted = hashlib.pbkdf2_hmac("sha256", _saslprep(self._credentials.password).encode(), salt, count)
+        client_key = hmac.digest(salted, b"Client Key", "sha256")
+        signature = hmac.digest(hashlib.sha256(client_key).digest(), signed, "sha256")
+        proof = bytes(a ^ b for a, b in zip(client_key, signature, strict=True))
+        self._server_signature = hmac.digest(hmac.digest(salted, b"Server Key", "sha256"), signed, "sha256")
+        return f"{without_proof},p={encode_base64(proof)}".encode()
+
+
+def _saslprep(text: str) -> str:
+    """RFC 4013, as far as it changes text: compatibility forms; what it prohibits is refused where it enters."""
+    return unicodedata.normalize("NFKC", text)
+
+
+def _scram_fields(message: bytes) -> dict[str, str]:
+    try:
+        parts = message.decode("utf-8").split(",")
+    except UnicodeDecodeError:
+        raise SaslFault("not UTF-8") from None
+    fields = {part[:1]: part[2:] for part in parts if part[1:2] == "="}
+    if "e" in fields:
+        raise SaslFault(f"the server refuses: {fields['e'][:80]}")
+    return fields
+
+
+# The best first: what tells the server least.
+CLIENT_MECHANISMS = ("SCRAM-SHA-256", "PLAIN", "LOGIN")
+
+
+def choose_mechanism(
+    offered: frozenset[str], credentials: Credentials, wanted: str | None = None
+) -> ClientMechanism | None:
+    """The first of ours that the server offers (or the wanted one, if it does), or None."""
+    for name in (wanted,) if wanted else CLIENT_MECHANISMS:
         if name in offered:
-            return ClientMechanism(name, credentials)
+            return ScramClient(credentials) if name == "SCRAM-SHA-256" else SimpleClient(name, credentials)
     return None

@@ -12,6 +12,7 @@ from .reply import Reply
 class Stage(Enum):
     """How far a transaction had come when its fate was decided."""
 
+    LOOKUP = "lookup"
     CONNECT = "connect"
     GREETING = "greeting"
     HELLO = "ehlo"

@@ -17,7 +17,7 @@ CREATE TEMP TABLE dropped (spool TEXT NOT NULL);
 -- messages:   id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at, facts,
 --             spool, spool_offset, spool_bytes
 -- contents:   id, where in octets (from 1), how long
--- recipients: id, number, address, state, due_at, leased, attempts, notify, orcpt
+-- recipients: id, number, address, state, due_at, leased, attempts, notify, orcpt, next_hop
 -- outcomes:   id, number, state, due_at, is an attempt, next_hop, reply, stage, delay is reported
 -- attempts:   id, number, at, seconds, outcome, next_hop, remote, stage, reply
 -- finished:   id, now
@@ -31,8 +31,8 @@ CREATE TEMP TRIGGER batch_insert INSTEAD OF INSERT ON batch BEGIN
   INSERT INTO content (message_id, octets)
   SELECT value->>0, coalesce(substr(NEW.octets, value->>1, value->>2), x'') FROM json_each(NEW.contents);
 
-  INSERT INTO recipient (message_id, number, address, state, due_at, leased, attempts, notify, orcpt)
-  SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8
+  INSERT INTO recipient (message_id, number, address, state, due_at, leased, attempts, notify, orcpt, next_hop)
+  SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8, value->>9
   FROM json_each(NEW.recipients);
 
   UPDATE recipient
@@ -89,10 +89,12 @@ DELETE FROM dropped;
 SELECT coalesce(max(id), 0) FROM message;
 
 -- name: due_messages
--- The messages of the recipients that are due first. Grouped, for one attempt takes all due recipients of a message.
+-- The messages of the recipients that are due first, but for those next hops that take no more. Grouped, for one attempt
+-- takes all due recipients of a message.
 SELECT message_id, min(due_at) AS first FROM (
   SELECT message_id, due_at FROM recipient INDEXED BY recipient_due
-  WHERE due_at IS NOT NULL AND due_at <= ? ORDER BY due_at LIMIT ?
+  WHERE due_at IS NOT NULL AND due_at <= ?1 AND coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?3))
+  ORDER BY due_at LIMIT ?2
 ) GROUP BY message_id ORDER BY first;
 
 -- name: expired_messages
@@ -102,6 +104,7 @@ WHERE due_at IS NOT NULL AND NOT leased AND due_at <= ?1 AND expires_at <= ?1 GR
 -- name: lease_recipients
 UPDATE recipient SET due_at = ?, leased = 1
 WHERE message_id = ? AND due_at IS NOT NULL AND due_at <= ? AND state IN ('queued', 'deferred')
+  AND coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?))
 RETURNING number, address, state, attempts, notify, orcpt, next_hop, last_reply, last_stage, delay_reported;
 
 -- name: message_by_id
@@ -169,7 +172,8 @@ WHERE due_at IS NOT NULL AND NOT leased AND state IN ('queued', 'deferred') AND 
 SELECT state, count(*) FROM recipient GROUP BY state;
 
 -- name: next_due
-SELECT due_at FROM recipient INDEXED BY recipient_due WHERE due_at IS NOT NULL ORDER BY due_at LIMIT 1;
+SELECT due_at FROM recipient INDEXED BY recipient_due
+WHERE due_at IS NOT NULL AND coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?)) ORDER BY due_at LIMIT 1;
 
 -- name: get_flag
 SELECT value FROM flag WHERE name = ?;

@@ -1,0 +1,441 @@
+"""A lane: one next hop's waiting work, its connections and its back-off.
+
+A lane feeds connections as they become free (also ahead of a final reply, under PIPELINING), opens more while work
+waits, and stops when its next hop is in trouble: then one message probes it, at growing pauses, and all others stay in
+the queue. Must not know the store, nor other lanes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass
+from typing import Protocol
+
+from ..clock import Clock
+from ..queue.work import Result, Work
+from ..smtp.client import ClientFault, Outcome, Stage, Transaction
+from ..smtp.reply import Reply
+from .client import ClientConnection, ClientSettings, ConnectFault
+from .route import Target
+from .tlspolicy import TlsPolicy
+from .transaction import Built, build_transaction
+
+_log = logging.getLogger("pillarbox.delivery")
+IDLE_S = 5.0
+# Without one success between them, so many faults of the connection mean that the next hop is in trouble.
+TROUBLE = 5
+BACKOFF_FIRST_S = 5.0
+BACKOFF_LONGEST_S = 300.0
+# A host whose TLS handshake failed under "may" gets mail in clear for this long.
+NO_TLS_S = 3600.0
+# A server that could not be reached stands behind the others of its next hop for this long.
+BAD_S = 300.0
+# Stages that are about the next hop as a whole: what was deferred there is due at once when it is back.
+WHOLE_STAGES = frozenset(("lookup", "connect", "greeting", "ehlo", "starttls", "auth", "connection"))
+
+FindTargets = Callable[[], Awaitable[list[Target] | Reply]]
+
+
+class Lanes(Protocol):
+    """What a lane needs of the whole."""
+
+    finished: Callable[[Work], None]
+    wake: Callable[[], None]
+    is_back: Callable[[str, Collection[str]], None]
+
+    def may_open(self, lane: Lane) -> bool:
+        """Counts a connection in, if there may be one more of all."""
+
+    def has_closed(self) -> None:
+        """Counts it out."""
+
+
+@dataclass(frozen=True, slots=True)
+class LaneSettings:
+    """How one lane works: connections at once, messages that may wait in memory, how connections are made."""
+
+    limit: int
+    waiting: int
+    client: ClientSettings
+    find_targets: FindTargets
+
+
+class Lane:
+    """One next hop."""
+
+    def __init__(self, lanes: Lanes, key: str, settings: LaneSettings, clock: Clock, rng: random.Random) -> None:
+        self.key = key
+        self._lanes = lanes
+        self._settings = settings.client
+        self._find_targets = settings.find_targets
+        self._limit = settings.limit
+        self._max_waiting = settings.waiting
+        self._was_full = False
+        self._clock = clock
+        self._rng = rng
+        self._waiting: deque[Work] = deque()
+        self._connections: set[ClientConnection] = set()
+        self._idle: list[ClientConnection] = []
+        self._opening: set[asyncio.Task[None]] = set()
+        self._busy = 0
+        self._trouble = 0
+        self._downs = 0
+        self._retry_at: float | None = None
+        self._last_fault: Reply | None = None
+        self._bad: dict[Target, float] = {}
+        self._no_tls: dict[Target, float] = {}
+        self._is_stopping = False
+        self._calm: asyncio.Future[None] | None = None
+
+    # -------------------------------------------------------------------- work
+
+    @property
+    def is_down(self) -> bool:
+        """True while the next hop is in trouble and the next probe is not due."""
+        return self._retry_at is not None and self._clock.monotonic() < self._retry_at
+
+    @property
+    def has_room(self) -> bool:
+        """For one message while it is probed, for none while it is down or enough waits."""
+        if self._is_stopping or self.is_down:
+            return False
+        if self._retry_at is not None:
+            return not self._waiting and not self._busy
+        is_full = len(self._waiting) >= self._max_waiting
+        self._was_full = self._was_full or is_full
+        return not is_full
+
+    @property
+    def is_idle(self) -> bool:
+        """True when nothing is known or done here that a new lane would not know or do."""
+        return not (self._waiting or self._connections or self._opening or self._busy or self._retry_at or self._no_tls)
+
+    @property
+    def is_hungry(self) -> bool:
+        """True while work waits that a further connection could take."""
+        return bool(self._waiting) and not self._idle and len(self._connections) + len(self._opening) < self._limit
+
+    def spare(self) -> bool:
+        """Closes an idle connection, for another lane to have one; False when there is none."""
+        if not self._idle or self._waiting:
+            return False
+        self._idle[0].quit()
+        return True
+
+    def retry_at_wall(self) -> float | None:
+        """Unix time of the next probe."""
+        if self._retry_at is None or not self.is_down:
+            return None
+        return self._clock.time() + self._retry_at - self._clock.monotonic()
+
+    def why_waiting(self) -> str | None:
+        """For people."""
+        if self._retry_at is None:
+            return None
+        seconds = max(0, round(self._retry_at - self._clock.monotonic()))
+        return f"{self.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
+
+    def push(self, work: Work) -> None:
+        """Takes work."""
+        if self.is_down or self._is_stopping:
+            self._return(work)
+            return
+        self._waiting.append(work)
+        self.feed()
+
+    def withdraw(self, uids: Collection[str] | None) -> list[Work]:
+        """Work that has not begun."""
+        taken = [work for work in self._waiting if uids is None or work.message.uid in uids]
+        if taken:
+            gone = {id(work) for work in taken}
+            self._waiting = deque(work for work in self._waiting if id(work) not in gone)
+        return taken
+
+    def forget_backoff(self) -> None:
+        """Probe now."""
+        if self._retry_at is not None:
+            self._retry_at = self._clock.monotonic()
+
+    def _return(self, work: Work) -> None:
+        """Nothing was tried: the queue keeps it until the next probe."""
+        retry_at = self.retry_at_wall() or self._clock.time()
+        fault = self._last_fault or Reply(451, "4.4.1", "The next hop is not reachable")
+        work.results = [Result(r, fault, "connect", is_attempt=False, retry_at=retry_at) for r in work.recipients]
+        self._lanes.finished(work)
+
+    def feed(self) -> None:
+        """Work to idle connections, and to new ones while there may be more."""
+        while self._waiting and self._idle:
+            if self._idle[-1].smtp.can_start:
+                self.may_send_more(self._idle[-1])
+            else:
+                self._idle.pop()
+        if not self._waiting or self._is_stopping:
+            return
+        limit = 1 if self._retry_at is not None else self._limit
+        room = limit - len(self._connections) - len(self._opening)
+        for _ in range(min(room, len(self._waiting) - len(self._opening))):
+            if not self._spawn_open():
+                return
+
+    def _spawn_open(self) -> bool:
+        if not self._lanes.may_open(self):
+            return False
+        task = asyncio.get_running_loop().create_task(self._open())
+        self._opening.add(task)
+        task.add_done_callback(self._opened)
+        return True
+
+    def _opened(self, task: asyncio.Task[None]) -> None:
+        self._opening.discard(task)
+        if task.cancelled() or task.exception() is not None:
+            self._lanes.has_closed()
+
+    async def _targets(self) -> list[Target] | Reply:
+        """The servers, best first; those that have failed lately stand behind the others."""
+        try:
+            found = await self._find_targets()
+        except Exception as error:
+            _log.exception("looking up %s failed", self.key)
+            found = Reply(451, "4.3.0", f"Internal fault: {type(error).__name__}")
+        if isinstance(found, Reply):
+            return found
+        now = self._clock.monotonic()
+        self._bad = {target: until for target, until in self._bad.items() if until > now}
+        return sorted(found, key=lambda target: target in self._bad)
+
+    # -------------------------------------------------------------- connections
+
+    async def _open(self) -> None:
+        targets = await self._targets()
+        if isinstance(targets, Reply):
+            self._opening.discard(asyncio.current_task())
+            self._lanes.has_closed()
+            self._no_targets(targets)
+            return
+        fault: ConnectFault | None = None
+        for target in targets:
+            try:
+                connection = await self._open_to(target)
+            except ConnectFault as caught:
+                fault = caught
+                _log.info("%s: %s", self.key, caught)
+            except Exception as error:
+                _log.exception("connecting to %s failed", target.name)
+                fault = ConnectFault(Reply(451, "4.3.0", f"Internal fault: {type(error).__name__}"), Stage.CONNECT)
+            else:
+                if fault is not None:
+                    _log.warning("%s: using %s", self.key, target.name)
+                self._take(connection)
+                return
+            self._bad[target] = self._clock.monotonic() + BAD_S
+        # None works: next time the order begins anew.
+        self._bad.clear()
+        self._opening.discard(asyncio.current_task())
+        self._lanes.has_closed()
+        self._connect_failed(fault or ConnectFault(Reply(451, "4.4.4", "There is no server to try"), Stage.LOOKUP))
+
+    def _take(self, connection: ClientConnection) -> None:
+        self._connections.add(connection)
+        self._idle.append(connection)
+        if self._retry_at is not None and not self._waiting:
+            # It answers again: what waits for it is due now, and the first message decides whether that lasts.
+            self._lanes.is_back(self.key, WHOLE_STAGES)
+        self._opening.discard(asyncio.current_task())
+        self.feed()
+
+    def _no_targets(self, verdict: Reply) -> None:
+        """No server may be tried: for ever (5yz), and all that waits is given up; or for now."""
+        if verdict.is_transient:
+            self._connect_failed(ConnectFault(verdict, Stage.LOOKUP))
+            return
+        self._retry_at = None
+        waiting, self._waiting = self._waiting, deque()
+        for work in waiting:
+            work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
+            work.results = [Result(r, verdict, Stage.LOOKUP.value, is_permanent=True) for r in work.recipients]
+            self._lanes.finished(work)
+
+    async def _open_to(self, target: Target) -> ClientConnection:
+        now = self._clock.monotonic()
+        with_tls = self._no_tls.get(target, 0.0) <= now
+        connection = ClientConnection(self, target, self._settings, self._clock)
+        try:
+            await connection.open(with_tls=with_tls)
+        except ConnectFault as fault:
+            may = self._settings.policy is TlsPolicy.MAY and not target.is_tls and self._settings.credentials is None
+            if not (fault.is_handshake and may and with_tls):
+                raise
+            # RFC 7435: opportunistic means that a broken TLS is no worse than none. Remembered, said, never with AUTH.
+            _log.warning("%s: TLS failed, sending in clear: %s", target.name, fault)
+            self._no_tls[target] = now + NO_TLS_S
+            connection = ClientConnection(self, target, self._settings, self._clock)
+            await connection.open(with_tls=False)
+        return connection
+
+    def _connect_failed(self, fault: ConnectFault) -> None:
+        self._last_fault = fault.reply
+        if self._connections and self._trouble < TROUBLE:
+            # It serves us on other connections: perhaps it wants no more of them.
+            self._trouble += 1
+            return
+        stage = fault.stage.value
+        work = self._waiting.popleft() if self._waiting else None
+        self._go_down()
+        if work is not None:
+            # The one that asked for the connection has had an attempt; the others have not.
+            work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
+            work.results = [Result(r, fault.reply, stage) for r in work.recipients]
+            self._lanes.finished(work)
+        self._return_all()
+
+    def _go_down(self) -> None:
+        if self.is_down:
+            # The rest of the same incident.
+            return
+        pause = min(BACKOFF_FIRST_S * 2**self._downs, BACKOFF_LONGEST_S) * (0.9 + 0.2 * self._rng.random())
+        self._downs = min(self._downs + 1, 16)
+        self._retry_at = self._clock.monotonic() + pause
+        self._trouble = 0
+        _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._last_fault)
+
+    def _return_all(self) -> None:
+        waiting, self._waiting = self._waiting, deque()
+        for work in waiting:
+            self._return(work)
+        self._lanes.wake()
+
+    def _alive(self) -> None:
+        """The next hop answers for single messages: no trouble."""
+        self._trouble = 0
+        if self._retry_at is not None:
+            self._retry_at = None
+            self._downs = 0
+            self._lanes.is_back(self.key, WHOLE_STAGES)
+
+    # -------------------------------------------------------- from a connection
+
+    def may_send_more(self, connection: ClientConnection) -> None:
+        """See client.Owner."""
+        is_idle = not connection.smtp.open_transactions
+        if self._is_stopping:
+            if is_idle:
+                connection.quit()
+            return
+        while self._waiting and connection.smtp.can_start:
+            if self._begin(connection, self._waiting.popleft()):
+                if connection in self._idle:
+                    self._idle.remove(connection)
+                return
+        if is_idle and connection not in self._idle and connection in self._connections:
+            self._idle.append(connection)
+
+    def _begin(self, connection: ClientConnection, work: Work) -> bool:
+        work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
+        try:
+            built = build_transaction(work, connection.smtp)
+            if isinstance(built, Built):
+                connection.send(built.transaction)
+                self._busy += 1
+                return True
+            refusal = built
+        except ClientFault as fault:
+            refusal = Reply(553, "5.1.3", str(fault))
+        except OSError as error:
+            _log.error("%s: the content cannot be read: %s", work.message.uid, error)
+            refusal = Reply(451, "4.3.0", "The content cannot be read from the spool")
+        is_permanent = refusal.is_permanent
+        work.results = [Result(r, refusal, "mail", is_permanent=is_permanent) for r in work.recipients]
+        self._lanes.finished(work)
+        return False
+
+    def transaction_done(self, connection: ClientConnection, transaction: Transaction) -> None:
+        """See client.Owner."""
+        work = transaction.tag
+        assert isinstance(work, Work)
+        self._busy -= 1
+        if self._was_full and len(self._waiting) <= self._max_waiting // 2:
+            self._was_full = False
+            self._lanes.wake()
+        if not self._busy and self._calm is not None and not self._calm.done():
+            self._calm.set_result(None)
+        is_lost = connection.smtp.state.name == "CLOSED"
+        for recipient, outcome in zip(work.recipients, transaction.outcomes, strict=True):
+            assert outcome is not None
+            work.results.append(self._result(connection, recipient, outcome, is_lost=is_lost))
+        self._lanes.finished(work)
+        if is_lost and any(result.stage == "connection" or result.is_ambiguous for result in work.results):
+            self._last_fault = work.results[0].reply
+            self._trouble += 1
+            if self._retry_at is not None or self._trouble >= TROUBLE:
+                self._go_down()
+                self._return_all()
+        else:
+            self._alive()
+
+    def _result(self, connection: ClientConnection, recipient: object, outcome: Outcome, *, is_lost: bool) -> Result:
+        reply, stage = outcome.reply, outcome.stage.value
+        is_ours = is_lost and outcome.reply is connection.smtp.last_reply
+        is_ambiguous = is_ours and outcome.stage is Stage.FINAL and reply.code != 421
+        if is_ours and not is_ambiguous:
+            reply = Reply(reply.code, reply.enhanced, *reply.lines[:-1], f"{reply.lines[-1]} (at {stage})")
+            stage = "connection"
+        return Result(
+            recipient,  # type: ignore[arg-type]
+            reply,
+            stage,
+            is_delivered=outcome.is_delivered,
+            is_permanent=outcome.is_permanent and not outcome.is_delivered,
+            is_ambiguous=is_ambiguous,
+            remote=connection.remote,
+            was_dsn_passed_on=connection.smtp.has("DSN"),
+        )
+
+    def connection_closed(self, connection: ClientConnection) -> None:
+        """See client.Owner."""
+        self._connections.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+        self._lanes.has_closed()
+        self.feed()
+
+    # ------------------------------------------------------------------ upkeep
+
+    def sweep(self, now: float) -> None:
+        """Idle connections are closed, slow steps given up, a due probe begun."""
+        if self._no_tls:
+            self._no_tls = {target: until for target, until in self._no_tls.items() if until > now}
+        for connection in list(self._connections):
+            connection.sweep(now)
+        for connection in list(self._idle):
+            if now - connection.idle_since > IDLE_S:
+                connection.quit()
+                if not self._busy and not self._waiting:
+                    # A probe that worked, and nothing came to use it: there is no trouble that anybody has.
+                    self._retry_at = None
+        if self._retry_at is not None and not self.is_down and not self._busy and not self._opening:
+            self._lanes.wake()
+            if not self._waiting and not self._idle and not self._is_stopping:
+                # Nothing is due that could probe: a connection alone does it.
+                self._spawn_open()
+
+    async def stop(self, grace_s: float) -> None:
+        """See Lanes.stop."""
+        self._is_stopping = True
+        for connection in list(self._idle):
+            connection.quit()
+        for task in list(self._opening):
+            task.cancel()
+        loop = asyncio.get_running_loop()
+        self._calm = loop.create_future()
+        if self._busy:
+            await asyncio.wait([self._calm], timeout=grace_s)
+        for connection in list(self._connections):
+            # What is cut off here is deferred: an attempt that may have succeeded is recorded as ambiguous.
+            connection.smtp.receive_eof()
+            connection.data_received(b"")
+            connection.abort()

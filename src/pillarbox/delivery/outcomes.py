@@ -1,0 +1,67 @@
+"""What an attempt brought, told: events, counters, log lines."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any, Protocol
+
+from ..events import catalogue as e
+from ..events.dispatch import Dispatcher
+from ..queue.scheduler import Judged
+from ..queue.work import Work
+
+_log = logging.getLogger("pillarbox")
+
+
+class Counts(Protocol):
+    """Who counts."""
+
+    delivered: int
+    deferred: int
+    bounced: int
+
+
+class Outcomes:
+    """The scheduler's `on_outcome`."""
+
+    def __init__(self, dispatcher: Dispatcher, counters: Counts) -> None:
+        self._dispatcher = dispatcher
+        self._counters = counters
+
+    def __call__(self, work: Work, judged: list[Judged]) -> None:
+        """One event and one log line for recipients that have the same state by the same reply."""
+        counters = self._counters
+        groups: dict[tuple[str, str], list[Judged]] = {}
+        for one in judged:
+            state = one.settled.state
+            counters.delivered += state == "delivered"
+            counters.deferred += state == "deferred"
+            counters.bounced += state in ("bounced", "expired")
+            groups.setdefault((state, str(one.result.reply)), []).append(one)
+        for (state, _), group in groups.items():
+            self._tell(work, state, group)
+
+    def _tell(self, work: Work, state: str, group: list[Judged]) -> None:
+        uid, first = work.message.uid, group[0]
+        recipients = [one.result.recipient.address for one in group]
+        level = logging.INFO if state == "delivered" else logging.WARNING
+        if _log.isEnabledFor(level):
+            to, reply = ",".join(recipients[:5]), first.result.reply
+            _log.log(
+                level, "%s %s to=%s next_hop=%s stage=%s: %s", state, uid, to, work.next_hop, first.result.stage, reply
+            )
+        event: Any
+        if state == "delivered":
+            if not self._dispatcher.listens("send_success"):
+                return
+            attempt = first.result.recipient.attempts + 1
+            event = e.SendSuccess(uid, recipients, work.next_hop, first.result.reply, attempt)
+        else:
+            if not self._dispatcher.listens("send_failed"):
+                return
+            is_permanent = state in ("bounced", "expired")
+            due_at = None if is_permanent else first.settled.due_at
+            event = e.SendFailed(
+                uid, recipients, work.next_hop, first.result.stage, first.result.reply, is_permanent, due_at
+            )
+        self._dispatcher.post(event)

@@ -1,0 +1,257 @@
+"""The parts of a server, built and connected: queue, scheduler, lanes, sessions' context, listeners. app.py is their face.
+
+This is the one place that knows how they fit; a part knows only what it is given here.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+from collections.abc import Callable
+
+from .clock import Clock, UidSource
+from .delivery.bounce import BounceMaker
+from .delivery.client import ClientSettings
+from .delivery.handlers import Handlers
+from .delivery.lanes import LaneLimits, Lanes, Ways
+from .delivery.mx import MxLookup, MxPolicy
+from .delivery.outcomes import Outcomes
+from .delivery.route import Router, relay_next_hop
+from .delivery.tlspolicy import TlsPolicy, client_context
+from .dns import CachingResolver, DnsResolver, Resolver
+from .events.dispatch import Dispatcher
+from .events.pipeline import SIMPLE
+from .options import Options, parse_networks
+from .plugins.dnsbl import DnsblPlugin
+from .plugins.sender_verify import SenderVerifyPlugin
+from .plugins.simple import Greeting, RelayRule, Simple
+from .queue.commit import GroupCommit
+from .queue.control import ControlServer, LiveSteering
+from .queue.memory import MemoryStore
+from .queue.null import NullStore
+from .queue.retry import RetryPolicy
+from .queue.scheduler import History, Scheduler
+from .queue.spool import Spool
+from .queue.sqlite import SqliteStore
+from .queue.store import Store
+from .server import wiretap
+from .server.accounts import Account, AuthFile
+from .server.context import ServerContext, facts_of_session
+from .server.limits import Admission
+from .server.listener import Listeners
+from .server.tls import server_context
+from .smtp.sasl import Credentials
+from .smtp.server import Rules
+
+ListenerFailed = Callable[[OSError, str], None]
+
+
+class Parts:
+    """Everything behind a MailServer. Building opens nothing: `start` does."""
+
+    def __init__(
+        self,
+        options: Options,
+        dispatcher: Dispatcher,
+        handlers: Handlers,
+        clock: Clock,
+        rng: random.Random,
+        listener_failed: ListenerFailed,
+    ) -> None:
+        self.options = options
+        self.dispatcher = dispatcher
+        self.handlers = handlers
+        self.clock = clock
+        self._rng = rng
+        self.new_uid = UidSource(clock)
+        self.store = self._make_store()
+        self.commit = GroupCommit(self.store, self._prefers_inline)
+        self.scheduler = self._make_scheduler()
+        self.resolver = self._make_resolver()
+        relay = relay_next_hop(options.relay)
+        self.router = Router(relay, handlers.find, options.direct, options.hostname)
+        self.rule = RelayRule(tuple(options.domains), options.trusted_networks, self.router.takes_ours)
+        self.context = self._make_context()
+        self.listeners = Listeners(self.context, listener_failed)
+        self.lanes = Lanes(self._ways(), clock, rng)
+        self.steering = LiveSteering(self.scheduler, self.commit, self.lanes.why_waiting)
+        self._control: ControlServer | None = None
+        self._is_connected = False
+
+    # ---------------------------------------------------------------- building
+
+    def _make_store(self) -> Store:
+        options = self.options
+        if options.store == "sqlite":
+            store = SqliteStore(options.data_dir)
+            self._spool_folder = store.spool
+            return store
+        # A folder of its own: the real queue of this data directory may have files in "spool".
+        self._spool_folder = os.path.join(options.data_dir, f"spool-{options.store}-{os.getpid()}-{id(self):x}")
+        return MemoryStore(self._spool_folder) if options.store == "memory" else NullStore(self._spool_folder)
+
+    def _make_scheduler(self) -> Scheduler:
+        options = self.options
+        policy = RetryPolicy(
+            first_s=options.retry_first_s,
+            longest_s=max(options.retry_first_s, options.retry_longest_s),
+            expire_s=options.expire_s,
+            delay_notice_s=options.delay_notice_s,
+        )
+        history = History(options.history_s, options.history_messages)
+        return Scheduler(self.commit, self.clock, policy, history=history, rng=self._rng)
+
+    def _make_resolver(self) -> CachingResolver:
+        given: Resolver | None = self.options.resolver
+        return CachingResolver(given or DnsResolver(self.options.nameservers), self.clock)
+
+    def _make_context(self) -> ServerContext:
+        options = self.options
+        return ServerContext(
+            options,
+            self.dispatcher,
+            self.clock,
+            self.commit,
+            self.scheduler,
+            None,
+            self.new_uid,
+            Admission(options.max_sessions, options.max_sessions_per_peer),
+            self.rule.is_trusted,
+            tls=server_context(options.tls_cert, options.tls_key) if options.tls_cert else None,
+            authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
+            default_senders=self._default_senders,
+            rules=Rules(
+                max_line_bytes=options.max_line_bytes,
+                normalise_bare=options.bare_line_ends == "normalise",
+                accept_bare_lf_commands=options.bare_lf_commands == "accept",
+                is_strict=options.strict_envelope,
+            ),
+            wiretap=wiretap.tap if options.options.get("trace") else None,
+        )
+
+    def _ways(self) -> Ways:
+        """How mail leaves."""
+        options = self.options
+        mx = None
+        if options.direct:
+            policy = MxPolicy(
+                options.mx_port,
+                parse_networks(options.mx_networks),
+                options.mx_cname,
+                options.ip_preference,
+                self._is_ourselves,
+            )
+            mx = MxLookup(self.resolver, policy, self._rng)
+        limits = LaneLimits(options.maxrelay, options.maxrelay_per_next_hop)
+        return Ways(self.router, self.handlers, limits, self._relay_client(), self._mx_client(), mx)
+
+    def _is_ourselves(self, host: str, address: str) -> bool:
+        is_our_name = host.lower() == self.options.hostname.lower()
+        return is_our_name or self.listeners.is_ours(address, self.options.mx_port)
+
+    def _relay_client(self) -> ClientSettings:
+        options = self.options
+        policy = TlsPolicy(options.relay_tls or ("verify" if options.relay_user else "may"))
+        if options.relay_auth_in_clear and options.relay_tls is None:
+            policy = TlsPolicy.MAY
+        credentials = None
+        if options.relay_user and options.relay_pass:
+            credentials = Credentials(options.relay_user, options.relay_pass)
+        # Made only when there is somebody to speak TLS with: loading the CAs takes its time.
+        context = client_context(policy, options.relay_ca) if options.relay else None
+        return ClientSettings(
+            options.hostname,
+            policy,
+            context,
+            credentials,
+            options.relay_auth_in_clear,
+            options.relay_auth,
+            options.time_out,
+        )
+
+    def _mx_client(self) -> ClientSettings:
+        options = self.options
+        policy = TlsPolicy(options.mx_tls)
+        is_used = options.direct and not options.relay
+        context = client_context(policy, None) if is_used else None
+        return ClientSettings(options.hostname, policy, context, time_out_s=options.time_out)
+
+    def _prefers_inline(self) -> bool:
+        return len(self.context.sessions) <= 1 and self.scheduler.in_hand <= 1
+
+    def _default_senders(self, account: Account) -> tuple[str, ...]:
+        if account.may_send_as:
+            return account.may_send_as
+        if "@" in account.name:
+            return (account.name,)
+        homes = [*(d for d in self.options.domains if not d.startswith(".")), self.options.hostname]
+        return tuple(f"{account.name}@{home}" for home in homes)
+
+    # -------------------------------------------------------------------- life
+
+    async def start(self) -> None:
+        """Everything but the listeners: the store is open, nothing is accepted yet."""
+        options = self.options
+        self.commit.start()
+        spool = self.context.spool = Spool(self._spool_folder)
+        spool.collect_orphans(self.store.spool_names())
+        bounces = BounceMaker(options.hostname, options.expire_s, self.new_uid)
+        self._is_connected = True
+        outcomes = Outcomes(self.dispatcher, self.context.counters)
+        self.scheduler.connect(self.lanes, bounces, outcomes, spool.remove)
+        self.lanes.finished = self.scheduler.finished
+        self.lanes.wake = self.scheduler.wake
+        self.lanes.is_back = self.scheduler.next_hop_is_back
+        self._fill_pipeline()
+        if options.paused:
+            await self.scheduler.pause()
+        self.lanes.start()
+        await self.scheduler.start()
+        if options.control and options.store == "sqlite":
+            self._control = ControlServer(options.data_dir, self.steering)
+            await self._control.start()
+
+    def _fill_pipeline(self) -> None:
+        """The program's plugins first, then what options ask for, then the built-in behaviour."""
+        options, pipeline = self.options, self.dispatcher.pipeline
+        for alias, plugin in options.plugins.items():
+            pipeline.push(alias, plugin)
+        if options.dnsbl_enable:
+            allow = parse_networks(options.dnsbl_allow)
+            lists = DnsblPlugin(
+                self.resolver, self.clock, options.dnsbl, allow, options.dnsbl_time_out, self.dispatcher.post
+            )
+            pipeline.push("dnsbl", lists)
+        if options.sender_verify:
+            pipeline.push(
+                "sender_verify", SenderVerifyPlugin(self.resolver, options.sender_verify, self.dispatcher.post)
+            )
+        if options.options.get("trace"):
+            self.dispatcher.subscribers.register(wiretap.log_event, ["all"])
+        greeting = Greeting(options.hostname, options.version) if options.handle_connects else None
+        if options.simple:
+            simple = Simple(options.hostname, greeting, self.rule, options.max_recipients)
+            simple.facts_of = facts_of_session(self.context)
+            pipeline.push(SIMPLE, simple)
+        elif greeting is not None:
+            pipeline.push("greeting", greeting)
+
+    async def stop(self, grace_s: float) -> None:
+        """Everything, in the order in which nothing is lost."""
+        await self.listeners.stop(grace_s)
+        if self._control is not None:
+            await self._control.stop()
+        if self.scheduler.is_running:
+            await self.scheduler.stop()
+        await self.lanes.stop(grace_s)
+        if self._is_connected:
+            await self.scheduler.drained()
+        await self.commit.stop()
+        await self.resolver.close()
+        if self.context.spool is not None:
+            self.context.spool.close()
+            if self.options.store != "sqlite":
+                shutil.rmtree(self._spool_folder, ignore_errors=True)
+        self.store.close()
+        self.dispatcher.pipeline.clear()

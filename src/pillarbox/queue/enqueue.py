@@ -1,0 +1,218 @@
+"""Mail that a program hands over, without SMTP: judged like any other, made into a message of the queue.
+
+Addresses by the same grammar as on the wire, so that nothing can break out of a command line later. Must not know the
+server's sessions.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email.policy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from email.message import Message as EmailMessageBase
+from typing import IO, Any
+
+from ..errors import OptionError
+from ..mail import headers, trace
+from ..mail.content import Content
+from ..mail.envelope import Envelope, EnvelopeRecipient
+from ..smtp.address import parse_mailbox
+from ..smtp.framing import normalise_lines
+from .model import Message
+from .spool import Spool
+
+# The original's keys, and what they are called here.
+_ALIASES = {"from": "reverse_path", "rcpt": "recipients", "msg": "content"}
+_KEYS = ("reverse_path", "recipients", "content", "uid", "ts")
+_MAX_UID = 64
+_READ_BYTES = 256 * 1024
+
+
+@dataclass(slots=True)
+class Enqueued:
+    """What was given, judged. `ts` in unix seconds, `uid` None: the server names it."""
+
+    envelope: Envelope
+    source: Any
+    uid: str | None
+    ts: float | None
+
+
+def parse_enqueue(given: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Enqueued:
+    """Judges `enqueue`'s arguments. OptionError names the key and what is allowed."""
+    fields: dict[str, Any] = {}
+    for key, value in [*(given or {}).items(), *keywords.items()]:
+        name = _ALIASES.get(key, key)
+        if name not in _KEYS:
+            raise OptionError(f"enqueue: key {key!r} is not known: there are {', '.join(_KEYS)} (and from, rcpt, msg)")
+        if name in fields:
+            raise OptionError(f"enqueue: key {key!r} is given twice")
+        fields[name] = value
+    for key in ("reverse_path", "recipients", "content"):
+        if key not in fields:
+            raise OptionError(f"enqueue: key {key!r} is missing")
+    reverse_path = _reverse_path(fields["reverse_path"])
+    recipients = _recipients(fields["recipients"])
+    is_utf8 = not all(address.isascii() for address in [reverse_path or "", *recipients])
+    envelope = Envelope(reverse_path, [EnvelopeRecipient(address) for address in recipients], is_smtputf8=is_utf8)
+    return Enqueued(envelope, _source(fields["content"]), _uid(fields.get("uid")), _ts(fields.get("ts")))
+
+
+def _reverse_path(value: Any) -> str | None:
+    if value is None or value in ("", "<>"):
+        return None
+    return _mailbox("reverse_path", value)
+
+
+def _mailbox(key: str, value: Any) -> str:
+    if isinstance(value, str):
+        text = value[1:-1] if value.startswith("<") and value.endswith(">") else value
+        if parse_mailbox(text) is not None or text.lower() == "postmaster":
+            return text
+    raise OptionError(f"enqueue: key {key!r}: {value!r} is no mailbox: give local-part@domain (RFC 5321 section 4.1.2)")
+
+
+def _recipients(value: Any) -> list[str]:
+    addresses = [value] if isinstance(value, str) else value
+    if not isinstance(addresses, (list, tuple, set, frozenset)) or not addresses:
+        raise OptionError(
+            f"enqueue: key 'recipients': {value!r} is not allowed: give a list of addresses, one at least"
+        )
+    return list(dict.fromkeys(_mailbox("recipients", address) for address in addresses))
+
+
+def _source(value: Any) -> Any:
+    if isinstance(value, EmailMessageBase):
+        return value.as_bytes(policy=email.policy.SMTP)
+    if isinstance(value, str):
+        try:
+            return value.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise OptionError(f"enqueue: key 'content': the text cannot be written as UTF-8: {error}") from None
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        return bytes(value)
+    if callable(getattr(value, "read", None)) and not hasattr(value, "encoding"):
+        return value
+    raise OptionError(
+        f"enqueue: key 'content': {type(value).__name__} is not allowed: give str, bytes, an EmailMessage or a binary file"
+    )
+
+
+def _uid(value: Any) -> str | None:
+    if value is None:
+        return None
+    is_word = isinstance(value, str) and value.isascii() and all(c.isalnum() or c in "-_." for c in value)
+    if not is_word or not 0 < len(value) <= _MAX_UID:
+        raise OptionError(
+            f"enqueue: key 'uid': {value!r} is not allowed: up to {_MAX_UID} letters, digits, '-', '_', '.'"
+        )
+    return str(value)
+
+
+def _ts(value: Any) -> float | None:
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < 1e11:
+        raise OptionError(f"enqueue: key 'ts': {value!r} is not allowed: give unix seconds")
+    return float(value)
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What a message gets from the server that takes it."""
+
+    hostname: str
+    uid: str
+    now: float
+    expire_s: float
+    is_origin: bool = False
+
+
+async def build_message(enqueued: Enqueued, stamp: Stamp, spool: Spool | None, spool_above_bytes: int) -> Message:
+    """The message, its large content on the disk already. Raises StoreError where that cannot be written."""
+    content = await _content(enqueued.source, stamp.uid, spool, spool_above_bytes)
+    scan = headers.Scan(content.prefix if content.path is None else content.start())
+    added = trace.complete(content, scan, stamp.uid, stamp.hostname, stamp.now)
+    if b"return-path" in scan.names:
+        content.remove_header("Return-Path")
+    if stamp.is_origin:
+        content.remove_header("Received")
+    if not scan.end and content.size_bytes and content.start(2) != b"\r\n":
+        added += b"\r\n"
+    if added:
+        content.prepend(added)
+    if not (content.start().isascii() and content.path is None):
+        enqueued.envelope.body = "8BITMIME"
+    received_at = enqueued.ts if enqueued.ts is not None else stamp.now
+    return Message(
+        stamp.uid,
+        enqueued.envelope,
+        content,
+        received_at,
+        received_at + stamp.expire_s,
+        scan.subject,
+        {"enqueued": True},
+    )
+
+
+async def _content(source: Any, uid: str, spool: Spool | None, spool_above_bytes: int) -> Content:
+    if isinstance(source, bytes):
+        octets = normalise_lines(source)
+        if spool is None or len(octets) <= spool_above_bytes:
+            return Content(_ended(octets))
+        pieces = (octets[i : i + _READ_BYTES] for i in range(0, len(octets), _READ_BYTES))
+        return await _spooled(lambda: next(pieces, b""), uid, spool)
+    head = await asyncio.to_thread(_read_some, source)
+    if len(head) < _READ_BYTES or spool is None:
+        rest = b"" if len(head) < _READ_BYTES else await asyncio.to_thread(source.read)
+        return await _content(head + rest, uid, spool, spool_above_bytes)
+    waiting = [head]
+    held = b""
+
+    def read() -> bytes:
+        nonlocal held
+        piece = waiting.pop() if waiting else source.read(_READ_BYTES)
+        octets, held = held + piece, b""
+        if piece and octets.endswith(b"\r"):
+            # Half of a line end, perhaps.
+            octets, held = octets[:-1], b"\r"
+        return normalise_lines(octets) or (read() if piece else b"")
+
+    return await _spooled(read, uid, spool)
+
+
+def _read_some(source: IO[bytes]) -> bytes:
+    pieces, size = [], 0
+    while size < _READ_BYTES and (piece := source.read(_READ_BYTES - size)):
+        if not isinstance(piece, bytes):
+            raise OptionError("enqueue: key 'content': the file gives text: open it in binary mode")
+        pieces.append(piece)
+        size += len(piece)
+    return b"".join(pieces)
+
+
+def _ended(octets: bytes) -> bytes:
+    return octets if not octets or octets.endswith(b"\r\n") else octets + b"\r\n"
+
+
+async def _spooled(read: Callable[[], bytes], uid: str, spool: Spool) -> Content:
+    loop = asyncio.get_running_loop()
+    flow = asyncio.Event()
+    flow.set()
+    writer = spool.create(uid, lambda wants: flow.set() if wants else flow.clear())
+    done: asyncio.Future[None] = loop.create_future()
+    last = b""
+    try:
+        while piece := await asyncio.to_thread(read):
+            last = piece
+            writer.write(piece)
+            await flow.wait()
+    except BaseException:
+        writer.abort()
+        raise
+    if not last.endswith(b"\r\n"):
+        writer.write(b"\r\n")
+    writer.finish(lambda error: done.set_exception(error) if error is not None else done.set_result(None))
+    await done
+    return writer.content()
