@@ -96,7 +96,9 @@ def wait_until(condition: Any, seconds: float = 60.0, step: float = 0.05) -> Any
 
 
 @contextlib.contextmanager
-def sink(folder: Path, *arguments: str, port: int | None = None) -> Iterator[tuple[int, Path]]:
+def sink(
+    folder: Path, *arguments: str, port: int | None = None, host: str = "127.0.0.1"
+) -> Iterator[tuple[int, Path]]:
     """smtp-sink: (port, folder). With -d it writes each message to a file there."""
     port = port or free_port()
     folder.mkdir(exist_ok=True)
@@ -109,22 +111,22 @@ def sink(folder: Path, *arguments: str, port: int | None = None) -> Iterator[tup
         command += ["-u", "nobody"]
     # -R keeps relative dump paths inside the folder.
     child = subprocess.Popen(
-        [*command, *arguments, f"127.0.0.1:{port}", "512"],
+        [*command, *arguments, f"{host}:{port}", "512"],
         cwd=folder,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
     try:
-        wait_until(lambda: is_open(port), 10)
+        wait_until(lambda: is_open(port, host), 10)
         yield port, folder
     finally:
         child.terminate()
         child.wait()
 
 
-def is_open(port: int) -> bool:
+def is_open(port: int, host: str = "127.0.0.1") -> bool:
     """Something listens there."""
-    with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+    with contextlib.suppress(OSError), socket.create_connection((host, port), 1):
         return True
     return False
 

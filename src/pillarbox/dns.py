@@ -84,16 +84,19 @@ class DnsResolver:
     async def resolve(self, name: str, kind: str) -> Answer:
         """See Resolver."""
         import dns.exception
+        import dns.name
         import dns.resolver
 
         try:
-            found = await self._resolver.resolve(name.rstrip(".") + ".", kind, raise_on_no_answer=False, search=False)
+            asked = dns.name.from_text(name)
+        except (dns.exception.DNSException, UnicodeError, ValueError) as error:
+            # What cannot be asked for does not exist.
+            return Answer(Status.NO_NAME, reason=_reason(error))
+        try:
+            found = await self._resolver.resolve(asked, kind, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN as error:
             return Answer(Status.NO_NAME, ttl_s=_negative_ttl(error.kwargs.get("responses")))
         except (dns.exception.DNSException, OSError, ValueError) as error:
-            # A name that cannot be asked for does not exist; anything else is a failure.
-            if isinstance(error, (dns.exception.SyntaxError, UnicodeError)) or "label" in type(error).__name__.lower():
-                return Answer(Status.NO_NAME, reason=str(error))
             return Answer(Status.FAILED, reason=_reason(error))
         if found.rrset is None:
             ttl = _negative_ttl({name: found.response})

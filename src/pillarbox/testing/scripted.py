@@ -47,9 +47,9 @@ class ScriptedServer:
         """Sets the reply of one verb ("." too)."""
         self.replies[verb] = reply
 
-    async def start(self, port: int = 0) -> None:
-        """Listens on 127.0.0.1."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", port, limit=1 << 26)
+    async def start(self, port: int = 0, host: str = "127.0.0.1") -> None:
+        """Listens on loopback; another `host`, such as 127.0.0.2, to be one of several MX at the same port."""
+        self._server = await asyncio.start_server(self._serve, host, port, limit=1 << 26)
         self.port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
