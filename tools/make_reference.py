@@ -31,7 +31,7 @@ def smtp_page() -> str:
     commands = []
     for row in COMMANDS.values():
         states = [state.name for state, moves in TRANSITIONS.items() if row.verb in moves]
-        commands.append([f"`{row.syntax}`", f"RFC {row.rfc}", f"`{row.event}`", ", ".join(states)])
+        commands.append([f"`{row.syntax}`", f"RFC {row.rfc}" if row.rfc else "Postfix", f"`{row.event}`", ", ".join(states)])
     extensions = []
     for extension in EXTENSIONS:
         parameters = [f"MAIL {key}" for key in extension.mail] + [f"RCPT {key}" for key in extension.rcpt]

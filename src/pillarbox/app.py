@@ -330,7 +330,7 @@ class MailServer:
         enqueued = parse_enqueue(item, keywords)
         parts, options = self._parts, self.options
         uid = enqueued.uid or parts.new_uid()
-        stamp = Stamp(options.hostname, uid, self._clock.time(), options.expire_s, options.origin)
+        stamp = Stamp(options.hostname, uid, parts.new_uid(), self._clock.time(), options.expire_s, options.origin)
         message = await build_message(enqueued, stamp, parts.context.spool, options.spool_above_bytes)
         parts.scheduler.prepare(message)
         try:

@@ -185,6 +185,8 @@ class Options(BaseModel):
     def _check_dnsbl(cls, value: Any) -> Any:
         if isinstance(value, str):
             value = [value]
+        if not isinstance(value, (Mapping, list, tuple)):
+            raise ValueError("give a zone, a list of zones, or {zone: weight}")
         if not isinstance(value, Mapping):
             pairs = [item if isinstance(item, (tuple, list)) else (item, 1.0) for item in value]
             value = {pair[0]: pair[-1] for pair in pairs}

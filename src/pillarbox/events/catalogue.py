@@ -214,6 +214,18 @@ class CmdStarttls:
 
 
 @dataclass(slots=True)
+class CmdXclient:
+    """XCLIENT or XFORWARD (`verb`): never offered, and refused unless a plugin answers. Nothing in it is believed."""
+
+    name: ClassVar[str] = "cmd_xclient"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str
+    verb: str
+
+
+@dataclass(slots=True)
 class CmdAuth:
     """AUTH under TLS with a mechanism that is offered. The secret is not among the fields; `args` is the mechanism."""
 
@@ -431,6 +443,7 @@ CATALOGUE: dict[str, type[Any]] = {
         CmdHelp,
         CmdQuit,
         CmdStarttls,
+        CmdXclient,
         CmdAuth,
         Auth,
         MessageReceived,

@@ -27,6 +27,7 @@ _BYE = Reply(221, "2.0.0", "Bye")
 # RFC 5321 section 7.3 and 3.5.3: 252 neither confirms nor denies.
 _VRFY = Reply(252, "2.5.2", "Cannot verify, but will take a message and try to deliver it")
 _EXPN = Reply(502, "5.7.0", "Lists are not expanded here")
+_NO_XCLIENT = Reply(550, "5.7.0", "Not for you")
 _READY_FOR_TLS = Reply(220, "2.0.0", "Ready to start TLS")
 _TOO_MANY = Reply(452, "4.5.3", "Too many recipients: send the rest in a further transaction")
 _NEEDS_UTF8 = Reply(553, "5.6.7", "Address with UTF-8: use SMTPUTF8 with MAIL")
@@ -163,16 +164,20 @@ class Simple:
     def on_cmd_help(self, server: Any, event: e.CmdHelp) -> Reply:
         """The commands, or one command's syntax."""
         row = COMMANDS.get(event.args.strip().upper().encode("ascii", "replace"))
-        if row is not None:
+        if row is not None and row.rfc:
             return Reply(214, "2.0.0", f"{row.syntax} (RFC {row.rfc})")
         if event.args.strip():
             return Reply(504, "5.5.4", "No help on that: send HELP alone for the list")
-        verbs = " ".join(row.verb for row in COMMANDS.values())
+        verbs = " ".join(row.verb for row in COMMANDS.values() if row.rfc)
         return Reply(214, "2.0.0", "Pillarbox knows these commands:", verbs, "HELP verb tells the syntax of one")
 
     def on_cmd_quit(self, server: Any, event: e.CmdQuit) -> Reply:
         """221."""
         return _BYE
+
+    def on_cmd_xclient(self, server: Any, event: e.CmdXclient) -> Reply:
+        """550 5.7.0, to everyone."""
+        return _NO_XCLIENT
 
     def on_cmd_starttls(self, server: Any, event: e.CmdStarttls) -> Reply:
         """220; the handshake follows."""

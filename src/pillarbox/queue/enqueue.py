@@ -120,10 +120,11 @@ def _ts(value: Any) -> float | None:
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """What a message gets from the server that takes it."""
+    """What a message gets from the server that takes it. `spool_name`: a name that no spool file has."""
 
     hostname: str
     uid: str
+    spool_name: str
     now: float
     expire_s: float
     is_origin: bool = False
@@ -131,7 +132,7 @@ class Stamp:
 
 async def build_message(enqueued: Enqueued, stamp: Stamp, spool: Spool | None, spool_above_bytes: int) -> Message:
     """The message, its large content on the disk already. Raises StoreError where that cannot be written."""
-    content = await _content(enqueued.source, stamp.uid, spool, spool_above_bytes)
+    content = await _content(enqueued.source, stamp.spool_name, spool, spool_above_bytes)
     scan = headers.Scan(content.prefix if content.path is None else content.start())
     added = trace.complete(content, scan, stamp.uid, stamp.hostname, stamp.now)
     if b"return-path" in scan.names:
@@ -156,17 +157,17 @@ async def build_message(enqueued: Enqueued, stamp: Stamp, spool: Spool | None, s
     )
 
 
-async def _content(source: Any, uid: str, spool: Spool | None, spool_above_bytes: int) -> Content:
+async def _content(source: Any, name: str, spool: Spool | None, spool_above_bytes: int) -> Content:
     if isinstance(source, bytes):
         octets = normalise_lines(source)
         if spool is None or len(octets) <= spool_above_bytes:
             return Content(_ended(octets))
         pieces = (octets[i : i + _READ_BYTES] for i in range(0, len(octets), _READ_BYTES))
-        return await _spooled(lambda: next(pieces, b""), uid, spool)
+        return await _spooled(lambda: next(pieces, b""), name, spool)
     head = await asyncio.to_thread(_read_some, source)
     if len(head) < _READ_BYTES or spool is None:
         rest = b"" if len(head) < _READ_BYTES else await asyncio.to_thread(source.read)
-        return await _content(head + rest, uid, spool, spool_above_bytes)
+        return await _content(head + rest, name, spool, spool_above_bytes)
     waiting = [head]
     held = b""
 
@@ -179,7 +180,7 @@ async def _content(source: Any, uid: str, spool: Spool | None, spool_above_bytes
             octets, held = octets[:-1], b"\r"
         return normalise_lines(octets) or (read() if piece else b"")
 
-    return await _spooled(read, uid, spool)
+    return await _spooled(read, name, spool)
 
 
 def _read_some(source: IO[bytes]) -> bytes:
@@ -196,11 +197,11 @@ def _ended(octets: bytes) -> bytes:
     return octets if not octets or octets.endswith(b"\r\n") else octets + b"\r\n"
 
 
-async def _spooled(read: Callable[[], bytes], uid: str, spool: Spool) -> Content:
+async def _spooled(read: Callable[[], bytes], name: str, spool: Spool) -> Content:
     loop = asyncio.get_running_loop()
     flow = asyncio.Event()
     flow.set()
-    writer = spool.create(uid, lambda wants: flow.set() if wants else flow.clear())
+    writer = spool.create(name, lambda wants: flow.set() if wants else flow.clear())
     done: asyncio.Future[None] = loop.create_future()
     last = b""
     try:

@@ -34,5 +34,5 @@ class ReplyLines:
                 self._waiting.pop(next(iter(self._waiting)))
             self._waiting.setdefault(client_id, []).append(rest)
             return None
-        lines = [*self._waiting.pop(client_id, []), rest or ""]
+        lines = [*self._waiting.pop(client_id, []), *([rest] if rest else [])]
         return Reply(int(code), enhanced, *lines)

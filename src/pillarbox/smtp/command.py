@@ -156,7 +156,10 @@ def _parse_auth(command: Command, rest: bytes, grammar: Grammar) -> None:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A verb of the table. `syntax` is for HELP and the documentation; `is_junk` counts towards the junk limit."""
+    """A verb of the table. `syntax` is for HELP and the documentation; `is_junk` counts towards the junk limit.
+
+    `rfc` is "" for what no RFC knows: HELP does not tell of it.
+    """
 
     verb: str
     parse: Parse
@@ -196,6 +199,9 @@ COMMANDS: dict[bytes, Row] = {
         Row("QUIT", _parse_nothing, "cmd_quit", "QUIT", "5321"),
         Row("STARTTLS", _parse_nothing, "cmd_starttls", "STARTTLS", "3207", is_junk=True),
         Row("AUTH", _parse_auth, "cmd_auth", "AUTH mechanism [initial-response]", "4954"),
+        # Postfix's way to pass on what a proxy knows. Known, so that it is refused by name, and never offered.
+        Row("XCLIENT", _parse_anything, "cmd_xclient", "XCLIENT attribute=value", "", is_junk=True, is_free_text=True),
+        Row("XFORWARD", _parse_anything, "cmd_xclient", "XFORWARD attribute=value", "", is_junk=True, is_free_text=True),
     )
 }
 
