@@ -96,9 +96,7 @@ def wait_until(condition: Any, seconds: float = 60.0, step: float = 0.05) -> Any
 
 
 @contextlib.contextmanager
-def sink(
-    folder: Path, *arguments: str, port: int | None = None, host: str = "127.0.0.1"
-) -> Iterator[tuple[int, Path]]:
+def sink(folder: Path, *arguments: str, port: int | None = None, host: str = "127.0.0.1") -> Iterator[tuple[int, Path]]:
     """smtp-sink: (port, folder). With -d it writes each message to a file there."""
     port = port or free_port()
     folder.mkdir(exist_ok=True)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import sys
 from pathlib import Path
 
 from pillarbox.events.catalogue import CATALOGUE
@@ -16,6 +17,7 @@ from pillarbox.smtp.extension import EXTENSIONS
 from pillarbox.smtp.state import TRANSITIONS
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
 TARGET = ROOT / "docs" / "reference"
 
 
@@ -31,7 +33,9 @@ def smtp_page() -> str:
     commands = []
     for row in COMMANDS.values():
         states = [state.name for state, moves in TRANSITIONS.items() if row.verb in moves]
-        commands.append([f"`{row.syntax}`", f"RFC {row.rfc}" if row.rfc else "Postfix", f"`{row.event}`", ", ".join(states)])
+        commands.append(
+            [f"`{row.syntax}`", f"RFC {row.rfc}" if row.rfc else "Postfix", f"`{row.event}`", ", ".join(states)]
+        )
     extensions = []
     for extension in EXTENSIONS:
         parameters = [f"MAIL {key}" for key in extension.mail] + [f"RCPT {key}" for key in extension.rcpt]
@@ -99,6 +103,25 @@ def tables_page() -> str:
     )
 
 
+def simplesmtp_page() -> str:
+    """The table of the tests, as a page for those who know the original."""
+    from tests.simplesmtp.table import SECTIONS
+
+    parts = [
+        "# Coming from POE::Component::Server::SimpleSMTP\n\n"
+        "Generated from `tests/simplesmtp/table.py` by `make docs`. Every feature of the Perl module, its form here, and the test that\n"
+        "proves it (in `tests/simplesmtp/`): names are kept, shapes are Python's, and where the original was wrong the row says so.\n\n"
+        "```python\nimport asyncio\nfrom pillarbox import MailServer\n\n\nasync def main():\n"
+        '    server = await MailServer.spawn(hostname="mymailserver.local", relay=None)  # a smart host, if you have one\n'
+        "    await server.wait_closed()\n\n\nasyncio.run(main())\n```\n\n"
+        "The plugin template of the original's document is `examples/plugin_template.py`, its synopsis `examples/synopsis.py`.\n"
+    ]
+    for title, rows in SECTIONS.items():
+        cells = [[row.name, row.original, row.ours, f"`{row.test}`"] for row in rows]
+        parts.append(f"\n## {title}\n\n" + table(["name", "the original", "here", "test"], cells))
+    return "".join(parts)
+
+
 def main() -> None:
     """Writes the pages."""
     TARGET.mkdir(parents=True, exist_ok=True)
@@ -110,6 +133,8 @@ def main() -> None:
     ):
         (TARGET / name).write_text(text)
         print(f"docs/reference/{name}")
+    (TARGET.parent / "coming-from-simplesmtp.md").write_text(simplesmtp_page())
+    print("docs/coming-from-simplesmtp.md")
 
 
 if __name__ == "__main__":

@@ -28,7 +28,13 @@ BODY = "Subject: hello\r\n\r\nbody\r\n"
 @asynccontextmanager
 async def direct(folder: Path, address: str, mx_port: int, **options: Any) -> AsyncIterator[MailServer]:
     """A server that delivers to MX at that port, in a test net."""
-    given = {"nameservers": address, "mx_port": mx_port, "mx_networks": ["127.0.0.0/8"], "direct": True, "store": "memory"}
+    given = {
+        "nameservers": address,
+        "mx_port": mx_port,
+        "mx_networks": ["127.0.0.0/8"],
+        "direct": True,
+        "store": "memory",
+    }
     async with serving(folder, **{**given, "retry_first_s": 0.2, "retry_longest_s": 0.5, **options}) as server:
         yield server
 
@@ -47,7 +53,9 @@ def sinks(folder: Path, port: int, *hosts: str) -> Iterator[dict[str, Path]]:
 
 def arrived(folder: Path) -> list[str]:
     """The recipients of the messages that came there."""
-    return [match for entry in folder.iterdir() for match in re.findall(r"(?m)^X-Rcpt-Args: <(.*?)>", entry.read_text())]
+    return [
+        match for entry in folder.iterdir() for match in re.findall(r"(?m)^X-Rcpt-Args: <(.*?)>", entry.read_text())
+    ]
 
 
 async def put(server: MailServer, *to: str) -> str:
@@ -112,7 +120,10 @@ def test_preference_order_and_the_first_host_dead(tmp_path: Path) -> None:
 def test_equals_share_the_load(tmp_path: Path) -> None:
     port = free_port()
     hosts = [f"127.0.0.{n}" for n in (21, 22, 23)]
-    records = {"d.test": mx(*((10, f"h{n}.test") for n in range(3))), **{f"h{n}.test": {"A": [h]} for n, h in enumerate(hosts)}}
+    records = {
+        "d.test": mx(*((10, f"h{n}.test") for n in range(3))),
+        **{f"h{n}.test": {"A": [h]} for n, h in enumerate(hosts)},
+    }
 
     async def main() -> None:
         with nameserver(records) as (address, _), sinks(tmp_path, port, *hosts) as folders:
@@ -182,7 +193,9 @@ def test_one_message_for_many_domains(tmp_path: Path) -> None:
             async with direct(tmp_path, address, port, retry_first_s=60, retry_longest_s=60) as server:
                 events: list[Any] = []
                 server.register(events.append, "send_success", "send_failed")
-                uid = await put(server, *(f"{who}@d{n}.test" for n in range(5) for who in "ab"), "x@null.test", "y@stuck.test")
+                uid = await put(
+                    server, *(f"{who}@d{n}.test" for n in range(5) for who in "ab"), "x@null.test", "y@stuck.test"
+                )
                 await until(lambda: len(events) >= 7)
                 states = {r.address: r.state for r in server._parts.store.get(uid).recipients}
                 assert states.pop("x@null.test") == "bounced" and states.pop("y@stuck.test") == "deferred"
@@ -190,7 +203,9 @@ def test_one_message_for_many_domains(tmp_path: Path) -> None:
                 assert len(arrived(folders["127.0.0.50"])) + len(arrived(folders["127.0.0.51"])) == 10
                 messages = len(list(folders["127.0.0.50"].iterdir())) + len(list(folders["127.0.0.51"].iterdir()))
                 assert messages == 5, "recipients of one next hop share a transaction"
-                assert {event.next_hop for event in events if event.uid == uid} == {f"mx:d{n}.test" for n in range(5)} | {"mx:null.test", "mx:stuck.test"}
+                assert {event.next_hop for event in events if event.uid == uid} == {
+                    f"mx:d{n}.test" for n in range(5)
+                } | {"mx:null.test", "mx:stuck.test"}
 
     run_async(main)
 

@@ -213,7 +213,9 @@ def test_null_mx_and_none() -> None:
 
 
 def test_hosts_without_addresses() -> None:
-    assert refused(look_up({"d.test": {"MX": [(1, "gone.test")], "A": ["127.0.0.1"]}})) == "550 5.4.4", "no implicit MX then"
+    assert refused(look_up({"d.test": {"MX": [(1, "gone.test")], "A": ["127.0.0.1"]}})) == "550 5.4.4", (
+        "no implicit MX then"
+    )
     some = {"d.test": {"MX": [(1, "gone.test"), (2, "a.test")]}, "a.test": {"A": ["127.0.0.1"]}}
     assert names(look_up(some)) == ["127.0.0.1"]
     assert refused(look_up({"d.test": {"MX": [(1, "x.test")]}, "x.test": Status.FAILED})) == "451 4.4.3"
@@ -250,12 +252,19 @@ def test_literals() -> None:
 def test_private_targets_are_refused(address: str) -> None:
     kind = "AAAA" if ":" in address else "A"
     assert refused(look_up({"d.test": {kind: [address]}}, networks=())) == "550 5.4.4"
-    public = {"d.test": {"MX": [(1, "x.test"), (2, "y.test")]}, "x.test": {kind: [address]}, "y.test": {"A": ["9.9.9.9"]}}
+    public = {
+        "d.test": {"MX": [(1, "x.test"), (2, "y.test")]},
+        "x.test": {kind: [address]},
+        "y.test": {"A": ["9.9.9.9"]},
+    }
     assert names(look_up(public, networks=())) == ["9.9.9.9"], "the others serve"
 
 
 def test_mx_that_is_no_host_name() -> None:
-    cname = {"d.test": {"MX": [(1, "alias.test")]}, "alias.test": {"A": Answer(Status.FOUND, ("127.0.0.1",), 9, "", "real.test")}}
+    cname = {
+        "d.test": {"MX": [(1, "alias.test")]},
+        "alias.test": {"A": Answer(Status.FOUND, ("127.0.0.1",), 9, "", "real.test")},
+    }
     assert refused(look_up(cname)) == "550 5.4.4"
     assert names(look_up(cname, may_be_cname=True)) == ["127.0.0.1"]
     for host in ("192.0.2.1", "localhost", "foo.localhost"):

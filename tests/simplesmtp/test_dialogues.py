@@ -122,7 +122,9 @@ def test_dialogue_enqueue(tmp_path: Path) -> None:
         await peer.start()
         async with serving(tmp_path, store="memory", relay=f"127.0.0.1:{peer.port}") as server:
             sent = heard(server, "send_success")
-            uid = await server.enqueue({"from": "me@client.test", "rcpt": ["you@server.test"], "msg": "Subject: x\n\nhi\n"})
+            uid = await server.enqueue(
+                {"from": "me@client.test", "rcpt": ["you@server.test"], "msg": "Subject: x\n\nhi\n"}
+            )
             assert (await soon(sent)).uid == uid
             assert peer.messages[0][:2] == ("MAIL FROM:<me@client.test> SIZE=78", ["RCPT TO:<you@server.test>"]) or (
                 peer.messages[0][1] == ["RCPT TO:<you@server.test>"]

@@ -32,7 +32,9 @@ def test_event_listener_failed(tmp_path: Path) -> None:
     async def main() -> None:
         port = free_port()
         async with serving(tmp_path / "a", store="memory", port=port):
-            server = MailServer(port=port, data_dir=str(tmp_path / "b"), store="memory", hostname="mx.test", direct=False)
+            server = MailServer(
+                port=port, data_dir=str(tmp_path / "b"), store="memory", hostname="mx.test", direct=False
+            )
             events = heard(server, "smtpd_listener_failed")
             with pytest.raises(ListenError):
                 await server.start()
@@ -49,7 +51,10 @@ async def test_event_connection(server: MailServer) -> None:
     client = await Client.connect(server)
     event = await soon(events)
     own = client.writer.get_extra_info("sockname")
-    assert (event.peer.host, event.peer.port) == own[:2] and (event.local.host, event.local.port) == server.getsockname()
+    assert (event.peer.host, event.peer.port) == own[:2] and (
+        event.local.host,
+        event.local.port,
+    ) == server.getsockname()
     assert event.client_id and event.tls == "" and event.proxied is False
     client.close()
 
@@ -162,7 +167,12 @@ def dnsbl_case(tmp_path: Path, zones: dict[str, Any], **options: Any) -> tuple[A
 def test_event_dnsbl(tmp_path: Path) -> None:
     listed = {"2.0.0.127.bl.test": {"A": ["127.0.0.4"], "TXT": ["bad\x07 reputation"]}}
     event, reply = dnsbl_case(tmp_path, listed)
-    assert (event.result, event.zone, event.codes, event.reason) == ("listed", "bl.test", ["127.0.0.4"], "bad? reputation")
+    assert (event.result, event.zone, event.codes, event.reason) == (
+        "listed",
+        "bl.test",
+        ["127.0.0.4"],
+        "bad? reputation",
+    )
     assert event.reply.code == 554 and reply.startswith("554 5.7.1 127.0.0.2 is listed by bl.test: bad? reputation")
     event, reply = dnsbl_case(tmp_path, {})
     assert (event.result, event.reply, event.codes) == ("clean", None, []) and reply.startswith("220")

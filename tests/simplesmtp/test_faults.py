@@ -36,7 +36,9 @@ async def test_fault_b1_sessions_share_nothing(server: MailServer) -> None:
 @server_test()
 async def test_fault_b2_the_end_first_then_undot(server: MailServer) -> None:
     assert (await send(server, b"Subject: x\r\n\r\n..\r\nMAIL FROM:<evil@x.test>\r\n...\r\n")).startswith("250")
-    assert stored_content(server).endswith(b"\r\n\r\n.\r\nMAIL FROM:<evil@x.test>\r\n..\r\n") and len(queued(server)) == 1
+    assert (
+        stored_content(server).endswith(b"\r\n\r\n.\r\nMAIL FROM:<evil@x.test>\r\n..\r\n") and len(queued(server)) == 1
+    )
 
 
 @server_test()
@@ -320,7 +322,12 @@ def test_fault_b22_b23_kept_first_then_250(tmp_path: Path) -> None:
         peer = ScriptedServer(RCPT=lambda line: "550 5.1.1 no" if "bad@" in line else "451 4.2.0 wait" if "slow@" in line else "250 ok")  # fmt: skip
         await peer.start()
         async with serving(
-            tmp_path, store="memory", relay=f"127.0.0.1:{peer.port}", expire_s=0.6, retry_first_s=0.1, retry_longest_s=0.1
+            tmp_path,
+            store="memory",
+            relay=f"127.0.0.1:{peer.port}",
+            expire_s=0.6,
+            retry_first_s=0.1,
+            retry_longest_s=0.1,
         ) as server:
             to = ["good@d.test", "bad@d.test", "slow@d.test"]
             await server.enqueue(reverse_path="a@b.test", recipients=to, content=BODY)
@@ -351,9 +358,7 @@ async def test_fault_b27_sender_verification_never_races(server: MailServer) -> 
     await client.ask(b"EHLO x.test")
     resolver = server.options.resolver
     resolver.hold = asyncio.Event()
-    client.send(
-        b"MAIL FROM:<a@slow.test>\r\nRSET\r\nMAIL FROM:<a@good.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n"
-    )
+    client.send(b"MAIL FROM:<a@slow.test>\r\nRSET\r\nMAIL FROM:<a@good.test>\r\nRCPT TO:<c@d.test>\r\nDATA\r\n")
     await until(lambda: resolver.asked)
     await asyncio.sleep(0.02)
     assert not client.reader._buffer, "nothing is answered before the verdict"

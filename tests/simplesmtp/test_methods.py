@@ -111,7 +111,13 @@ async def test_method_send_to_client(server: MailServer) -> None:
 
 def raw(server: MailServer, file: Any = None) -> None:
     """Answers everything, as a program of the original did."""
-    answers = {"cmd_helo": "250 hi", "cmd_mail": "250 ok", "cmd_rcpt": "250 ok", "cmd_data": "354 go on", "cmd_quit": "221 bye"}
+    answers = {
+        "cmd_helo": "250 hi",
+        "cmd_mail": "250 ok",
+        "cmd_rcpt": "250 ok",
+        "cmd_data": "354 go on",
+        "cmd_quit": "221 bye",
+    }
 
     def answer(event: Any) -> None:
         if event.name == "cmd_data":
@@ -216,12 +222,19 @@ async def test_method_set_handlers(server: MailServer) -> None:
 @server_test(paused=True)
 async def test_method_mail_queue(server: MailServer) -> None:
     for n in range(5):
-        await server.enqueue(reverse_path="a@b.test", recipients=[f"r{n}@d.test"], content=f"Subject: s{n}\r\n\r\nx\r\n")
+        await server.enqueue(
+            reverse_path="a@b.test", recipients=[f"r{n}@d.test"], content=f"Subject: s{n}\r\n\r\nx\r\n"
+        )
     items = await server.mail_queue()
     assert [item.subject for item in items] == [f"s{n}" for n in range(5)]
     item = items[0]
     (recipient,) = item.recipients
-    assert (item.reverse_path, recipient.address, recipient.state, recipient.attempts) == ("a@b.test", "r0@d.test", "queued", 0)
+    assert (item.reverse_path, recipient.address, recipient.state, recipient.attempts) == (
+        "a@b.test",
+        "r0@d.test",
+        "queued",
+        0,
+    )
     assert item.uid and item.size_bytes and item.received_at and recipient.due_at is not None
     assert len(await server.mail_queue(limit=2)) == 2
     assert [i.recipients[0].address for i in await server.mail_queue(recipient="r3@")] == ["r3@d.test"]
@@ -373,7 +386,9 @@ def test_enqueue_is_durable_and_large_content_goes_to_the_spool(tmp_path: Path) 
         async with serving(tmp_path / "data", store="sqlite", paused=True) as server:
             with open(tmp_path / "big.eml", "rb") as file:
                 first = await server.enqueue(reverse_path=None, recipients=["c@d.test"], content=file)
-            second = await server.enqueue(reverse_path=None, recipients=["c@d.test"], content=(tmp_path / "big.eml").read_bytes())
+            second = await server.enqueue(
+                reverse_path=None, recipients=["c@d.test"], content=(tmp_path / "big.eml").read_bytes()
+            )
             assert len(os.listdir(tmp_path / "data" / "spool")) == 2
             with pytest.raises(DuplicateUidError):
                 await server.enqueue(reverse_path=None, recipients=["c@d.test"], content=b"x" * 500_000, uid=first)
@@ -494,7 +509,9 @@ async def test_method_plugin_del(server: MailServer) -> None:
 async def test_method_plugin_get(server: MailServer) -> None:
     plugin = Quiet()
     server.plugin_add("one", plugin)
-    assert server.plugin_get("one") is plugin and server.plugin_get(plugin) is plugin and server.plugin_get("two") is None
+    assert (
+        server.plugin_get("one") is plugin and server.plugin_get(plugin) is plugin and server.plugin_get("two") is None
+    )
 
 
 @server_test()
@@ -616,7 +633,9 @@ def test_a_listener_that_fails(tmp_path: Path) -> None:
     async def main() -> None:
         port = free_port()
         async with serving(tmp_path / "a", store="memory", port=port):
-            server = MailServer(port=port, data_dir=str(tmp_path / "b"), store="memory", hostname="mx.test", direct=False)
+            server = MailServer(
+                port=port, data_dir=str(tmp_path / "b"), store="memory", hostname="mx.test", direct=False
+            )
             events = heard(server, "listener_failed")
             with pytest.raises(ListenError, match=str(port)):
                 await server.start()

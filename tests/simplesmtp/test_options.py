@@ -115,13 +115,21 @@ def test_option_relay(tmp_path: Path) -> None:
             parse_options({"relay": bad})
 
 
-def _relay_with(tmp_path: Path, certificate: dict[str, str], offered: str, mechanism: str | None, **more: Any) -> list[str]:
+def _relay_with(
+    tmp_path: Path, certificate: dict[str, str], offered: str, mechanism: str | None, **more: Any
+) -> list[str]:
     """AUTH lines that a smart host saw; it offers these mechanisms, in clear."""
     peer = ScriptedServer(EHLO=f"250-peer.test\r\n250 AUTH {offered}", AUTH="235 2.7.0 welcome")
 
     async def main() -> None:
         await peer.start()
-        options = {"relay_user": "u", "relay_pass": "geheim", "relay_auth_in_clear": True, "relay_auth": mechanism, **more}
+        options = {
+            "relay_user": "u",
+            "relay_pass": "geheim",
+            "relay_auth_in_clear": True,
+            "relay_auth": mechanism,
+            **more,
+        }
         async with serving(tmp_path, store="memory", relay=f"127.0.0.1:{peer.port}", **options) as server:
             await send(server)
             await until(lambda: peer.messages or server._parts.store.counts().get("deferred"))
@@ -133,7 +141,9 @@ def _relay_with(tmp_path: Path, certificate: dict[str, str], offered: str, mecha
 
 def test_option_relay_auth(tmp_path: Path, certificate: dict[str, str]) -> None:
     assert _relay_with(tmp_path / "a", certificate, "LOGIN PLAIN", "PLAIN") == ["AUTH PLAIN AHUAZ2VoZWlt"]
-    assert _relay_with(tmp_path / "b", certificate, "PLAIN LOGIN SCRAM-SHA-256", None)[0].startswith("AUTH SCRAM-SHA-256 ")
+    assert _relay_with(tmp_path / "b", certificate, "PLAIN LOGIN SCRAM-SHA-256", None)[0].startswith(
+        "AUTH SCRAM-SHA-256 "
+    )
     assert _relay_with(tmp_path / "c", certificate, "PLAIN", "LOGIN") == [], "not offered: the mail waits"
     with pytest.raises(OptionError, match="relay_auth"):
         parse_options({"relay_auth": "CRAM-MD5"})
@@ -310,7 +320,13 @@ def test_option_client_time_out(tmp_path: Path) -> None:
     async def main() -> None:
         clock = ManualClock()
         server = MailServer(
-            clock=clock, port=0, data_dir=str(tmp_path), store="memory", hostname="mx.test", client_time_out=10, direct=False
+            clock=clock,
+            port=0,
+            data_dir=str(tmp_path),
+            store="memory",
+            hostname="mx.test",
+            client_time_out=10,
+            direct=False,
         )
         async with server:
             client = await Client.connect(server)

@@ -83,7 +83,9 @@ async def test_simple_message_id_and_received(server: MailServer) -> None:
     await send(server, b"Subject: x\r\n\r\nbody\r\n")
     content = stored_content(server)
     uid = queued(server)[0].uid
-    assert re.match(rb"Received: from x\.test \(\[127\.0\.0\.1\]\)\r\n\tby mx\.test with ESMTP id " + uid.encode(), content)
+    assert re.match(
+        rb"Received: from x\.test \(\[127\.0\.0\.1\]\)\r\n\tby mx\.test with ESMTP id " + uid.encode(), content
+    )
     assert f"Message-ID: <{uid}@mx.test>\r\n".encode() in content and b"\r\nDate: " in content
     await send(server, b"Message-ID: <own@x>\r\nDate: now\r\n\r\n")
     assert stored_content(server, 1).count(b"Message-ID:") == 1 and stored_content(server, 1).count(b"Date:") == 1
@@ -118,7 +120,10 @@ def test_simple_delivery(tmp_path: Path) -> None:
         peer = ScriptedServer(RCPT=lambda line: "550 5.1.1 nobody" if "bad" in line else "250 ok")
         await peer.start()
         async with serving(
-            tmp_path, store="memory", relay=f"127.0.0.1:{peer.port}", handlers=[{"match": "^app@", "callback": got.append}]
+            tmp_path,
+            store="memory",
+            relay=f"127.0.0.1:{peer.port}",
+            handlers=[{"match": "^app@", "callback": got.append}],
         ) as server:
             await server.enqueue(
                 reverse_path="a@b.test", recipients=["good@d.test", "bad@d.test", "app@d.test"], content=BODY
@@ -137,7 +142,9 @@ def test_simple_delivery(tmp_path: Path) -> None:
 def test_simple_idle_client(tmp_path: Path) -> None:
     async def main() -> None:
         clock = ManualClock()
-        server = MailServer(clock=clock, port=0, data_dir=str(tmp_path), store="memory", hostname="mx.test", direct=False)
+        server = MailServer(
+            clock=clock, port=0, data_dir=str(tmp_path), store="memory", hostname="mx.test", direct=False
+        )
         async with server:
             client = await Client.connect(server)
             for _ in range(302):
@@ -189,7 +196,9 @@ def test_simple_pause_and_handlers(tmp_path: Path) -> None:
         async with serving(tmp_path, store="memory", handlers=handlers) as server:
             for n in range(6):
                 await server.enqueue(
-                    reverse_path="a@b.test", recipients=[f"app{n}@d.test", f"appx{n}@d.test", "other@d.test"], content=BODY
+                    reverse_path="a@b.test",
+                    recipients=[f"app{n}@d.test", f"appx{n}@d.test", "other@d.test"],
+                    content=BODY,
                 )
             await until(lambda: running == 2)
             await server.pause_queue()

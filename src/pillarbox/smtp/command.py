@@ -201,7 +201,9 @@ COMMANDS: dict[bytes, Row] = {
         Row("AUTH", _parse_auth, "cmd_auth", "AUTH mechanism [initial-response]", "4954"),
         # Postfix's way to pass on what a proxy knows. Known, so that it is refused by name, and never offered.
         Row("XCLIENT", _parse_anything, "cmd_xclient", "XCLIENT attribute=value", "", is_junk=True, is_free_text=True),
-        Row("XFORWARD", _parse_anything, "cmd_xclient", "XFORWARD attribute=value", "", is_junk=True, is_free_text=True),
+        Row(
+            "XFORWARD", _parse_anything, "cmd_xclient", "XFORWARD attribute=value", "", is_junk=True, is_free_text=True
+        ),
     )
 }
 
