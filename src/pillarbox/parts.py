@@ -200,6 +200,7 @@ class Parts:
         self._is_connected = True
         outcomes = Outcomes(self.dispatcher, self.context.counters)
         self.scheduler.connect(self.lanes, bounces, outcomes, spool.remove)
+        self.scheduler.on_stuck = outcomes.stuck
         self.lanes.finished = self.scheduler.finished
         self.lanes.wake = self.scheduler.wake
         self.lanes.is_back = self.scheduler.next_hop_is_back

@@ -33,6 +33,9 @@ STEP_S: dict[Stage, float] = {
     Stage.CONTENT: 180.0,
     Stage.FINAL: 600.0,
 }
+# A server that takes a little all the time is given up as well: so long for a transaction, and more for large content.
+TRANSACTION_S = 3600.0
+TRANSACTION_BYTES_S = 1000.0
 _HIGH_WATER = 1 << 20
 
 
@@ -88,6 +91,7 @@ class ClientConnection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._step: asyncio.Future[Happened] | None = None
         self._progress = clock.monotonic()
+        self._give_up_at: float | None = None
         self._is_full = False
         self._is_sending = False
         self._is_reported = False
@@ -258,6 +262,8 @@ class ClientConnection(asyncio.Protocol):
             self._progress = self._clock.monotonic()
         self.smtp.start_transaction(transaction)
         self.messages += 1
+        if self._give_up_at is None:
+            self._give_up_at = self._clock.monotonic() + TRANSACTION_S + transaction.size_bytes / TRANSACTION_BYTES_S
         if not self._is_sending:
             self._flush()
 
@@ -273,6 +279,7 @@ class ClientConnection(asyncio.Protocol):
             if happened is Happened.WANTS_CONTENT:
                 self._send_content()
             elif happened is Happened.DONE:
+                self._give_up_at = self._clock.monotonic() + TRANSACTION_S if self.smtp.open_transactions else None
                 self._owner.transaction_done(self, smtp.pop_done())
             elif happened is Happened.CLOSED:
                 self._report_closed()
@@ -325,7 +332,8 @@ class ClientConnection(asyncio.Protocol):
             return
         stage = Stage.CONTENT if self.smtp.is_content_wanted else self.smtp.expected_stage
         limit = STEP_S[stage]
-        if now - self._progress > min(limit, self._settings.time_out_s or limit):
+        is_late = self._give_up_at is not None and now > self._give_up_at
+        if is_late or now - self._progress > min(limit, self._settings.time_out_s or limit):
             self.smtp.fail(Reply(451, "4.4.2", f"No reply from {self.target.name} in time"))
             self._pump()
             # Never used again: a late reply must not be taken for another command's (hostile row 98).

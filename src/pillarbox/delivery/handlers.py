@@ -316,12 +316,18 @@ class HandlerLane:
         ]
         self._finished(work)
 
+    def _limit(self, handler: Handler, work: Work) -> float:
+        """Its own bound, else what is left of the message's time: nothing is in hand for ever (hostile row 112)."""
+        if handler.time_out_s is not None:
+            return handler.time_out_s
+        return max(60.0, work.message.expires_at - self._clock.time())
+
     async def _call(self, handler: Handler | None, work: Work) -> tuple[Reply, bool]:
         if handler is None:
             return Reply(451, "4.3.5", "The handler of this recipient is gone"), False
         try:
             item = Item(work, handler.event or "")
-            async with asyncio.timeout(handler.time_out_s):
+            async with asyncio.timeout(self._limit(handler, work)):
                 if handler.in_thread:
                     answer = await asyncio.to_thread(handler.callback, item)
                 else:

@@ -41,6 +41,12 @@ class Outcomes:
         for (state, _), group in groups.items():
             self._tell(work, state, group)
 
+    def stuck(self, work: Work, seconds: float) -> None:
+        """The scheduler's `on_stuck`."""
+        if self._dispatcher.listens("message_stuck"):
+            recipients = [r.address for r in work.recipients]
+            self._dispatcher.post(e.MessageStuck(work.message.uid, recipients, work.next_hop, seconds))
+
     def _tell(self, work: Work, state: str, group: list[Judged]) -> None:
         uid, first = work.message.uid, group[0]
         recipients = [one.result.recipient.address for one in group]

@@ -43,7 +43,9 @@ def build_transaction(work: Work, smtp: ClientProtocol) -> Built | Reply:
         if envelope.envid:
             words.append(f"ENVID={format_xtext(envelope.envid)}")
     recipients = [Recipient(r.address, _rcpt_words(r.notify, r.orcpt, smtp)) for r in work.recipients]
-    return Built(Transaction(envelope.reverse_path, recipients, content.chunks(), tuple(words), tag=work))
+    return Built(
+        Transaction(envelope.reverse_path, recipients, content.chunks(), tuple(words), work, content.size_bytes)
+    )
 
 
 def _needs_utf8(work: Work) -> bool:

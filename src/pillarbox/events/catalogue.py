@@ -380,6 +380,18 @@ class SendFailed:
 
 
 @dataclass(slots=True)
+class MessageStuck:
+    """A delivery has been in hand for `seconds` without an end: a handler that hangs, most likely. Said again as it lasts."""
+
+    name: ClassVar[str] = "message_stuck"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    uid: str
+    recipients: list[str]
+    next_hop: str
+    seconds: float
+
+
+@dataclass(slots=True)
 class PluginAdd:
     """A plugin entered the pipeline."""
 
@@ -454,6 +466,7 @@ CATALOGUE: dict[str, type[Any]] = {
         MessageQueued,
         SendSuccess,
         SendFailed,
+        MessageStuck,
         PluginAdd,
         PluginDel,
         PluginFailed,

@@ -42,6 +42,15 @@ class Scan:
         return decode_value((get_raw(self.section, "Subject") or b"")[:1000]).replace("\0", "")[:200]
 
 
+_FIELD_BEGINS = re.compile(rb"[!-9;-~]+[ \t]*(?::|\Z)|[ \t]")
+
+
+def goes_on(start: bytes, end: int) -> bool:
+    """True when a header section that was found up to `end` goes on beyond `start`, which is only a part of the content."""
+    rest = start[end:]
+    return b"\n" not in rest and (not rest or _FIELD_BEGINS.match(rest) is not None)
+
+
 def _pattern(name: str) -> re.Pattern[bytes]:
     if not _NAME.match(name):
         raise ValueError(f"field name {name!r}: printable ASCII without a colon, RFC 5322 section 2.2")
@@ -69,7 +78,8 @@ def decode_value(raw: bytes) -> str:
     if "=?" not in text:
         return text
     try:
-        return str(make_header(decode_header(text)))
+        # Some charsets can spell a lone surrogate, which nothing can write: not a queue, not a log.
+        return str(make_header(decode_header(text))).encode("utf-8", "replace").decode("utf-8")
     except (ValueError, LookupError, MessageError):
         return text
 

@@ -22,6 +22,8 @@ from .work import Deliverer, Result, Work
 
 _log = logging.getLogger("pillarbox.queue")
 LEASE_S = 3600.0
+# Work that has not ended by then is told of.
+STUCK_S = 3600.0
 CLAIM_MESSAGES = 200
 CLAIM_BYTES = 8 << 20
 # Small contents that wait in memory for their delivery, and never have to be read back.
@@ -76,6 +78,7 @@ class Scheduler:
         self._rng = rng or random.Random()
         self._deliverer: Deliverer
         self._reporter: Reporter
+        self.on_stuck: Callable[[Work, float], None] = lambda work, seconds: None
         self._on_outcome: Callable[[Work, list[Judged]], None] = lambda work, judged: None
         self._remove_spool: Callable[[list[str]], None] = lambda names: None
         self._in_hand: dict[int, Work] = {}
@@ -188,7 +191,9 @@ class Scheduler:
             for recipient, hop in zip(recipients, hops, strict=True):
                 groups.setdefault(hop, []).append(recipient)
             works = [Work(message, hop, group) for hop, group in groups.items()]
+        now = self._clock.monotonic()
         for work in works:
+            work.taken_at = now
             self._in_hand[id(work)] = work
             self._in_hand_bytes += len(message.content.prefix)
         for work in works:
@@ -435,6 +440,13 @@ class Scheduler:
     def _renew(self) -> None:
         self._renewal = self._clock.call_later(LEASE_S / 3, self._renew)
         keys = {work.message.key for work in self._in_hand.values()}
+        now = self._clock.monotonic()
+        for work in self._in_hand.values():
+            if now - work.taken_at > STUCK_S:
+                _log.warning(
+                    "%s is in hand for %.0f s: next hop %s", work.message.uid, now - work.taken_at, work.next_hop
+                )
+                self.on_stuck(work, now - work.taken_at)
         if keys:
             until = self._clock.time() + LEASE_S
             self._spawn(self._run_quietly(lambda store: store.renew(keys, until)))

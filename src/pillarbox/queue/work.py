@@ -40,6 +40,7 @@ class Work:
     started_at: float = 0.0
     started_clock: float = 0.0
     is_cancelled: bool = False
+    taken_at: float = 0.0
     results: list[Result] = field(default_factory=list)
 
     def __post_init__(self) -> None:

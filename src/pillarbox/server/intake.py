@@ -140,7 +140,8 @@ class Intake:
         start = content.prefix if content.path is None else content.start()
         scan = headers.Scan(start)
         options = self._context.options
-        if scan.end > options.max_header_bytes or (scan.end == len(start) and content.size_bytes > len(start)):
+        is_cut = content.size_bytes > len(start) and headers.goes_on(start, scan.end)
+        if scan.end > options.max_header_bytes or is_cut:
             self._refuse(_HEADER_TOO_LARGE)
             return
         # RFC 5321 section 6.3

@@ -59,8 +59,7 @@ class Outcome:
 class Transaction:
     """One message for one next hop. `content` gives octets piece by piece, CRLF line ends, not dot-stuffed.
 
-    `outcomes[i]` belongs to `recipients[i]` and is None until decided. `size_bytes` goes with SIZE where the server
-    offers it; `parameters` are further MAIL parameters, filtered by what is offered before they come here.
+    `outcomes[i]` belongs to `recipients[i]` and is None until decided. `size_bytes` is the content's; `parameters` are further MAIL parameters, filtered by what is offered before they come here.
     """
 
     reverse_path: str | None
@@ -68,6 +67,7 @@ class Transaction:
     content: Iterable[bytes]
     parameters: tuple[str, ...] = ()
     tag: object = None
+    size_bytes: int = 0
     outcomes: list[Outcome | None] = field(default_factory=list)
     is_content_sent: bool = False
     is_content_begun: bool = False
