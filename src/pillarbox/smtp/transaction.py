@@ -59,7 +59,8 @@ class Outcome:
 class Transaction:
     """One message for one next hop. `content` gives octets piece by piece, CRLF line ends, not dot-stuffed.
 
-    `outcomes[i]` belongs to `recipients[i]` and is None until decided. `size_bytes` is the content's; `parameters` are further MAIL parameters, filtered by what is offered before they come here.
+    `outcomes[i]` belongs to `recipients[i]` and is None until decided. `size_bytes` is the content's; `parameters` are
+    further MAIL parameters, filtered by what is offered before they come here.
     """
 
     reverse_path: str | None
