@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -60,12 +61,18 @@ def nameserver(records: dict[str, Any]) -> Iterator[tuple[str, Zone]]:
     """("127.0.0.1:PORT", zone) of a nameserver that answers over UDP and TCP."""
     zone = Zone(records)
     logger = DNSLogger(log="-request,-reply,-truncated,-error,-recv,-send,-data", prefix=False)
-    udp = DNSServer(zone, address="127.0.0.1", port=0, logger=logger)
-    port = udp.server.server_address[1]
-    tcp = DNSServer(zone, address="127.0.0.1", port=port, tcp=True, logger=logger)
+    while True:
+        udp = DNSServer(zone, address="127.0.0.1", port=0, logger=logger)
+        port = udp.server.server_address[1]
+        try:
+            tcp = DNSServer(zone, address="127.0.0.1", port=port, tcp=True, logger=logger)
+            break
+        except OSError:
+            # Somebody has that port for TCP.
+            udp.server.server_close()
     udp.server.handle_error = tcp.server.handle_error = lambda *args: None
     for server in (udp, tcp):
-        server.start_thread()
+        threading.Thread(target=server.server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"127.0.0.1:{port}", zone
     finally:

@@ -716,6 +716,7 @@ def test_leases_are_renewed_and_history_forgotten(tmp_path: Path, monkeypatch: p
     from pillarbox.smtp.client import Stage
 
     monkeypatch.setattr("pillarbox.delivery.client.STEP_S", dict.fromkeys(Stage, 1e9))
+    monkeypatch.setattr("pillarbox.delivery.client.TRANSACTION_S", 1e9)
 
     async def main() -> None:
         async with ScriptedServer(MAIL="silent", RCPT="silent", DATA="silent") as peer:

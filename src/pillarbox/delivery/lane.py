@@ -53,6 +53,9 @@ class Lanes(Protocol):
     def has_closed(self) -> None:
         """Counts it out."""
 
+    def has_idle(self, lane: Lane) -> None:
+        """A connection has nothing to do: another lane may want one in its place."""
+
 
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
@@ -333,6 +336,7 @@ class Lane:
                 return
         if is_idle and connection not in self._idle and connection in self._connections:
             self._idle.append(connection)
+            self._lanes.has_idle(self)
 
     def _begin(self, connection: ClientConnection, work: Work) -> bool:
         work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()

@@ -117,6 +117,11 @@ class Lanes:
                     return
         self._has_refused = False
 
+    def has_idle(self, lane: Lane) -> None:
+        """See lane.Lanes."""
+        if self._has_refused and any(other.is_hungry for other in self._lanes.values() if other is not lane):
+            lane.spare()
+
     @property
     def connections(self) -> int:
         """Outgoing connections that are open or being opened."""
