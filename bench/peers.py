@@ -128,6 +128,21 @@ class Pillarbox:
         return children_of(self._process.child.pid) if self._process.child else []
 
 
+class WithPlugin(Pillarbox):
+    """The same with one plugin on every event, plain ("sync") or "async"."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__(f"pillarbox+{kind}", 2604)
+        self._kind = kind
+
+    def start(self, folder: Path, *, relay_to: int | None) -> None:
+        """See Peer."""
+        script = str(Path(__file__).with_name("plugin_server.py"))
+        data = str(folder / "data")
+        self._process.run([sys.executable, script, self._kind, str(self.port), data], folder, "plugin.log")
+        wait_for_port(self.port)
+
+
 class Postfix:
     """Postfix with its defaults, but: loopback only, no chroot, no look-ups of peers; kept mail goes on hold."""
 
