@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from pillarbox import Eat, MailServer, Plugin, Reply
-from pillarbox.errors import StoreFullError
+from pillarbox.errors import StoreError, StoreFullError
 from pillarbox.mail.content import Content
 from pillarbox.mail.headers import decode_value
 from pillarbox.queue.commit import GroupCommit
@@ -370,5 +370,101 @@ def test_unreadable_spool_files_defer_and_bounce(tmp_path: Path) -> None:
             server._parts.commit.accept(lost2, lambda error: server._parts.scheduler.accepted(lost2))
             await in_state(server, "LOST2", "bounced")
             await peer.wait_for(1)
+
+    run_async(main)
+
+
+def test_the_lock_is_given_up_when_opening_fails(tmp_path: Path) -> None:
+    """A queue that cannot be opened must not stay locked by who failed to open it."""
+    store = SqliteStore(str(tmp_path))
+    store.open()
+    store.close()
+    path = tmp_path / "queue-0.db"
+    good = path.read_bytes()
+    path.write_bytes(b"this is no database" * 100)
+    with pytest.raises(StoreError):
+        SqliteStore(str(tmp_path)).open()
+    path.write_bytes(good)
+    for suffix in ("-wal", "-shm"):
+        (tmp_path / f"queue-0.db{suffix}").unlink(missing_ok=True)
+    again = SqliteStore(str(tmp_path))
+    again.open()
+    again.close()
+
+
+def test_shutdown_with_a_store_that_fails(tmp_path: Path) -> None:
+    """An outcome that cannot be written leaves its lease: shutting down ends all the same, and the next start takes it up."""
+
+    async def main() -> None:
+        async with ScriptedServer(RCPT="550 5.1.1 no") as peer:
+            server = MailServer(
+                port=0, data_dir=str(tmp_path), hostname="mx.test", direct=False, relay=f"127.0.0.1:{peer.port}"
+            )
+            await server.start()
+            real = server._parts.store.accept
+
+            def broken(batch: Any) -> None:
+                if any(one.envelope.reverse_path is None for one in batch):
+                    raise StoreFullError("the disk is full")
+                real(batch)
+
+            server._parts.store.accept = broken  # type: ignore[method-assign]
+            await server.enqueue(reverse_path="a@b.test", recipients=["c@d.test"], content="x")
+            await until(lambda: server._parts.commit.last_error is not None)
+            async with asyncio.timeout(20):
+                await server.shutdown(grace_s=0.5)
+        async with serving(tmp_path, paused=True) as server:
+            (left,) = await server.mail_queue()
+            assert left.recipients[0].state in ("queued", "deferred") and left.recipients[0].attempts == 1
+
+    run_async(main, timeout_s=40)
+
+
+def test_a_hang_up_right_behind_the_reply_to_ehlo(tmp_path: Path) -> None:
+    """READY and CLOSED in one segment: the connection is of no use, and is not taken for an open one."""
+
+    async def main() -> None:
+        async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            writer.write(b"220 x\r\n")
+            await reader.readline()
+            writer.write(b"250 x\r\n")
+            writer.close()
+
+        peer = await asyncio.start_server(serve, "127.0.0.1", 0)
+        async with relaying(tmp_path, peer.sockets[0].getsockname()[1]) as (server, _):
+            uid = put(server)
+            await until(lambda: view(server, uid) and view(server, uid).attempts)
+            assert view(server, uid).attempts[0].outcome == "deferred"
+            assert not lane_of(server)._connections and server._parts.lanes.connections == 0
+        peer.close()
+
+    run_async(main)
+
+
+def test_a_wake_up_during_the_sweep_for_expired_mail(tmp_path: Path) -> None:
+    """What comes while the store is swept for expired messages is claimed afterwards, not at the next timer."""
+
+    async def main() -> None:
+        async with ScriptedServer() as peer:
+            async with relaying(tmp_path, peer.port) as (server, clock):
+                scheduler = server._parts.scheduler
+                lane = lane_of(server)
+                lane._retry_at = clock.monotonic() + 3600
+                scheduler._next_sweep = 0.0
+                real = server._parts.store.claim_expired
+                woken = []
+
+                def sweep(*args: Any) -> Any:
+                    # In the middle of the sweep the next hop is back, and says so.
+                    lane._retry_at = None
+                    scheduler.wake()
+                    woken.append(True)
+                    return real(*args)
+
+                server._parts.store.claim_expired = sweep  # type: ignore[method-assign]
+                uid = put(server)
+                await until(lambda: woken)
+                await peer.wait_for(1, 5)
+                await in_state(server, uid, "delivered")
 
     run_async(main)
