@@ -524,7 +524,7 @@ def test_large_messages_with_flat_memory(tmp_path: Path) -> None:
 
 def test_the_readme_example(tmp_path: Path) -> None:
     """The ten lines of the README, as they stand there."""
-    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    code = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)[0]
     port = free_port()
     code = code.replace("port=2525", f"port={port}").replace("./mail", str(tmp_path / "mail"))
     import sys
