@@ -13,7 +13,7 @@ from pillarbox.smtp.client import ClientFault, ClientProtocol, Happened
 from pillarbox.smtp.command import Command
 from pillarbox.smtp.extension import Facts
 from pillarbox.smtp.framing import ChunkScanner, DataScanner, DotStuffer, LineBuffer, is_clean, normalise_lines
-from pillarbox.smtp.sasl import Credentials, SimpleClient
+from pillarbox.smtp.sasl import Credentials, ScramClient, SimpleClient
 from pillarbox.smtp.server import EndOfContent, ServerProtocol
 from pillarbox.smtp.state import ClientState, State
 from pillarbox.smtp.transaction import Recipient, Stage, Transaction
@@ -323,3 +323,18 @@ def test_the_caller_cannot_break_a_line(address: str) -> None:
     assert client.data_to_send().startswith(b'MAIL FROM:<> ENVID=<x>\r\nRCPT TO:<"a>b"@c.test>\r\nRCPT TO:<Postmaster>')
     with pytest.raises(ClientFault):
         ClientProtocol("me test")
+
+
+def test_scram_that_the_server_cuts_short() -> None:
+    """235 without the server's own proof: somebody who does not know the password has said yes."""
+    client = ClientProtocol("x.test")
+    client.receive_data(b"220 x\r\n")
+    while client.next_event() is not None:
+        pass
+    client.receive_data(b"250-x\r\n250 AUTH SCRAM-SHA-256\r\n")
+    while client.next_event() is not None:
+        pass
+    client.start_auth(ScramClient(Credentials("u", "p")))
+    client.receive_data(b"235 2.7.0 welcome\r\n")
+    assert client.next_event() is Happened.AUTH_REFUSED
+    assert client.last_reply is not None and client.last_reply.code == 535

@@ -26,6 +26,7 @@ from pillarbox.smtp.reply import ReplyFault, ReplyReader, format_reply
 from pillarbox.smtp.sasl import (
     Credentials,
     SaslFault,
+    ScramClient,
     SimpleClient,
     choose_mechanism,
     decode_base64,
@@ -225,3 +226,48 @@ def test_sasl() -> None:
         client.respond(b"More?")
     assert SimpleClient("PLAIN", credentials).initial() == b"\0bob\0secret"
     assert choose_mechanism(frozenset(("GSSAPI",)), credentials) is None
+
+
+def test_scram_by_the_example_of_rfc_7677() -> None:
+    client = ScramClient(Credentials("user", "pencil"), nonce="rOprNGfwEbeRWgbNEkqO")
+    assert client.initial() == b"n,,n=user,r=rOprNGfwEbeRWgbNEkqO"
+    first = b"r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096"
+    assert client.respond(first) == (
+        b"c=biws,r=rOprNGfwEbeRWgbNEkqO%hvYDpWUa2RaTCAfuxFIlj)hNlF$k0,p=dHzbZapWIk4jUhN+Ute9ytag9zjfMHgsqmmiz7AndVQ="
+    )
+    assert not client.is_proven
+    assert client.respond(b"v=6rriTRBi23WpRR/wtup+mMhUZUn/dB5nLTJRsjl95G4=") == b"" and client.is_proven
+
+
+@pytest.mark.parametrize(
+    "challenge",
+    [
+        b"r=other,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096",
+        b"r=abc,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096",
+        b"r=abcdef,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=100",
+        b"r=abcdef,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=99999999",
+        b"r=abcdef,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=x",
+        b"r=abcdef,s=?,i=4096",
+        b"r=abcdef",
+        b"e=unknown-user",
+        b"\xff",
+        b"",
+    ],
+)
+def test_scram_refuses(challenge: bytes) -> None:
+    client = ScramClient(Credentials("a,b=c", "p"), nonce="abc")
+    assert client.initial() == b"n,,n=a=2Cb=3Dc,r=abc"
+    with pytest.raises(SaslFault):
+        client.respond(challenge)
+
+
+def test_scram_wants_the_servers_proof() -> None:
+    client = ScramClient(Credentials("user", "pencil"), nonce="abc")
+    client.respond(b"r=abcdef,s=W22ZaJ0SNY7soEsUEjb6gQ==,i=4096")
+    for wrong in (b"v=AAAA", b"x=1", b"e=other-error"):
+        with pytest.raises(SaslFault):
+            client.respond(wrong)
+    assert not client.is_proven and len(ScramClient(Credentials("u", "p")).initial() or b"") > 20
+    chosen = choose_mechanism(frozenset(("PLAIN", "SCRAM-SHA-256")), Credentials("u", "p"))
+    assert chosen is not None and chosen.name == "SCRAM-SHA-256"
+    assert choose_mechanism(frozenset(("PLAIN",)), Credentials("u", "p"), "SCRAM-SHA-256") is None

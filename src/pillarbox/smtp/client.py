@@ -254,9 +254,14 @@ class ClientProtocol:
             self._out.append(answer.encode() + b"\r\n")
             self._expected.append((_Expect.AUTH, None, 0))
             return
+        # A mechanism in which the server proves itself, too, is not over before it has.
+        is_proven = self._mechanism is None or self._mechanism.is_proven
         self._mechanism = None
+        if reply.code == 235 and not is_proven:
+            self.last_reply = Reply(535, "5.7.8", "The server has not proven that it knows the password")
         self._enter(ClientState.IDLE)
-        self._events.append(Happened.AUTHENTICATED if reply.code == 235 else Happened.AUTH_REFUSED)
+        is_in = reply.code == 235 and is_proven
+        self._events.append(Happened.AUTHENTICATED if is_in else Happened.AUTH_REFUSED)
 
     # ------------------------------------------------------------- transactions
 

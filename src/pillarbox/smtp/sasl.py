@@ -106,9 +106,10 @@ def server_mechanism(name: str) -> ServerMechanism:
 
 
 class ClientMechanism(Protocol):
-    """The sending side of a mechanism."""
+    """The sending side of a mechanism. `is_proven`: the server has done what the mechanism asks of it."""
 
     name: str
+    is_proven: bool
 
     def initial(self) -> bytes | None:
         """The initial response (RFC 4954 section 4), or None for a mechanism that lets the server begin."""
@@ -119,6 +120,8 @@ class ClientMechanism(Protocol):
 
 class SimpleClient:
     """PLAIN and LOGIN, the sending side: `initial` goes with the AUTH command, `respond` answers each 334."""
+
+    is_proven = True
 
     def __init__(self, name: str, credentials: Credentials) -> None:
         self.name = name
@@ -157,6 +160,7 @@ class ScramClient:
         name = _saslprep(credentials.username).replace("=", "=3D").replace(",", "=2C")
         self._first_bare = f"n={name},r={self._nonce}"
         self._server_signature: bytes | None = None
+        self.is_proven = False
 
     def initial(self) -> bytes | None:
         """client-first-message, without channel binding."""
@@ -170,6 +174,7 @@ class ScramClient:
                 decode_base64(fields["v"].encode()), self._server_signature
             ):
                 raise SaslFault("the server does not know the password either")
+            self.is_proven = True
             return b""
         fields = _scram_fields(challenge)
         try:
