@@ -34,7 +34,7 @@ def smtp_page() -> str:
     for row in COMMANDS.values():
         states = [state.name for state, moves in TRANSITIONS.items() if row.verb in moves]
         commands.append(
-            [f"`{row.syntax}`", f"RFC {row.rfc}" if row.rfc else "Postfix", f"`{row.event}`", ", ".join(states)]
+            [f"`{row.syntax}`", f"RFC {row.rfc}" if row.rfc else "not offered", f"`{row.event}`", ", ".join(states)]
         )
     extensions = []
     for extension in EXTENSIONS:

@@ -13,13 +13,12 @@ import os
 import random
 import signal
 import uuid
-import weakref
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import IO, Any
 
 from .clock import Clock, SystemClock
 from .delivery.handlers import Handler, Handlers, Item, parse_handlers
-from .errors import OptionError, StateError
+from .errors import DuplicateUidError, ListenError, OptionError, StateError
 from .events import catalogue as e
 from .events.dispatch import Dispatcher, Verdict
 from .events.names import Names
@@ -28,6 +27,7 @@ from .events.subscribers import ALL
 from .mail.content import Content
 from .options import Options, parse_options
 from .parts import Parts
+from .queue.control import make_query
 from .queue.enqueue import Stamp, build_message, parse_enqueue
 from .queue.model import Action, Query, View
 from .server.diverted import is_writable
@@ -36,7 +36,7 @@ from .server.raw import ReplyLines
 from .smtp.reply import Reply
 
 _log = logging.getLogger("pillarbox")
-_SERVERS: weakref.WeakValueDictionary[str, MailServer] = weakref.WeakValueDictionary()
+_SERVERS: dict[str, list[MailServer]] = {}
 
 
 class MailServer:
@@ -51,14 +51,18 @@ class MailServer:
         self._closed: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._is_started = False
+        self._has_failed = False
+        self._stopping: asyncio.Future[None] | None = None
         self._id = uuid.uuid4().hex
         self._names = Names(e.CATALOGUE)
         self.dispatcher = Dispatcher(self)
-        self._handlers = Handlers(parse_handlers(self.options.handlers, self._for_event))
+        self._handlers = Handlers(parse_handlers(self.options.handlers, self._for_event), self.options.hostname)
         self._raw = ReplyLines()
-        self._parts = Parts(
-            self.options, self.dispatcher, self._handlers, self._clock, rng or random.Random(), self._listener_failed
-        )
+        self._rng = rng or random.Random()
+        self._parts = self._make_parts()
+
+    def _make_parts(self) -> Parts:
+        return Parts(self.options, self.dispatcher, self._handlers, self._clock, self._rng, self._listener_failed)
 
     # ------------------------------------------------------------------ life
 
@@ -107,15 +111,22 @@ class MailServer:
         try:
             await parts.start()
             await parts.listeners.start()
-        except BaseException:
+        except BaseException as error:
+            self._has_failed = isinstance(error, ListenError)
             await parts.stop(0.0)
             self._closed.set()
             raise
-        _SERVERS[self.options.alias] = self
+        _SERVERS.setdefault(self.options.alias, []).append(self)
         self.dispatcher.post(e.Registered(self))
 
     async def start_listener(self) -> None:
-        """Listens again, after a failure. StateError when it does listen; ListenError names what is in the way."""
+        """Listens, after a failure. StateError when it does listen; ListenError names what is in the way."""
+        if self._has_failed:
+            # `start` could not bind and gave everything up: it is all begun anew.
+            self._has_failed = self._is_started = False
+            self._parts = self._make_parts()
+            await self.start()
+            return
         if self._closed is None or self._closed.is_set() or self._parts.context.is_closing:
             raise StateError("this server does not run: make a new one")
         if self._parts.listeners.is_listening:
@@ -124,13 +135,25 @@ class MailServer:
 
     async def shutdown(self, *, grace_s: float = 30.0) -> None:
         """421 to idle sessions, running transactions finish within the grace, then everything is closed. Loses nothing."""
-        if self._closed is None or self._parts.context.is_closing:
-            await self.wait_closed()
+        if self._closed is None or self._closed.is_set():
             return
-        await self._parts.stop(grace_s)
-        if _SERVERS.get(self.options.alias) is self:
-            del _SERVERS[self.options.alias]
-        self._closed.set()
+        if self._stopping is None:
+            self._stopping = asyncio.ensure_future(self._stop(grace_s))
+        elif grace_s <= 0:
+            # Who asks again, at once, means it.
+            self._parts.listeners.cut_off()
+        # Whoever gives up waiting does not stop the shutdown.
+        await asyncio.shield(self._stopping)
+
+    async def _stop(self, grace_s: float) -> None:
+        assert self._closed is not None
+        try:
+            await self._parts.stop(grace_s)
+        finally:
+            if self in _SERVERS.get(self.options.alias, ()):
+                _SERVERS[self.options.alias].remove(self)
+            self.dispatcher.subscribers.end()
+            self._closed.set()
 
     async def wait_closed(self) -> None:
         """Returns when the server has been shut down."""
@@ -151,8 +174,9 @@ class MailServer:
 
     @staticmethod
     def find(alias: str) -> MailServer | None:
-        """The running server of that alias in this process, or None."""
-        return _SERVERS.get(alias)
+        """The running server of that alias in this process (of several the latest), or None."""
+        running = _SERVERS.get(alias)
+        return running[-1] if running else None
 
     # --------------------------------------------------------------- looking
 
@@ -198,7 +222,7 @@ class MailServer:
 
         A plugin that does not call it gets every event that it has a method for.
         """
-        self.pipeline().want(plugin, _kind(kind), self._names.flat(names))
+        self.pipeline().want(plugin, _kind(kind), self._names.checked(names))
         return True
 
     def plugin_unregister(self, plugin: Any, kind: str, *names: str | Iterable[str]) -> list[str]:
@@ -207,6 +231,8 @@ class MailServer:
 
     def register(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> None:
         """`callback(event)` for each event of these names (`all` for every one); plain or async."""
+        if not callable(callback):
+            raise OptionError(f"register: {callback!r} cannot be called: give a function, then names of events")
         self.dispatcher.subscribers.register(callback, self._names.checked(names))
 
     def unregister(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> bool:
@@ -259,28 +285,32 @@ class MailServer:
         Takes a Reply, or a line as it shall be sent ("250 OK"), without line end: a line "250-first" waits for the last,
         "250 last". False when that session is gone or owes no reply. ValueError for CR, LF or what is no reply.
         """
+        session = self._parts.context.sessions.get(client_id)
+        is_owed = session is not None and session.owes_program
         if not isinstance(reply, Reply):
+            if not is_owed:
+                self._raw.forget(client_id)
             complete = self._raw.take(client_id, reply)
             if complete is None:
-                return client_id in self._parts.context.sessions
+                if not is_owed:
+                    self._raw.forget(client_id)
+                return is_owed
             reply = complete
-        session = self._parts.context.sessions.get(client_id)
+        self._raw.forget(client_id)
         return session is not None and session.reply_from_program(reply)
 
     def data_mode(self, client_id: str, file: IO[bytes] | None = None) -> bool:
         """The content that follows DATA goes to the program: event `data` with its lines, or `data_fh` once all is in `file`.
 
-        Call it before the 354. The reply to the end of content is the program's. False when the session is gone.
+        Call it before the 354. The reply to the end of content is the program's. False when the session is gone, or content
+        has begun to come: then it goes where it went.
         """
         if file is not None and not is_writable(file):
             raise OptionError(
                 f"data_mode: {file!r} cannot be written: give a file that is open for writing, in binary mode"
             )
         session = self._parts.context.sessions.get(client_id)
-        if session is None:
-            return False
-        session.intake.divert(file)
-        return True
+        return session is not None and session.intake.divert(file)
 
     # --------------------------------------------------------------- handlers
 
@@ -305,6 +335,7 @@ class MailServer:
     def _for_event(self, name: str) -> Callable[[Item], Any]:
         """The callback of a handler that names an event: whoever is registered for it, directly, one after the other."""
         self._names.define(name)
+        (name,) = self._names.flat([name])
 
         async def call_all(item: Item) -> None:
             callbacks = self.dispatcher.subscribers.callbacks(name)
@@ -319,25 +350,32 @@ class MailServer:
 
     # ----------------------------------------------------------------- queue
 
+    def _running(self) -> Parts:
+        if self._closed is None or self._closed.is_set() or self._stopping is not None:
+            raise StateError("this server does not run: start it first, and ask before it is shut down")
+        return self._parts
+
     async def enqueue(self, item: Mapping[str, Any] | None = None, **keywords: Any) -> str:
         """Mail of the program's own: `reverse_path`, `recipients`, `content`; optional `uid`, `ts` (unix seconds). The uid.
 
         `item` may be a dict with the original's keys: from, rcpt, msg. `content` is str, bytes, an EmailMessage or a
         binary file. Durable when it returns. OptionError names the key at fault, DuplicateUidError a uid that is there.
         """
-        if self._closed is None or self._closed.is_set():
-            raise StateError("this server does not run: nothing can be queued")
+        parts, options = self._running(), self.options
         enqueued = parse_enqueue(item, keywords)
-        parts, options = self._parts, self.options
         uid = enqueued.uid or parts.new_uid()
         stamp = Stamp(options.hostname, uid, parts.new_uid(), self._clock.time(), options.expire_s, options.origin)
         message = await build_message(enqueued, stamp, parts.context.spool, options.spool_above_bytes)
         parts.scheduler.prepare(message)
         try:
             await parts.commit.run(lambda store: store.accept([message]))
-        except BaseException:
+        except BaseException as error:
             if message.content.path and parts.context.spool is not None:
                 parts.context.spool.remove([message.content.path])
+            if isinstance(error, DuplicateUidError):
+                raise DuplicateUidError(
+                    f"enqueue: key 'uid': {uid!r} is queued already, or was lately (`queue list --all` shows it): choose another"
+                ) from None
             raise
         parts.context.counters.accepted += 1
         announce(parts.context, message, None)
@@ -350,24 +388,24 @@ class MailServer:
         Bounded by `limit`; other keywords are those of `pillarbox.queue.model.Query` (state=, recipient=, ...). The content
         comes by `queued_content(uid)`.
         """
-        wanted = Query(limit=limit, **query)
-        return await self._parts.commit.read(lambda reader: reader.search(wanted))
+        wanted = make_query({"limit": limit, **query})
+        return await self._running().commit.read(lambda reader: reader.search(wanted))
 
     async def queued_content(self, uid: str) -> Content | None:
         """The content of a message that is not final yet, None for any other."""
-        return await self._parts.commit.read(lambda reader: reader.content(uid))
+        return await self._running().commit.read(lambda reader: reader.content(uid))
 
     async def cancel_message(self, uid: str) -> bool:
         """Takes a message out of the queue: True if it was there. One in flight is not sent again."""
-        return bool(await self._parts.scheduler.change(Action.CANCEL, Query(uids=[uid])))
+        return bool(await self._running().scheduler.change(Action.CANCEL, Query(uids=[uid])))
 
     async def pause_queue(self) -> None:
         """Running sends finish; nothing else is sent until resume_queue, not even after a restart."""
-        await self._parts.scheduler.pause()
+        await self._running().scheduler.pause()
 
     async def resume_queue(self) -> None:
         """Goes on."""
-        await self._parts.scheduler.resume()
+        await self._running().scheduler.resume()
 
     def paused(self) -> bool:
         """True while paused."""

@@ -167,6 +167,27 @@ class Options(BaseModel):
             raise ValueError("give a domain such as mail.example.org, or an address literal such as [192.0.2.1]")
         return value
 
+    @field_validator("alias", "version")
+    @classmethod
+    def _check_text(cls, value: str, info: Any) -> str:
+        if any(not c.isprintable() for c in value) or (info.field_name == "alias" and not value):
+            raise ValueError("give text of one line, without control characters")
+        return value
+
+    @field_validator("address")
+    @classmethod
+    def _check_address(cls, value: str | list[str]) -> str | list[str]:
+        for text in [value] if isinstance(value, str) else value:
+            if not text or (
+                any(c.isspace() or c in "[]/" for c in text.removeprefix("unix:/")) and text[:5] != "unix:"
+            ):
+                raise ValueError(f"{text!r}: give an IP address such as 127.0.0.1 or ::1, a name, or unix:/path")
+            if text.startswith("unix:"):
+                parse_endpoint(text, 0)
+        if not value:
+            raise ValueError("give one address at least")
+        return value
+
     @field_validator("options")
     @classmethod
     def _check_flags(cls, value: dict[str, bool]) -> dict[str, bool]:
@@ -247,13 +268,19 @@ class Options(BaseModel):
     @classmethod
     def _check_relay(cls, value: list[str]) -> list[str]:
         for text in value:
-            parse_endpoint(text, default_port=25)
+            scheme, host, port = parse_endpoint(text, default_port=25)
+            if scheme == "unix" or not port:
+                raise ValueError(f"{text!r}: a smart host is HOST[:PORT], with a port from 1 to 65535")
+            if not (is_domain(host) or is_address_literal(f"[{host}]") or is_address_literal(f"[IPv6:{host}]")):
+                raise ValueError(f"{text!r}: {host!r} is neither a domain nor an IP address")
         return value
 
     @model_validator(mode="after")
     def _check_together(self) -> Options:
         if self.tls_key and not self.tls_cert:
             raise ValueError("tls_key is given without tls_cert: give both")
+        if self.dnsbl_enable and not self.dnsbl:
+            raise ValueError("dnsbl_enable is given without a list: name one in dnsbl")
         if self.relay_auth and not self.relay_user:
             raise ValueError("relay_auth is given without relay_user and relay_pass: give all three")
         if bool(self.relay_user) != bool(self.relay_pass):

@@ -70,7 +70,7 @@ class Parts:
         self.scheduler = self._make_scheduler()
         self.resolver = self._make_resolver()
         relay = relay_next_hop(options.relay)
-        self.router = Router(relay, handlers.find, options.direct, options.hostname)
+        self.router = Router(relay, handlers.find, options.direct)
         self.rule = RelayRule(tuple(options.domains), options.trusted_networks, self.router.takes_ours)
         self.context = self._make_context()
         self.listeners = Listeners(self.context, listener_failed)

@@ -138,12 +138,12 @@ class Handler:
         in_thread: bool = False,
         event: str | None = None,
     ) -> None:
-        flags = match.flags & re.IGNORECASE if isinstance(match, re.Pattern) else 0
+        flags = match.flags if isinstance(match, re.Pattern) else 0
         text = match.pattern if isinstance(match, re.Pattern) else match
         if not isinstance(text, str) or not text:
             raise OptionError(f"'match': {match!r} is no pattern: give a regular expression such as r'@app\\.example$'")
         try:
-            self._regex = regex.compile(text, regex.IGNORECASE if flags else 0)
+            self._regex = regex.compile(text, _regex_flags(flags))
         except regex.error as error:
             raise OptionError(f"'match': {text!r} is no regular expression: {error}") from None
         if not callable(callback):
@@ -151,6 +151,9 @@ class Handler:
         if not isinstance(concurrency, int) or concurrency < 1:
             raise OptionError(f"'concurrency': {concurrency!r} is not allowed: give a number from 1 on")
         self.match = text
+        letters = "".join(letter for letter, ours, _ in _FLAGS if flags & ours)
+        # What the queue keeps of it: the same pattern with other flags is another handler.
+        self.name = f"{text}/{letters}" if letters else text
         self.callback = callback
         self.concurrency = concurrency
         self.time_out_s = time_out_s
@@ -169,6 +172,19 @@ class Handler:
         return f"Handler({self.match!r}, {self.callback!r})"
 
 
+def _regex_flags(flags: int) -> int:
+    """The flags of a compiled pattern, as the package regex has them."""
+    return sum(theirs for _, ours, theirs in _FLAGS if flags & ours)
+
+
+# letter, re's flag, regex's flag
+_FLAGS = (
+    ("i", int(re.IGNORECASE), int(regex.IGNORECASE)),
+    ("m", int(re.MULTILINE), int(regex.MULTILINE)),
+    ("s", int(re.DOTALL), int(regex.DOTALL)),
+    ("x", int(re.VERBOSE), int(regex.VERBOSE)),
+    ("a", int(re.ASCII), int(regex.ASCII)),
+)
 _KEYS = ("match", "callback", "event", "concurrency", "time_out_s", "in_thread")
 
 
@@ -205,14 +221,15 @@ def _parse_handler(one: Any, for_event: Callable[[str], Callable[[Item], Any]]) 
     event = one["event"]
     if not isinstance(event, str) or not event:
         raise OptionError(f"key 'event': {event!r} is no name of an event")
-    return Handler(one["match"], for_event(event), event=event, **more)
+    return Handler(one["match"], for_event(event), event=event.removeprefix("smtpd_"), **more)
 
 
 class Handlers:
     """The handlers of a server, in order: the first that matches takes the recipient. Live: `replace` at any time."""
 
-    def __init__(self, handlers: Sequence[Handler] = ()) -> None:
+    def __init__(self, handlers: Sequence[Handler] = (), hostname: str = "localhost") -> None:
         self._handlers = list(handlers)
+        self._hostname = hostname
 
     def list(self) -> list[Handler]:
         """A copy."""
@@ -227,19 +244,20 @@ class Handlers:
         self._handlers.append(handler)
 
     def find(self, address: str) -> str | None:
-        """The pattern of the handler that takes this address, or None."""
+        """The name of the handler that takes this address, or None."""
         if not self._handlers:
             return None
         local_part, at, domain = address.rpartition("@")
-        address = f"{local_part}@{comparable_domain(domain)}" if at else address
+        # RFC 5321 section 4.5.1: a postmaster without a domain is this host's.
+        address = f"{local_part}@{comparable_domain(domain)}" if at else f"{address}@{self._hostname}"
         for handler in self._handlers:
             if handler.matches(address):
-                return handler.match
+                return handler.name
         return None
 
-    def get(self, match: str) -> Handler | None:
-        """The handler of that pattern."""
-        return next((handler for handler in self._handlers if handler.match == match), None)
+    def get(self, name: str) -> Handler | None:
+        """The handler of that name."""
+        return next((handler for handler in self._handlers if handler.name == name), None)
 
 
 class HandlerLane:

@@ -55,7 +55,6 @@ class Router:
     relay: NextHop | None
     find_handler: Callable[[str], str | None]
     is_direct: bool
-    hostname: str
 
     def next_hop(self, address: str) -> str:
         """The key of the next hop, NOWHERE when there is no way to go."""
@@ -66,8 +65,9 @@ class Router:
             return self.relay.key
         if not self.is_direct:
             return NOWHERE
-        # RFC 5321 section 4.5.1: a postmaster without a domain is ours.
-        return MX + comparable_domain(domain_of(address) or self.hostname)
+        domain = domain_of(address)
+        # A postmaster without a domain is ours; our own MX is ourselves.
+        return MX + comparable_domain(domain) if domain else NOWHERE
 
     def takes_ours(self, address: str) -> bool:
         """True when mail for one of our own domains has a way: the MX of such a domain is ourselves."""

@@ -87,6 +87,18 @@ class CmdHelo:
 
 
 @dataclass(slots=True)
+class CmdLhlo:
+    """LHLO, LMTP's greeting: refused, unless a program answers (RFC 2033)."""
+
+    name: ClassVar[str] = "cmd_lhlo"
+    kind: ClassVar[Kind] = Kind.SMTPD
+    client_id: str
+    session: Session
+    args: str
+    address: str
+
+
+@dataclass(slots=True)
 class CmdMail:
     """MAIL; `address` is the reverse-path, None for the null reverse-path. Both fields may be changed."""
 
@@ -267,18 +279,25 @@ class MessageReceived:
 
 @dataclass(slots=True)
 class Data:
-    """Content that the program asked for by `data_mode`: its lines, without CRLF. The final reply is the program's."""
+    """Content that the program asked for by `data_mode`: its lines, without CRLF. The final reply is the program's.
+
+    `fault` is None, or what the client was answered already (too large, bare line ends): then there are no lines.
+    """
 
     name: ClassVar[str] = "data"
     kind: ClassVar[Kind] = Kind.SMTPD
     client_id: str
     session: Session
     lines: list[bytes]
+    fault: Reply | None = None
 
 
 @dataclass(slots=True)
 class DataFh:
-    """Content that the program asked for by `data_mode` with a file: all of it is written. The final reply is the program's."""
+    """Content that the program asked for by `data_mode` with a file: all of it is written. The final reply is the program's.
+
+    `fault` is None, or what the client was answered already: then the file does not hold all of it.
+    """
 
     name: ClassVar[str] = "data_fh"
     kind: ClassVar[Kind] = Kind.SMTPD
@@ -286,6 +305,7 @@ class DataFh:
     session: Session
     file: Any
     size_bytes: int
+    fault: Reply | None = None
 
 
 @dataclass(slots=True)
@@ -444,6 +464,7 @@ CATALOGUE: dict[str, type[Any]] = {
         Disconnected,
         CmdEhlo,
         CmdHelo,
+        CmdLhlo,
         CmdMail,
         CmdRcpt,
         CmdData,

@@ -52,7 +52,9 @@ class Dispatcher:
         for name in CATALOGUE:
             steps, is_subscribed = self.pipeline.steps(name), self.subscribers.listens(name)
             self.heard[name] = bool(steps) or is_subscribed
-            is_alone = len(steps) == 1 and steps[0].alias == SIMPLE and not is_subscribed
+            # Only the real one is known to be plain and to answer: another under its alias goes the ordinary way.
+            is_built_in = len(steps) == 1 and getattr(steps[0].plugin, "is_built_in", False) is True
+            is_alone = is_built_in and steps[0].alias == SIMPLE and not is_subscribed
             self.direct[name] = steps[0].method if is_alone else None
 
     def listens(self, name: str) -> bool:

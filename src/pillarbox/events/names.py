@@ -27,6 +27,7 @@ class Names:
         """Declares one of the program's own. OptionError for what cannot be a name, or is one of ours."""
         if not isinstance(name, str) or not _NAME.match(name):
             raise OptionError(f"event {name!r}: a name is letters, digits and underscores")
+        (name,) = self.flat([name])
         if name in self._catalogue or name == ALL:
             raise OptionError(f"event {name!r} is one of the server's own: choose another name")
         self._own.add(name)
@@ -36,6 +37,8 @@ class Names:
         """Names, given as arguments or as lists, without the original's prefix."""
         flat: list[str] = []
         for name in names:
+            if not isinstance(name, str) and not isinstance(name, Iterable):
+                raise OptionError(f"{name!r} is no name of an event: give names, or lists of them")
             flat += [name] if isinstance(name, str) else list(name)
         return [next((name[len(p) :] for p in _PREFIXES if name.startswith(p)), name) for name in flat]
 

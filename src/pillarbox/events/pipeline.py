@@ -7,14 +7,18 @@ know sessions or SMTP beyond `Reply`.
 from __future__ import annotations
 
 import builtins
+import contextlib
+import inspect
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 from ..errors import PluginError
+from .catalogue import CATALOGUE
 
 _log = logging.getLogger("pillarbox.plugins")
 SIMPLE = "simple"
+ALL_NAMES = frozenset(CATALOGUE)
 # What stands at the end whatever is pushed: the built-in behaviour, or the greeting that is left of it.
 PINNED = frozenset((SIMPLE, "greeting"))
 
@@ -47,6 +51,7 @@ class Pipeline:
         self._table: dict[str, tuple[Step, ...]] = {}
         # What plugins asked for themselves, by their identity; one that asked for nothing gets all it has methods for.
         self._wanted: dict[int, set[tuple[str, str]]] = {}
+        self._coming: list[Any] = []
 
     # ------------------------------------------------------------------ looking
 
@@ -120,13 +125,13 @@ class Pipeline:
 
     def replace(self, which: Any, alias: str, plugin: Any) -> Any:
         """Puts another in its place; returns the one that was there. When the new one refuses, the old one stays."""
-        index = self._index(which)
-        old_alias, old = self._entries[index]
-        if alias != old_alias:
-            self._check_alias(alias)
-        self._enter(alias, plugin)
-        # Entering may have changed the pipeline: the place is looked up again.
-        self._entries[self._index(old)] = (alias, plugin)
+        old_alias, old = self._entries[self._index(which)]
+        self._check_new(alias, plugin, apart_from=old)
+        with self._entering(alias, plugin):
+            # Entering may have changed the pipeline: the place is looked up again.
+            index = self._index(old)
+            self._check_new(alias, plugin, apart_from=old)
+            self._entries[index] = (alias, plugin)
         self._compile()
         self._leave(old_alias, old)
         self._changed("plugin_add", alias, plugin)
@@ -144,23 +149,30 @@ class Pipeline:
         pinned = bool(self._entries) and self._entries[-1][0] in PINNED
         return len(self._entries) - 1 if pinned else len(self._entries)
 
-    def _check_alias(self, alias: str) -> None:
-        if not alias or not isinstance(alias, str):
+    def _check_new(self, alias: str, plugin: Any, *, apart_from: Any = None) -> None:
+        """PluginError when the alias is no name or taken, or the plugin is there already."""
+        if not isinstance(alias, str) or not alias:
             raise PluginError(f"alias {alias!r}: give the plugin a name")
-        if self._find(alias) >= 0:
-            raise PluginError(f"a plugin {alias!r} is in the pipeline already: remove it first, or use another alias")
+        for known, other in self._entries:
+            if other is apart_from and other is not None:
+                continue
+            if known == alias:
+                raise PluginError(
+                    f"a plugin {alias!r} is in the pipeline already: remove it first, or use another alias"
+                )
+            if other is plugin:
+                raise PluginError(f"this plugin is in the pipeline already, as {known!r}")
 
     def _insert(self, index: int, alias: str, plugin: Any) -> int:
-        self._check_alias(alias)
-        if self._find(plugin) >= 0:
-            raise PluginError(f"this plugin is in the pipeline already, as {self.alias_of(plugin)!r}")
+        self._check_new(alias, plugin)
         anchor = self._entries[index][1] if index < len(self._entries) else None
-        self._enter(alias, plugin)
-        at = self._find(anchor) if anchor is not None else -1
-        if alias in PINNED:
-            self._entries.append((alias, plugin))
-        else:
-            self._entries.insert(at if at >= 0 else self._end(), (alias, plugin))
+        with self._entering(alias, plugin):
+            self._check_new(alias, plugin)
+            at = self._find(anchor) if anchor is not None else -1
+            if alias in PINNED:
+                self._entries.append((alias, plugin))
+            else:
+                self._entries.insert(at if at >= 0 else self._end(), (alias, plugin))
         self._compile()
         self._changed("plugin_add", alias, plugin)
         return len(self._entries)
@@ -173,6 +185,8 @@ class Pipeline:
 
     def _move(self, which: Any, steps: int) -> int:
         index = self._index(which)
+        if not isinstance(steps, int):
+            raise PluginError(f"{steps!r} is no number of places: give 1, 2, ...")
         entry = self._entries[index]
         if entry[0] in PINNED:
             return index
@@ -182,29 +196,55 @@ class Pipeline:
         self._compile()
         return target
 
-    def _enter(self, alias: str, plugin: Any) -> None:
+    @contextlib.contextmanager
+    def _entering(self, alias: str, plugin: Any) -> Iterator[None]:
+        """Registers the plugin, then lets the caller put it in; whatever goes wrong leaves no trace of it."""
+        if any(coming is plugin for coming in self._coming):
+            raise PluginError(f"plugin {alias!r} is entering the pipeline already")
         for name in dir(plugin):
             if name.startswith("on_") and not callable(getattr(plugin, name)):
                 raise PluginError(f"plugin {alias!r}: {name} is not a method")
+        self._coming.append(plugin)
+        try:
+            self._register(alias, plugin)
+            try:
+                yield
+            except PluginError:
+                self._call_unregister(alias, plugin)
+                raise
+        except PluginError:
+            self._wanted.pop(id(plugin), None)
+            raise
+        finally:
+            self._coming.pop()
+
+    def _register(self, alias: str, plugin: Any) -> None:
         register = getattr(plugin, "plugin_register", None)
         if register is None:
             return
         try:
             answer = register(self._server)
+        except PluginError as error:
+            raise PluginError(f"plugin {alias!r} failed to register: {error}") from error
         except Exception as error:
-            self._wanted.pop(id(plugin), None)
             raise PluginError(f"plugin {alias!r} failed to register: {error!r}") from error
+        if inspect.isawaitable(answer):
+            if inspect.iscoroutine(answer):
+                answer.close()
+            raise PluginError(f"plugin {alias!r}: plugin_register is async: make it a plain method")
         if answer is False:
-            self._wanted.pop(id(plugin), None)
             raise PluginError(f"plugin {alias!r} refused to register")
 
-    def _leave(self, alias: str, plugin: Any) -> None:
+    def _call_unregister(self, alias: str, plugin: Any) -> None:
         unregister = getattr(plugin, "plugin_unregister", None)
         if unregister is not None:
             try:
                 unregister(self._server)
             except Exception:
                 _log.exception("plugin %r failed to unregister", alias)
+
+    def _leave(self, alias: str, plugin: Any) -> None:
+        self._call_unregister(alias, plugin)
         self._wanted.pop(id(plugin), None)
         self._changed("plugin_del", alias, plugin)
 
@@ -223,7 +263,13 @@ class Pipeline:
 
     def unwant(self, plugin: Any, kind: str, names: Iterable[str]) -> builtins.list[str]:
         """It gets them no longer; the names that it had not asked for."""
-        wanted = self._wanted.setdefault(id(plugin), set())
+        wanted = self._wanted.get(id(plugin))
+        if wanted is None:
+            # It has asked for nothing, so it gets all that it has methods for: from now on, all but these.
+            methods = {name[3:] for name in dir(plugin) if name.startswith("on_")}
+            known = ALL_NAMES if "default" in methods else methods & ALL_NAMES
+            wanted = {("SMTPC" if name == "response" else "SMTPD", name) for name in known}
+            self._wanted[id(plugin)] = wanted
         missing = [name for name in names if (kind, name) not in wanted]
         wanted.difference_update((kind, name) for name in names)
         if self._find(plugin) >= 0:

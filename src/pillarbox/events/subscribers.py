@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 _log = logging.getLogger("pillarbox.events")
@@ -21,14 +21,14 @@ ALL = "all"
 class _Subscriber:
     """One callback or iterator, the events that wait for it, and what was dropped."""
 
-    __slots__ = ("buffer", "callback", "dropped", "is_serving", "names", "ready")
+    __slots__ = ("buffer", "callback", "dropped", "has_ended", "is_serving", "names", "ready")
 
     def __init__(self, callback: Callable[[Any], Any] | None) -> None:
         self.callback = callback
         self.names: set[str] = set()
         self.buffer: deque[Any] = deque()
         self.dropped = 0
-        self.is_serving = False
+        self.is_serving = self.has_ended = False
         self.ready: asyncio.Event | None = None
 
     def put(self, event: Any) -> None:
@@ -141,22 +141,56 @@ class Subscribers:
         """Events that did not fit, of all subscribers that are registered now."""
         return sum(s.dropped for s in self._subscribers)
 
-    def events(self, names: Iterable[str]) -> AsyncIterator[Any]:
-        """The events as they come, from now on; the subscription ends with the loop that breaks."""
+    def events(self, names: Iterable[str]) -> EventIterator:
+        """The events as they come, from now on; the subscription ends with the iterator, or with the server."""
         subscriber = _Subscriber(None)
         subscriber.ready = asyncio.Event()
         subscriber.names.update(names)
         self._subscribers.append(subscriber)
         self._compile()
-        return self._iterate(subscriber, subscriber.ready)
+        return EventIterator(self, subscriber)
 
-    async def _iterate(self, subscriber: _Subscriber, ready: asyncio.Event) -> AsyncIterator[Any]:
-        try:
-            while True:
-                while subscriber.buffer:
-                    yield subscriber.buffer.popleft()
-                ready.clear()
-                await ready.wait()
-        finally:
+    def drop(self, subscriber: _Subscriber) -> None:
+        """It hears no more."""
+        if subscriber in self._subscribers:
             self._subscribers.remove(subscriber)
             self._compile()
+
+    def end(self) -> None:
+        """The server is down: iterators end when they have given what waits."""
+        for subscriber in list(self._subscribers):
+            if subscriber.ready is not None:
+                subscriber.is_serving = False
+                subscriber.has_ended = True
+                subscriber.ready.set()
+
+
+class EventIterator:
+    """`async for event in server.events(...)`."""
+
+    def __init__(self, subscribers: Subscribers, subscriber: _Subscriber) -> None:
+        self._subscribers = subscribers
+        self._subscriber = subscriber
+
+    def __aiter__(self) -> EventIterator:
+        return self
+
+    async def __anext__(self) -> Any:
+        subscriber = self._subscriber
+        assert subscriber.ready is not None
+        while not subscriber.buffer:
+            if subscriber.has_ended:
+                self._subscribers.drop(subscriber)
+                raise StopAsyncIteration
+            subscriber.ready.clear()
+            await subscriber.ready.wait()
+        return subscriber.buffer.popleft()
+
+    async def aclose(self) -> None:
+        """Ends the subscription."""
+        self._subscriber.has_ended = True
+        self._subscribers.drop(self._subscriber)
+
+    def __del__(self) -> None:
+        # A loop that is left by `break` leaves the iterator, too.
+        self._subscribers.drop(self._subscriber)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +23,8 @@ from ..smtp.reply import Reply
 _log = logging.getLogger("pillarbox.dnsbl")
 # A list that lists everything is asked again after this.
 DISABLED_S = 3600.0
+# The reason of a listing is waited for so long, no more.
+TEXT_S = 2.0
 _ANSWERS = ipaddress.IPv4Network("127.0.0.0/8")
 # Spamhaus and others answer so when they do not serve the one who asks (RFC 5782 has no word for that).
 _ERRORS = ipaddress.IPv4Network("127.255.255.0/24")
@@ -86,7 +89,7 @@ class DnsblPlugin:
     def _decide(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The heaviest list that has it, when their weights reach 1; else the first that failed; else clean."""
         listed = [verdict for verdict in verdicts if verdict.result == "listed"]
-        if sum(self._zones[verdict.zone] for verdict in listed) >= 1.0:
+        if math.fsum(self._zones[verdict.zone] for verdict in listed) >= 1.0 - 1e-9:
             return max(listed, key=lambda verdict: self._zones[verdict.zone])
         for verdict in verdicts:
             if verdict.result == "unknown":
@@ -117,9 +120,17 @@ class DnsblPlugin:
             return Verdict(zone, "unknown", codes, f"answers {', '.join(wrong)}")
         if await self._lists_everything(zone, address):
             return Verdict(zone, "unknown", codes, "lists everything")
-        text = await self._resolver.resolve(name, "TXT")
-        reason = str(text.records[0]) if text.status is Status.FOUND and text.records else ""
+        reason = await self._reason(name)
         return Verdict(zone, "listed", codes, "".join(c if c.isprintable() else "?" for c in reason)[:300])
+
+    async def _reason(self, name: str) -> str:
+        """The list's own words; none where they do not come soon: listed is listed."""
+        try:
+            async with asyncio.timeout(min(TEXT_S, self._time_out_s / 2)):
+                text = await self._resolver.resolve(name, "TXT")
+        except TimeoutError:
+            return ""
+        return str(text.records[0]) if text.status is Status.FOUND and text.records else ""
 
     async def _lists_everything(self, zone: str, address: str) -> bool:
         """RFC 5782 section 5: 127.0.0.1 (for IPv6: ::FFFF:7F00:1) must not be on any list."""
@@ -128,7 +139,11 @@ class DnsblPlugin:
         if probe != "127.0.0.1":
             pointer = ipaddress.IPv6Address(probe).reverse_pointer.removesuffix(".ip6.arpa")
             name = f"{pointer}.{zone}"
-        answer = await self._resolver.resolve(name, "A")
+        try:
+            async with asyncio.timeout(min(TEXT_S, self._time_out_s / 3)):
+                answer = await self._resolver.resolve(name, "A")
+        except TimeoutError:
+            return False
         if answer.status is not Status.FOUND:
             return False
         self._disabled[zone] = self._clock.monotonic() + DISABLED_S

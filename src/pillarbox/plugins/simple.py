@@ -27,6 +27,7 @@ _BYE = Reply(221, "2.0.0", "Bye")
 # RFC 5321 section 7.3 and 3.5.3: 252 neither confirms nor denies.
 _VRFY = Reply(252, "2.5.2", "Cannot verify, but will take a message and try to deliver it")
 _EXPN = Reply(502, "5.7.0", "Lists are not expanded here")
+_NO_LMTP = Reply(500, "5.5.1", "This is SMTP, not LMTP: say EHLO")
 _NO_XCLIENT = Reply(550, "5.7.0", "Not for you")
 _READY_FOR_TLS = Reply(220, "2.0.0", "Ready to start TLS")
 _TOO_MANY = Reply(452, "4.5.3", "Too many recipients: send the rest in a further transaction")
@@ -69,7 +70,9 @@ class RelayRule:
     def judge(self, session: e.Session, address: str) -> Reply | None:
         """A refusal, or None."""
         domain = domain_of(address)
-        # RFC 5321 section 4.5.1: postmaster without a domain is ours, always.
+        if not domain and session.is_submission:
+            # RFC 5321 section 4.5.1: postmaster without a domain is ours, always. With no way to go it waits in the queue.
+            return None
         if not domain or self.is_ours(domain):
             return None if self.can_deliver(address) else _NOBODY
         # A stranger's `u%d@us` or `d!u@us` is a local-part of ours like any other: it opens no way out.
@@ -89,6 +92,8 @@ class Greeting:
 
 class Simple:
     """The last plugin of the pipeline. `greeting` None: the program sends it."""
+
+    is_built_in = True
 
     def __init__(self, hostname: str, greeting: Greeting | None, rule: RelayRule, max_recipients: int) -> None:
         self._hostname = hostname
@@ -178,6 +183,10 @@ class Simple:
     def on_cmd_xclient(self, server: Any, event: e.CmdXclient) -> Reply:
         """550 5.7.0, to everyone."""
         return _NO_XCLIENT
+
+    def on_cmd_lhlo(self, server: Any, event: e.CmdLhlo) -> Reply:
+        """This is no LMTP server (RFC 2033 section 4.1)."""
+        return _NO_LMTP
 
     def on_cmd_starttls(self, server: Any, event: e.CmdStarttls) -> Reply:
         """220; the handshake follows."""

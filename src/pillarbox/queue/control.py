@@ -15,7 +15,7 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
-from ..errors import PillarboxError, StoreError
+from ..errors import OptionError, PillarboxError, StoreError
 from .commit import GroupCommit
 from .model import STATES, Action, Query, view_as_json
 from .scheduler import Scheduler
@@ -72,6 +72,14 @@ def parse_query(fields: dict[str, Any]) -> Query:
     if not all(isinstance(uid, str) for uid in query.uids):
         raise ValueError("filter 'uids' is a list of queue ids")
     return query
+
+
+def make_query(fields: dict[str, Any]) -> Query:
+    """A Query from a program's keywords. OptionError names the one that is wrong."""
+    try:
+        return parse_query(fields)
+    except ValueError as error:
+        raise OptionError(f"mail_queue: {error}") from None
 
 
 async def perform(steering: Steering, request: Any) -> Any:

@@ -42,6 +42,10 @@ class Enqueued:
 def parse_enqueue(given: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Enqueued:
     """Judges `enqueue`'s arguments. OptionError names the key and what is allowed."""
     fields: dict[str, Any] = {}
+    if given is not None and not isinstance(given, Mapping):
+        raise OptionError(
+            f"enqueue: {given!r} is no dict: give {{'from': ..., 'rcpt': [...], 'msg': ...}}, or keywords"
+        )
     for key, value in [*(given or {}).items(), *keywords.items()]:
         name = _ALIASES.get(key, key)
         if name not in _KEYS:
@@ -103,6 +107,8 @@ def _uid(value: Any) -> str | None:
     if value is None:
         return None
     is_word = isinstance(value, str) and value.isascii() and all(c.isalnum() or c in "-_." for c in value)
+    # It becomes the left part of a Message-ID: a dot-atom (RFC 5322 section 3.6.4).
+    is_word = is_word and all(value.split("."))
     if not is_word or not 0 < len(value) <= _MAX_UID:
         raise OptionError(
             f"enqueue: key 'uid': {value!r} is not allowed: up to {_MAX_UID} letters, digits, '-', '_', '.'"
@@ -166,14 +172,14 @@ async def _content(source: Any, name: str, spool: Spool | None, spool_above_byte
         return await _spooled(lambda: next(pieces, b""), name, spool)
     head = await asyncio.to_thread(_read_some, source)
     if len(head) < _READ_BYTES or spool is None:
-        rest = b"" if len(head) < _READ_BYTES else await asyncio.to_thread(source.read)
+        rest = b"" if len(head) < _READ_BYTES else await asyncio.to_thread(_read, source)
         return await _content(head + rest, name, spool, spool_above_bytes)
     waiting = [head]
     held = b""
 
     def read() -> bytes:
         nonlocal held
-        piece = waiting.pop() if waiting else source.read(_READ_BYTES)
+        piece = waiting.pop() if waiting else _read(source, _READ_BYTES)
         octets, held = held + piece, b""
         if piece and octets.endswith(b"\r"):
             # Half of a line end, perhaps.
@@ -185,12 +191,19 @@ async def _content(source: Any, name: str, spool: Spool | None, spool_above_byte
 
 def _read_some(source: IO[bytes]) -> bytes:
     pieces, size = [], 0
-    while size < _READ_BYTES and (piece := source.read(_READ_BYTES - size)):
+    while size < _READ_BYTES and (piece := _read(source, _READ_BYTES - size)):
         if not isinstance(piece, bytes):
             raise OptionError("enqueue: key 'content': the file gives text: open it in binary mode")
         pieces.append(piece)
         size += len(piece)
     return b"".join(pieces)
+
+
+def _read(source: IO[bytes], count: int = -1) -> bytes:
+    try:
+        return source.read(count)
+    except (OSError, ValueError) as error:
+        raise OptionError(f"enqueue: key 'content': the file cannot be read: {error}") from error
 
 
 def _ended(octets: bytes) -> bytes:

@@ -25,6 +25,7 @@ EVENTS: dict[str, Callable[[e.Session, Command], Any]] = {
     "HELP": lambda s, c: e.CmdHelp(s.client_id, s, c.args),
     "QUIT": lambda s, c: e.CmdQuit(s.client_id, s, c.args),
     "STARTTLS": lambda s, c: e.CmdStarttls(s.client_id, s, c.args),
+    "LHLO": lambda s, c: e.CmdLhlo(s.client_id, s, c.args, c.address or ""),
     "XCLIENT": lambda s, c: e.CmdXclient(s.client_id, s, c.args, c.verb),
     "XFORWARD": lambda s, c: e.CmdXclient(s.client_id, s, c.args, c.verb),
     "AUTH": lambda s, c: e.CmdAuth(s.client_id, s, c.mechanism, c.mechanism),

@@ -122,8 +122,6 @@ class SmtpConnection(asyncio.Protocol):
             if self._lingers <= 0:
                 self.abort()
             return
-        if self._context.wiretap is not None:
-            self._context.wiretap(self.session, data, is_ours=False)
         self.session.receive(data)
 
     def eof_received(self) -> bool:
@@ -158,7 +156,7 @@ class SmtpConnection(asyncio.Protocol):
     def write(self, data: bytes) -> None:
         """Octets to the client, at the end of this turn."""
         if self._context.wiretap is not None:
-            self._context.wiretap(self.session, data, is_ours=True)
+            self._context.wiretap(self.session, data)
         if self._transport is not None:
             self._outbox.put(self._transport, data)
 

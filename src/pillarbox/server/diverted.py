@@ -9,8 +9,10 @@ import logging
 from typing import IO, Any
 
 from ..events.catalogue import Data, DataFh, Session
+from ..smtp.reply import Reply
 
 _log = logging.getLogger("pillarbox.session")
+_FAULT = Reply(451, "4.3.0", "The message could not be stored: try again later")
 
 
 class Diverted:
@@ -31,24 +33,36 @@ class Diverted:
             self._pieces.append(octets)
         elif self._error is None:
             try:
-                self._file.write(octets)
+                _write_all(self._file, octets)
             except Exception as error:
                 self._error = error
 
-    def finish(self, session: Session) -> Any | None:
-        """The event that tells the program, or None when its file failed."""
+    def finish(self, session: Session, fault: Reply | None = None) -> Data | DataFh:
+        """The event that tells the program; its `fault` is what was answered in the program's place, or None."""
         if self._file is None:
             octets = b"".join(self._pieces)
             lines = octets.split(b"\r\n")
             if lines[-1] == b"":
                 lines.pop()
-            return Data(session.client_id, session, lines)
+            return Data(session.client_id, session, lines if fault is None else [], fault)
         if self._error is not None:
             _log.error("session %s: the program's file failed: %r", session.client_id, self._error)
-            return None
-        return DataFh(session.client_id, session, self._file, self._size)
+            fault = fault or _FAULT
+        return DataFh(session.client_id, session, self._file, self._size, fault)
+
+
+def _write_all(file: IO[bytes], octets: bytes) -> None:
+    """A raw file may take less than it is given."""
+    while octets:
+        count = file.write(octets)
+        if not isinstance(count, int) or count >= len(octets):
+            return
+        octets = octets[count:]
 
 
 def is_writable(file: Any) -> bool:
     """True for what data_mode takes."""
-    return callable(getattr(file, "write", None)) and not hasattr(file, "encoding")
+    if not callable(getattr(file, "write", None)) or hasattr(file, "encoding"):
+        return False
+    asked = getattr(file, "writable", None)
+    return bool(asked()) if callable(asked) else True

@@ -46,9 +46,12 @@ class Intake:
         self._writer: SpoolWriter | None = None
         self._diverted: Diverted | None = None
 
-    def divert(self, file: IO[bytes] | None) -> None:
-        """The content of this transaction goes to the program (`data_mode`), not to the queue."""
+    def divert(self, file: IO[bytes] | None) -> bool:
+        """The content of this transaction goes to the program (`data_mode`), not to the queue. False: some is here already."""
+        if self._size or self._writer is not None:
+            return False
         self._diverted = Diverted(file)
+        return True
 
     def divert_unless_asked(self) -> None:
         """Without built-in behaviour content goes to the program in any case: as lines, if it did not give a file."""
@@ -101,9 +104,11 @@ class Intake:
         session = self._session
         event = diverted.finish(session.facts)
         self.reset()
-        if event is None:
-            session.intake_decided(_FAULT)
+        if event.fault is not None:
+            self._context.dispatcher.post(event)
+            session.intake_decided(event.fault)
             return
+        session.expect_program()
 
         def decided(verdict: Verdict) -> None:
             if isinstance(verdict, Reply):
@@ -114,6 +119,11 @@ class Intake:
         verdict = self._context.dispatcher.dispatch(event, decided)
         if not isinstance(verdict, Parked):
             decided(verdict)
+
+    def tell_fault(self, fault: Reply) -> None:
+        """Content that was the program's is refused for what it is: the program hears of its end, too."""
+        if self._diverted is not None:
+            self._context.dispatcher.post(self._diverted.finish(self._session.facts, fault))
 
     def _spooled(self, envelope: Envelope, error: StoreError | None) -> None:
         writer = self._writer

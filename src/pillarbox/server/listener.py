@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import socket
@@ -46,6 +47,7 @@ class Listeners:
         self._failed = failed
         self._servers: list[asyncio.Server] = []
         self._timer: Timer | None = None
+        self._is_over = False
 
     @property
     def is_listening(self) -> bool:
@@ -92,6 +94,10 @@ class Listeners:
                 return True
         return False
 
+    def cut_off(self) -> None:
+        """Nobody is waited for any more."""
+        self._is_over = True
+
     async def _undo(self) -> None:
         for server in self._servers:
             server.close()
@@ -122,7 +128,7 @@ class Listeners:
         self._servers.clear()
         deadline = context.clock.monotonic() + grace_s
         while context.sessions:
-            is_over = context.clock.monotonic() >= deadline
+            is_over = self._is_over or context.clock.monotonic() >= deadline
             for session in list(context.sessions.values()):
                 if is_over or not session.is_busy:
                     session.leave(_LEAVING, "shutdown", at_once=True)
@@ -152,8 +158,12 @@ async def _turn(context: ServerContext) -> None:
 async def _listen_unix(make: Callable[[], SmtpConnection], path: str) -> asyncio.Server:
     """A unix socket for its owner alone; one that a dead server left behind is replaced."""
     with contextlib.suppress(FileNotFoundError):
-        if stat.S_ISSOCK(os.stat(path).st_mode) and not _answers(path):
-            os.unlink(path)
+        if not stat.S_ISSOCK(os.stat(path).st_mode):
+            raise OSError(errno.EEXIST, "a file is in the way")
+        if _answers(path):
+            # The loop would put its own socket in place of that one.
+            raise OSError(errno.EADDRINUSE, "in use")
+        os.unlink(path)
     server = await asyncio.get_running_loop().create_unix_server(make, path, backlog=BACKLOG)
     os.chmod(path, 0o600)
     return server
@@ -180,6 +190,8 @@ def _is_local(host: str) -> bool:
 
 
 def _listen_hint(error: OSError, where: str, port: int) -> str:
+    if isinstance(error, socket.gaierror):
+        return f"cannot listen on {where}: {error.strerror}; give an IP address or a name of this machine"
     text = f"cannot listen on {where}: {os.strerror(error.errno) if error.errno else error}"
     with contextlib.suppress(AttributeError):
         if isinstance(error, PermissionError) and port < 1024 and os.geteuid() != 0:

@@ -6,15 +6,19 @@ import re
 
 from ..smtp.reply import Reply
 
-_LINE = re.compile(r"([2-5][0-9][0-9])(?:([ -])(?:([245]\.\d{1,3}\.\d{1,3})(?: |$))?(.*))?\Z", re.S)
-_MAX_WAITING = 1000
+_LINE = re.compile(r"([2-5][0-9][0-9])(?:([ -])(.*))?\Z", re.S)
+_ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?: |$)(.*)", re.S)
 
 
 class ReplyLines:
     """Lines of replies that are not complete yet, by session."""
 
     def __init__(self) -> None:
-        self._waiting: dict[str, list[str]] = {}
+        self._waiting: dict[str, tuple[str, list[str]]] = {}
+
+    def forget(self, client_id: str) -> None:
+        """What was begun there is over."""
+        self._waiting.pop(client_id, None)
 
     def take(self, client_id: str, text: str | bytes) -> Reply | None:
         """A line; the reply that it completes, or None. ValueError for line ends, and for what is no reply."""
@@ -26,13 +30,18 @@ class ReplyLines:
         found = _LINE.match(line)
         if found is None:
             raise ValueError(f"send_to_client: {line!r} is no reply: it begins with a code, such as '250 OK'")
-        code, separator, enhanced, rest = found.groups()
-        if enhanced is not None and enhanced[0] != code[0]:
-            enhanced, rest = None, f"{enhanced} {rest}"
+        code, separator, rest = found.groups()
+        begun, lines = self._waiting.get(client_id, (code, []))
+        if begun != code:
+            raise ValueError(f"send_to_client: {line!r} does not go on from {begun}: one reply has one code")
         if separator == "-":
-            if len(self._waiting) >= _MAX_WAITING:
-                self._waiting.pop(next(iter(self._waiting)))
-            self._waiting.setdefault(client_id, []).append(rest)
+            self._waiting[client_id] = (code, [*lines, rest])
             return None
-        lines = [*self._waiting.pop(client_id, []), *([rest] if rest else [])]
-        return Reply(int(code), enhanced, *lines)
+        self.forget(client_id)
+        if lines:
+            # As they were given, each with its own enhanced status code or none.
+            return Reply(int(code), None, *lines, rest or "")
+        enhanced = _ENHANCED.match(rest or "")
+        if enhanced is not None and enhanced[1][0] == code[0]:
+            return Reply(int(code), enhanced[1], *([enhanced[2]] if enhanced[2] else []))
+        return Reply(int(code), None, *([rest] if rest else []))

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from ..events import catalogue as e
 from ..events.dispatch import PARKED, Parked, Verdict
 from ..events.plugin import Eat
-from ..mail.envelope import Envelope
 from ..smtp.command import Command
 from ..smtp.reply import Reply
 from ..smtp.server import AuthLine, EndOfContent, ServerProtocol
@@ -23,6 +22,7 @@ from .accounts import Account
 from .authentication import Authentication
 from .commands import EVENTS, JUNK
 from .deadlines import Deadlines
+from .effects import EFFECTS
 from .intake import Intake
 
 if TYPE_CHECKING:
@@ -45,30 +45,10 @@ class SmtpSession:
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
-        "_account",
-        "_authentication",
-        "_command",
-        "_connection",
-        "_context",
-        "_deadlines",
-        "_dispatcher",
-        "_errors",
-        "_event",
-        "_greeted",
-        "_is_content",
-        "_junk",
-        "_pumping",
-        "_waiting",
-        "arrivals",
-        "awaits_program",
-        "commands",
-        "content_bytes",
-        "facts",
-        "intake",
-        "is_lost",
-        "protocol",
-        "reason",
-    )
+        "_account", "_authentication", "_command", "_connection", "_context", "_deadlines", "_dispatcher", "_early",
+        "_errors", "_event", "_greeted", "_is_content", "_junk", "_may_answer", "_pumping", "_waiting", "arrivals",
+        "awaits_program", "commands", "content_bytes", "facts", "intake", "is_lost", "protocol", "reason",
+    )  # fmt: skip
 
     def __init__(
         self, context: ServerContext, connection: SmtpConnection, facts: e.Session, protocol: ServerProtocol
@@ -92,6 +72,9 @@ class SmtpSession:
         self._account: Account | None = None
         self.is_lost = False
         self.awaits_program = False
+        # While an event goes round, whoever will eat it may answer it already.
+        self._may_answer = False
+        self._early: Reply | None = None
         self.reason = "client closed the connection"
         self.arrivals = self.commands = 0
         self._deadlines = Deadlines(context.options, context.clock.monotonic())
@@ -110,11 +93,13 @@ class SmtpSession:
         if direct is not None:
             self._greeting_decided(direct(self._dispatcher.server, self._event))
             return
+        self._may_answer = True
         verdict = self._dispatcher.dispatch(self._event, self._greeting_decided)
         if not isinstance(verdict, Parked):
             self._greeting_decided(verdict)
 
     def _greeting_decided(self, verdict: Verdict) -> None:
+        self._may_answer = False
         if self.is_lost:
             return
         if not isinstance(verdict, Reply):
@@ -211,6 +196,8 @@ class SmtpSession:
     def _on_command(self, command: Command) -> None:
         self._command = command
         self.commands += 1
+        if self._context.wiretap is not None:
+            self._context.wiretap(self, command)
         if command.error is not None:
             self._event = None
             if command.is_abuse:
@@ -231,45 +218,74 @@ class SmtpSession:
             # Nobody but the built-in behaviour listens: no walk.
             self._answer(direct(dispatcher.server, event))
             return
-        self._waiting = True
+        self._waiting = self._may_answer = True
         verdict = dispatcher.dispatch(event, self._command_decided)
         if verdict is not PARKED:
             self._command_decided(verdict)  # type: ignore[arg-type]
 
     def _command_decided(self, verdict: Verdict) -> None:
-        if self.is_lost:
+        self._may_answer = False
+        command = self._command
+        if self.is_lost or command is None:
             return
-        if verdict is Eat.CLIENT and self._command is not None and self._command.verb in ("BDAT", "AUTH"):
+        if verdict is Eat.CLIENT and command.verb in ("BDAT", "AUTH"):
             # Only subscribers were kept from it; what these two do is built in, beside the plugin `simple`.
             verdict = None
         if verdict.__class__ is Reply:
             self._answer(verdict)
-        elif verdict is None and self._command is not None and self._command.verb == "BDAT":
-            self.protocol.accept_chunk()
-            self._begin_content()
-            self._resume()
-        elif verdict is None and self._command is not None and self._command.verb == "AUTH":
-            self._authentication = Authentication(self._context, self, self._command.mechanism)
-            self._authentication.begin(self._command.initial)
+        elif verdict is None and command.verb == "BDAT" and not self._is_programs("cmd_bdat"):
+            self._take_chunk()
+        elif verdict is None and command.verb == "AUTH" and self._early is None:
+            self._authentication = Authentication(self._context, self, command.mechanism)
+            self._authentication.begin(command.initial)
         else:
             # Eaten: whoever ate it owes the reply, and the sweep answers 451 when it does not come.
             self.await_program()
 
+    def _is_programs(self, name: str) -> bool:
+        """Without built-in behaviour, what the program listens to is the program's to answer."""
+        return self._early is not None or (not self._context.options.simple and self._dispatcher.heard[name])
+
+    def _take_chunk(self) -> None:
+        self.protocol.accept_chunk()
+        self.begin_content()
+        self._resume()
+
     def await_program(self) -> None:
-        """From now on the program owes the reply."""
+        """From now on the program owes the reply, if it has not given it already."""
         self.awaits_program = True
         self._touch()
+        early, self._early = self._early, None
+        if early is not None:
+            self.reply_from_program(early)
+
+    def expect_program(self) -> None:
+        """An event goes round that the program may answer."""
+        self._may_answer = True
 
     def reply_from_program(self, reply: Reply) -> bool:
         """A reply by MailServer.send_to_client; False when none is owed."""
-        if not self.awaits_program or self.is_lost:
+        if self.is_lost:
+            return False
+        if not self.awaits_program:
+            if self._may_answer and self._early is None:
+                self._early = reply
+                return True
             return False
         self.awaits_program = False
-        if self._greeted:
-            self._answer(reply)
-        else:
+        if not self._greeted:
             self._greeting_decided(reply)
+        elif reply.is_positive and self._command is not None and self._command.verb == "BDAT":
+            # It may come; the reply that the client gets follows its octets (RFC 3030 section 2).
+            self._take_chunk()
+        else:
+            self._answer(reply)
         return True
+
+    @property
+    def owes_program(self) -> bool:
+        """True while send_to_client would be heard."""
+        return not self.is_lost and (self.awaits_program or (self._may_answer and self._early is None))
 
     def _answer(self, reply: Reply) -> None:
         if self._dispatcher.heard["response"]:
@@ -300,16 +316,21 @@ class SmtpSession:
         """The reply leaves (with the rest of this turn); then what the command does, and what too many errors do."""
         command, event = self._command, self._event
         self.protocol.respond(reply, is_sent=is_sent)
-        self._waiting = False
-        self._command = self._event = None
+        self._waiting = self._may_answer = False
+        self._command = self._event = self._early = None
+        if command is _END and not self._is_content:
+            # RFC 5321 section 4.1.1.4: whoever took or refused it, the transaction is over.
+            self.facts.envelope = None
+            if reply.code < 400:
+                self._junk = 0
         if reply.code == 235:
             self._let_in()
         if reply.code >= 400:
             if command is not None and command.verb == "BDAT" and self.protocol.state is State.READY:
-                self._reset()
+                self.reset()
             self._count_error(reply)
         elif command is not None and event is not None:
-            effect = _EFFECTS.get(command.verb)
+            effect = EFFECTS.get(command.verb)
             if effect is not None:
                 effect(self, event, reply)
         if not self._pumping and not self._waiting:
@@ -326,31 +347,14 @@ class SmtpSession:
 
     # -------------------------------------------------- what positive replies do
 
-    def _reset(self, event: Any = None, reply: Reply | None = None) -> None:
+    def reset(self) -> None:
+        """No transaction is open."""
         self.facts.envelope = None
         self.intake.reset()
         self._is_content = False
 
-    def _greet(self, event: Any, reply: Reply) -> None:
-        self._reset()
-        self.facts.helo = event.address
-        self.facts.is_esmtp = event.name == "cmd_ehlo"
-
-    def _open_transaction(self, event: e.CmdMail, reply: Reply) -> None:
-        get = event.parameters.get
-        is_utf8 = "SMTPUTF8" in event.parameters
-        self.facts.envelope = Envelope(event.address, [], get("BODY", "7BIT"), is_utf8, get("RET"), get("ENVID"))
-
-    def _add_recipient(self, event: e.CmdRcpt, reply: Reply) -> None:
-        envelope = self.facts.envelope
-        if envelope is not None:
-            parameters = event.parameters
-            if parameters:
-                envelope.add(event.address, parameters.get("NOTIFY", ()), parameters.get("ORCPT"))
-            else:
-                envelope.add(event.address)
-
-    def _begin_content(self, event: Any = None, reply: Reply | None = None) -> None:
+    def begin_content(self) -> None:
+        """Content follows."""
         if not self._is_content:
             self._is_content = True
             self.content_bytes = 0
@@ -358,18 +362,15 @@ class SmtpSession:
                 # Nobody but the program knows what to do with it.
                 self.intake.divert_unless_asked()
 
-    def _quit(self, event: Any, reply: Reply) -> None:
-        self.reason = "QUIT"
-
-    def _start_tls(self, event: Any, reply: Reply) -> None:
-        if reply.code == 220:
-            self._waiting = True
-            self._flush()
-            self._connection.start_tls()
+    def start_tls(self) -> None:
+        """The handshake follows the 220."""
+        self._waiting = True
+        self._flush()
+        self._connection.start_tls()
 
     def tls_started(self, description: str) -> None:
         """The handshake is done: everything from before is forgotten (RFC 3207 section 4.2)."""
-        self._reset()
+        self.reset()
         self.protocol.tls_started()
         facts = self.facts
         facts.tls, facts.helo, facts.is_esmtp = description, "", False
@@ -380,6 +381,8 @@ class SmtpSession:
 
     def _on_auth_line(self, event: AuthLine) -> None:
         assert self._authentication is not None
+        if self._context.wiretap is not None:
+            self._context.wiretap(self, event)
         self._waiting = True
         self._authentication.line(event.line)
 
@@ -402,13 +405,17 @@ class SmtpSession:
 
     def _on_end(self, end: EndOfContent) -> None:
         self._command = _END
+        if self._context.wiretap is not None:
+            self._context.wiretap(self, end)
         if not end.is_last:
             self._answer(_CHUNK_OK)
             return
         self._is_content = False
         envelope = self.facts.envelope
         if end.fault is not None or envelope is None:
-            self._reset()
+            if end.fault is not None:
+                self.intake.tell_fault(end.fault)
+            self.reset()
             if end.is_abuse:
                 self.reason = "content with bare CR or LF"
                 _log.warning("session %s: %s", self.facts.client_id, self.reason)
@@ -421,9 +428,7 @@ class SmtpSession:
         """The message is queued, or refused."""
         if self.is_lost:
             return
-        self.facts.envelope = None
-        if reply.is_positive:
-            self._junk = 0
+        self._may_answer = False
         self._answer(reply)
 
     def wants_reading(self, wants: bool) -> None:
@@ -445,6 +450,11 @@ class SmtpSession:
         if self.is_lost or self.protocol.is_closed:
             return
         self.reason = reason
+        if self._dispatcher.heard["response"]:
+            # It cannot wait for a plugin that suspends.
+            event = e.Response(self.facts.client_id, self.facts, reply, "")
+            self._dispatcher.dispatch(event)
+            reply = event.reply if isinstance(event.reply, Reply) and event.reply.code == 421 else reply
         self.protocol.say(reply)
         self.protocol.close()
         self._waiting = False
@@ -483,15 +493,3 @@ class SmtpSession:
         facts = self.facts
         if self._dispatcher.listens("disconnected"):
             self._dispatcher.post(e.Disconnected(facts.client_id, facts, self.reason))
-
-
-_EFFECTS: dict[str, Callable[[SmtpSession, Any, Reply], None]] = {
-    "EHLO": SmtpSession._greet,
-    "HELO": SmtpSession._greet,
-    "MAIL": SmtpSession._open_transaction,
-    "RCPT": SmtpSession._add_recipient,
-    "DATA": SmtpSession._begin_content,
-    "RSET": SmtpSession._reset,
-    "QUIT": SmtpSession._quit,
-    "STARTTLS": SmtpSession._start_tls,
-}

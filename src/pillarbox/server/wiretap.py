@@ -1,6 +1,7 @@
 """The flag `trace`: every line of every session, and every event, to the log. For finding out; not for every day.
 
-What is said within AUTH is left out, and content is counted, not shown.
+Written from what was understood, not from segments, so that however a client cuts its octets no secret of AUTH shows:
+what is said within AUTH is left out, and content is counted.
 """
 
 from __future__ import annotations
@@ -8,24 +9,33 @@ from __future__ import annotations
 import logging
 from typing import TYPE_CHECKING, Any
 
+from ..smtp.command import Command
+from ..smtp.server import AuthLine, EndOfContent
+
 if TYPE_CHECKING:
     from .session import SmtpSession
 
 _log = logging.getLogger("pillarbox.trace")
 
 
-def tap(session: SmtpSession, octets: bytes, *, is_ours: bool) -> None:
-    """A piece of what goes over the wire, before it is understood (or after it was said)."""
-    name, who = session.facts.client_id, "S" if is_ours else "C"
-    protocol = session.protocol
-    if not is_ours and protocol.is_in_content:
-        _log.info("%s C: (%d octets of content)", name, len(octets))
-        return
-    for line in octets.split(b"\r\n"):
-        if not line:
-            continue
-        is_secret = not is_ours and (protocol.is_in_auth or line[:5].upper() == b"AUTH ")
-        _log.info("%s %s: %s", name, who, "***" if is_secret else ascii(line.decode("latin-1"))[1:-1])
+def tap(session: SmtpSession, what: Command | AuthLine | EndOfContent | bytes) -> None:
+    """What a client said, understood; or (bytes) what it is answered."""
+    name = session.facts.client_id
+    if isinstance(what, bytes):
+        for line in what.split(b"\r\n")[:-1]:
+            _log.info("%s S: %s", name, _shown(line.decode("latin-1")))
+    elif isinstance(what, Command):
+        # A verb that is not known may be half of something that is secret.
+        is_secret = what.verb == "AUTH" or (what.error is not None and what.error.code == 500)
+        _log.info("%s C: %s %s", name, _shown(what.verb), "***" if is_secret and what.args else _shown(what.args))
+    elif isinstance(what, EndOfContent):
+        _log.info("%s C: (%d octets of content)", name, what.size_bytes)
+    else:
+        _log.info("%s C: ***", name)
+
+
+def _shown(text: str) -> str:
+    return ascii(text)[1:-1]
 
 
 def log_event(event: Any) -> None:

@@ -199,6 +199,8 @@ COMMANDS: dict[bytes, Row] = {
         Row("QUIT", _parse_nothing, "cmd_quit", "QUIT", "5321"),
         Row("STARTTLS", _parse_nothing, "cmd_starttls", "STARTTLS", "3207", is_junk=True),
         Row("AUTH", _parse_auth, "cmd_auth", "AUTH mechanism [initial-response]", "4954"),
+        # LMTP's greeting (RFC 2033 section 4.1): for a program that answers everything itself.
+        Row("LHLO", _parse_greeting, "cmd_lhlo", "LHLO domain", "", is_junk=True),
         # Postfix's way to pass on what a proxy knows. Known, so that it is refused by name, and never offered.
         Row("XCLIENT", _parse_anything, "cmd_xclient", "XCLIENT attribute=value", "", is_junk=True, is_free_text=True),
         Row(

@@ -444,7 +444,7 @@ def _too_large(facts: Facts) -> Reply:
 
 
 # Positive replies to these do no more than move the state.
-_PLAIN = frozenset(("RCPT", "NOOP", "HELP", "VRFY", "EXPN", "XCLIENT", "XFORWARD"))
+_PLAIN = frozenset(("RCPT", "NOOP", "HELP", "VRFY", "EXPN", "XCLIENT", "XFORWARD", "LHLO"))
 _CHECKS = {
     "MAIL": ServerProtocol._check_mail,
     "DATA": ServerProtocol._check_data,

@@ -24,7 +24,7 @@ class State(Enum):
 
 
 _S = State
-_ANYWHERE = {"NOOP": None, "HELP": None, "VRFY": None, "EXPN": None, "XCLIENT": None, "XFORWARD": None}
+_ANYWHERE = {"NOOP": None, "HELP": None, "VRFY": None, "EXPN": None, "XCLIENT": None, "XFORWARD": None, "LHLO": None}
 
 
 def _row(state: State, **moves: State) -> dict[str, State]:

@@ -1,0 +1,64 @@
+"""What a positive reply to a command does to the session: one row for each verb that changes something."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from ..events import catalogue as e
+from ..mail.envelope import Envelope
+from ..smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from .session import SmtpSession
+
+
+def _reset(session: SmtpSession, event: Any, reply: Reply) -> None:
+    session.reset()
+
+
+def _greet(session: SmtpSession, event: Any, reply: Reply) -> None:
+    session.reset()
+    session.facts.helo = event.address
+    session.facts.is_esmtp = event.name == "cmd_ehlo"
+
+
+def _open_transaction(session: SmtpSession, event: e.CmdMail, reply: Reply) -> None:
+    get = event.parameters.get
+    is_utf8 = "SMTPUTF8" in event.parameters
+    session.facts.envelope = Envelope(event.address, [], get("BODY", "7BIT"), is_utf8, get("RET"), get("ENVID"))
+
+
+def _add_recipient(session: SmtpSession, event: e.CmdRcpt, reply: Reply) -> None:
+    envelope = session.facts.envelope
+    if envelope is not None:
+        parameters = event.parameters
+        if parameters:
+            envelope.add(event.address, parameters.get("NOTIFY", ()), parameters.get("ORCPT"))
+        else:
+            envelope.add(event.address)
+
+
+def _begin_content(session: SmtpSession, event: Any, reply: Reply) -> None:
+    session.begin_content()
+
+
+def _quit(session: SmtpSession, event: Any, reply: Reply) -> None:
+    session.reason = "QUIT"
+
+
+def _start_tls(session: SmtpSession, event: Any, reply: Reply) -> None:
+    if reply.code == 220:
+        session.start_tls()
+
+
+EFFECTS: dict[str, Callable[[SmtpSession, Any, Reply], None]] = {
+    "EHLO": _greet,
+    "HELO": _greet,
+    "MAIL": _open_transaction,
+    "RCPT": _add_recipient,
+    "DATA": _begin_content,
+    "RSET": _reset,
+    "QUIT": _quit,
+    "STARTTLS": _start_tls,
+}
