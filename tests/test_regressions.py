@@ -457,7 +457,7 @@ def test_a_wake_up_during_the_sweep_for_expired_mail(tmp_path: Path) -> None:
                 def sweep(*args: Any) -> Any:
                     # In the middle of the sweep the next hop is back, and says so.
                     lane._retry_at = None
-                    scheduler.wake()
+                    scheduler.next_hop_is_back(lane.key, ())
                     woken.append(True)
                     return real(*args)
 

@@ -22,6 +22,8 @@ from .smtp.address import comparable_domain
 _log = logging.getLogger("pillarbox.dns")
 # A question is given up after this, all nameservers and repetitions included.
 TIME_OUT_S = 10.0
+# Whatever resolver a program has given: this is the end.
+LONGEST_S = 60.0
 # RFC 2308 section 5 and 7: negative answers by their SOA, failures for a moment only.
 LONGEST_TTL_S = 86400.0
 LONGEST_NEGATIVE_S = 3600.0
@@ -118,7 +120,7 @@ def _record(kind: str, data: Any) -> Any:
     return data.to_text().rstrip(".").lower()
 
 
-def _reason(error: Exception) -> str:
+def _reason(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:300]
 
 
@@ -167,9 +169,13 @@ class CachingResolver:
 
     async def _ask(self, key: tuple[str, str]) -> Answer:
         try:
-            answer = await self._resolver.resolve(*key)
-        except Exception as error:
-            _log.exception("the resolver failed on %s %s", *key)
+            async with asyncio.timeout(LONGEST_S):
+                answer = await self._resolver.resolve(*key)
+        except (Exception, asyncio.CancelledError) as error:
+            task = asyncio.current_task()
+            if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
+                raise
+            _log.warning("the resolver failed on %s %s: %r", *key, error)
             answer = Answer(Status.FAILED, reason=_reason(error))
         ttl = answer.ttl_s
         if answer.status is Status.FAILED:

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from ..mail import dsn
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
+from ..queue.judged import Judged
 from ..queue.model import Message
-from ..queue.scheduler import Judged
 
 
 class BounceMaker:

@@ -199,7 +199,12 @@ class ClientConnection(asyncio.Protocol):
     async def _await(self, *wanted: Happened) -> Happened:
         """The next thing that happens, if it is one of these; ConnectFault for any other, and for a time-out."""
         loop = asyncio.get_running_loop()
-        happened = self.smtp.next_event()
+        happened: Happened | None
+        if self._step is not None and self._step.done():
+            # It came before anybody waited for it: some loops read in the turn that connects.
+            happened = self._step.result()
+        else:
+            happened = self.smtp.next_event()
         if happened is None:
             self._step = loop.create_future()
             limit = STEP_S[self.smtp.stage]
@@ -210,6 +215,8 @@ class ClientConnection(asyncio.Protocol):
                 raise ConnectFault(
                     Reply(451, "4.4.2", f"No reply from {self.target.name} in time"), self.smtp.stage
                 ) from None
+        # For what comes before the next thing is waited for.
+        self._step = loop.create_future()
         if happened in wanted:
             return happened
         reply = self.smtp.last_reply or Reply(451, "4.4.2", "Connection lost")

@@ -14,8 +14,9 @@ import inspect
 import io
 import logging
 import re
+import threading
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from email.message import EmailMessage
 from typing import IO, Any
 
@@ -32,6 +33,7 @@ _log = logging.getLogger("pillarbox.handlers")
 # A pattern that has not decided by then is at fault (hostile row 110); addresses are 254 octets at most.
 MATCH_S = 0.05
 WAITING = 200
+WAITING_BYTES = 8 << 20
 _DONE = Reply(250, "2.0.0", "Taken by the handler")
 
 
@@ -224,6 +226,34 @@ def _parse_handler(one: Any, for_event: Callable[[str], Callable[[Item], Any]]) 
     return Handler(one["match"], for_event(event), event=event.removeprefix("smtpd_"), **more)
 
 
+def _in_thread(callback: Callable[[Item], Any], item: Item) -> asyncio.Future[Any]:
+    """Runs it in a thread of its own, that no shutdown has to wait for; what it raises comes back, whatever it is."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Any] = loop.create_future()
+
+    def hand_back(value: Any, error: BaseException | None) -> None:
+        if future.done():
+            return
+        if isinstance(error, StopIteration):
+            error = RuntimeError("the handler raised StopIteration")
+        if error is not None:
+            future.set_exception(error)
+        else:
+            future.set_result(value)
+
+    def work() -> None:
+        value, error = None, None
+        try:
+            value = callback(item)
+        except BaseException as caught:
+            error = caught
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(hand_back, value, error)
+
+    threading.Thread(target=work, name="pillarbox-handler", daemon=True).start()
+    return future
+
+
 class Handlers:
     """The handlers of a server, in order: the first that matches takes the recipient. Live: `replace` at any time."""
 
@@ -280,11 +310,19 @@ class HandlerLane:
         self._running: set[asyncio.Task[None]] = set()
         self._was_full = False
         self._is_stopping = False
+        self._waiting_bytes = 0
+        # Threads and tasks that went on when their time was over: they have their place until they end.
+        self._left_behind = 0
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for their turn."""
+        return len(self._waiting)
 
     @property
     def has_room(self) -> bool:
         """False while enough waits."""
-        is_full = len(self._waiting) >= WAITING
+        is_full = len(self._waiting) >= WAITING or self._waiting_bytes > WAITING_BYTES
         self._was_full = self._was_full or is_full
         return not is_full and not self._is_stopping
 
@@ -296,6 +334,7 @@ class HandlerLane:
     def push(self, work: Work) -> None:
         """Takes work."""
         self._waiting.append(work)
+        self._waiting_bytes += len(work.message.content.prefix)
         self._feed()
 
     def withdraw(self, uids: Collection[str] | None) -> list[Work]:
@@ -304,14 +343,17 @@ class HandlerLane:
         if taken:
             gone = {id(work) for work in taken}
             self._waiting = deque(work for work in self._waiting if id(work) not in gone)
+            self._waiting_bytes = sum(len(work.message.content.prefix) for work in self._waiting)
+            self._shrunk()
         return taken
 
     def _feed(self) -> None:
         while self._waiting and not self._is_stopping:
             handler = self._find()
-            if handler is not None and len(self._running) >= handler.concurrency:
+            if handler is not None and len(self._running) + self._left_behind >= handler.concurrency:
                 return
             work = self._waiting.popleft()
+            self._waiting_bytes -= len(work.message.content.prefix)
             task = asyncio.get_running_loop().create_task(self._run(handler, work))
             self._running.add(task)
             task.add_done_callback(self._done)
@@ -319,7 +361,11 @@ class HandlerLane:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._feed()
-        if self._was_full and len(self._waiting) <= WAITING // 2:
+        self._shrunk()
+
+    def _shrunk(self) -> None:
+        is_low = len(self._waiting) <= WAITING // 2 and self._waiting_bytes <= WAITING_BYTES // 2
+        if self._was_full and is_low:
             self._was_full = False
             self._wake()
 
@@ -340,18 +386,43 @@ class HandlerLane:
             return handler.time_out_s
         return max(60.0, work.message.expires_at - self._clock.time())
 
+    async def _bounded(self, awaitable: Awaitable[Any], limit_s: float) -> None:
+        """Waits for it so long; TimeoutError then, also when it does not let itself be cancelled."""
+        inner = asyncio.ensure_future(awaitable)
+        try:
+            await asyncio.wait([inner], timeout=limit_s)
+        except asyncio.CancelledError:
+            self._leave_behind(inner)
+            raise
+        if not inner.done():
+            self._leave_behind(inner)
+            raise TimeoutError
+        answer = inner.result()
+        if inspect.isawaitable(answer):
+            await self._bounded(answer, limit_s)
+
+    def _leave_behind(self, inner: asyncio.Future[Any]) -> None:
+        self._left_behind += 1
+
+        def ended(future: asyncio.Future[Any]) -> None:
+            self._left_behind -= 1
+            if not future.cancelled():
+                future.exception()
+            self._feed()
+
+        # A thread's future ends with the thread, whatever is asked of it.
+        if isinstance(inner, asyncio.Task):
+            inner.cancel()
+        inner.add_done_callback(ended)
+
     async def _call(self, handler: Handler | None, work: Work) -> tuple[Reply, bool]:
         if handler is None:
             return Reply(451, "4.3.5", "The handler of this recipient is gone"), False
         try:
             item = Item(work, handler.event or "")
-            async with asyncio.timeout(self._limit(handler, work)):
-                if handler.in_thread:
-                    answer = await asyncio.to_thread(handler.callback, item)
-                else:
-                    answer = handler.callback(item)
-                if inspect.isawaitable(answer):
-                    await answer
+            answer = _in_thread(handler.callback, item) if handler.in_thread else handler.callback(item)
+            if inspect.isawaitable(answer):
+                await self._bounded(answer, self._limit(handler, work))
         except Reject as rejection:
             return rejection.reply, False
         except asyncio.CancelledError:
@@ -376,6 +447,6 @@ class HandlerLane:
             _, late = await asyncio.wait(running, timeout=max(grace_s, 0.001))
             for task in late:
                 task.cancel()
-            for task in late:
-                with contextlib.suppress(asyncio.CancelledError):
-                    await task
+            if late:
+                # A handler may refuse to be cancelled: the server goes down all the same.
+                await asyncio.wait(late, timeout=1.0)

@@ -13,7 +13,7 @@ import random
 from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..clock import Clock
 from ..queue.work import Result, Work
@@ -35,7 +35,15 @@ NO_TLS_S = 3600.0
 # A server that could not be reached stands behind the others of its next hop for this long.
 BAD_S = 300.0
 # Stages that are about the next hop as a whole: what was deferred there is due at once when it is back.
-WHOLE_STAGES = frozenset(("lookup", "connect", "greeting", "ehlo", "starttls", "auth", "connection"))
+REACHING_STAGES = frozenset(("lookup", "connect", "greeting", "ehlo", "starttls", "auth"))
+WHOLE_STAGES = REACHING_STAGES | {"connection"}
+# Connections to a next hop of which none has come about yet.
+UNPROVEN = 2
+_NOT_REACHABLE = Reply(451, "4.4.1", "The next hop is not reachable")
+# So long may it take until one of a next hop's servers takes a connection.
+OPEN_S = 900.0
+# So many probes of a next hop that nothing is queued for; then it is forgotten.
+EMPTY_PROBES = 24
 
 FindTargets = Callable[[], Awaitable[list[Target] | Reply]]
 
@@ -59,10 +67,11 @@ class Lanes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
-    """How one lane works: connections at once, messages that may wait in memory, how connections are made."""
+    """How one lane works: connections at once, messages and octets that may wait in memory, how connections are made."""
 
     limit: int
     waiting: int
+    waiting_bytes: int
     client: ClientSettings
     find_targets: FindTargets
 
@@ -76,23 +85,25 @@ class Lane:
         self._settings = settings.client
         self._find_targets = settings.find_targets
         self._limit = settings.limit
-        self._max_waiting = settings.waiting
+        self._max_waiting, self._max_waiting_bytes = settings.waiting, settings.waiting_bytes
+        self._waiting_bytes = 0
+        # Until one connection has come about there are few: who never answers must not have all of the server's.
+        self._has_worked = False
+        self._empty_probes = 0
         self._was_full = False
         self._clock = clock
         self._rng = rng
         self._waiting: deque[Work] = deque()
         self._connections: set[ClientConnection] = set()
         self._idle: list[ClientConnection] = []
-        self._opening: set[asyncio.Task[None]] = set()
-        self._busy = 0
-        self._trouble = 0
-        self._downs = 0
+        self._opening: set[asyncio.Task[Any]] = set()
+        self._busy = self._trouble = self._downs = 0
         self._retry_at: float | None = None
         self._last_fault: Reply | None = None
         self._bad: dict[Target, float] = {}
         self._no_tls: dict[Target, float] = {}
-        self._is_stopping = False
         self._calm: asyncio.Future[None] | None = None
+        self._is_stopping = False
 
     # -------------------------------------------------------------------- work
 
@@ -108,9 +119,32 @@ class Lane:
             return False
         if self._retry_at is not None:
             return not self._waiting and not self._busy
-        is_full = len(self._waiting) >= self._max_waiting
+        is_full = len(self._waiting) >= self._max_waiting or self._waiting_bytes > self._max_waiting_bytes
         self._was_full = self._was_full or is_full
         return not is_full
+
+    @property
+    def waiting(self) -> int:
+        """Messages that wait for a connection."""
+        return len(self._waiting)
+
+    def _next(self) -> Work:
+        work = self._waiting.popleft()
+        self._waiting_bytes -= len(work.message.content.prefix)
+        self._shrunk()
+        return work
+
+    def _take_waiting(self) -> deque[Work]:
+        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
+        self._shrunk()
+        return waiting
+
+    def _shrunk(self) -> None:
+        """Whoever was told that enough waits is told when it does not any more."""
+        is_low = len(self._waiting) <= self._max_waiting // 2 and self._waiting_bytes <= self._max_waiting_bytes // 2
+        if self._was_full and is_low:
+            self._was_full = False
+            self._lanes.wake()
 
     @property
     def is_idle(self) -> bool:
@@ -137,10 +171,12 @@ class Lane:
 
     def why_waiting(self) -> str | None:
         """For people."""
-        if self._retry_at is None:
-            return None
-        seconds = max(0, round(self._retry_at - self._clock.monotonic()))
-        return f"{self.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
+        seconds = 0 if self._retry_at is None else max(0, round(self._retry_at - self._clock.monotonic()))
+        return (
+            None
+            if self._retry_at is None
+            else f"{self.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
+        )
 
     def push(self, work: Work) -> None:
         """Takes work."""
@@ -148,6 +184,8 @@ class Lane:
             self._return(work)
             return
         self._waiting.append(work)
+        self._waiting_bytes += len(work.message.content.prefix)
+        self._empty_probes = 0
         self.feed()
 
     def withdraw(self, uids: Collection[str] | None) -> list[Work]:
@@ -155,18 +193,19 @@ class Lane:
         taken = [work for work in self._waiting if uids is None or work.message.uid in uids]
         if taken:
             gone = {id(work) for work in taken}
-            self._waiting = deque(work for work in self._waiting if id(work) not in gone)
+            kept = deque(work for work in self._waiting if id(work) not in gone)
+            self._waiting, self._waiting_bytes = kept, sum(len(work.message.content.prefix) for work in kept)
+            self._shrunk()
         return taken
 
     def forget_backoff(self) -> None:
         """Probe now."""
-        if self._retry_at is not None:
-            self._retry_at = self._clock.monotonic()
+        self._retry_at = None if self._retry_at is None else self._clock.monotonic()
 
     def _return(self, work: Work) -> None:
         """Nothing was tried: the queue keeps it until the next probe."""
         retry_at = self.retry_at_wall() or self._clock.time()
-        fault = self._last_fault or Reply(451, "4.4.1", "The next hop is not reachable")
+        fault = self._last_fault or _NOT_REACHABLE
         work.results = [Result(r, fault, "connect", is_attempt=False, retry_at=retry_at) for r in work.recipients]
         self._lanes.finished(work)
 
@@ -179,7 +218,7 @@ class Lane:
                 self._idle.pop()
         if not self._waiting or self._is_stopping:
             return
-        limit = 1 if self._retry_at is not None else self._limit
+        limit = 1 if self._retry_at is not None else self._limit if self._has_worked else min(UNPROVEN, self._limit)
         room = limit - len(self._connections) - len(self._opening)
         for _ in range(min(room, len(self._waiting) - len(self._opening))):
             if not self._spawn_open():
@@ -188,15 +227,17 @@ class Lane:
     def _spawn_open(self) -> bool:
         if not self._lanes.may_open(self):
             return False
-        task = asyncio.get_running_loop().create_task(self._open())
+        task: asyncio.Task[bool] = asyncio.get_running_loop().create_task(self._open())
         self._opening.add(task)
         task.add_done_callback(self._opened)
         return True
 
-    def _opened(self, task: asyncio.Task[None]) -> None:
+    def _opened(self, task: asyncio.Task[bool]) -> None:
         self._opening.discard(task)
-        if task.cancelled() or task.exception() is not None:
+        if task.cancelled() or task.exception() is not None or not task.result():
             self._lanes.has_closed()
+        if not task.cancelled() and task.exception() is not None:
+            _log.error("%s: opening a connection failed", self.key, exc_info=task.exception())
 
     async def _targets(self) -> list[Target] | Reply:
         """The servers, best first; those that have failed lately stand behind the others."""
@@ -213,13 +254,25 @@ class Lane:
 
     # -------------------------------------------------------------- connections
 
-    async def _open(self) -> None:
+    async def _open(self) -> bool:
+        """True when there is a connection: it is counted until it closes."""
+        try:
+            async with asyncio.timeout(OPEN_S):
+                return await self._open_one()
+        except TimeoutError:
+            return self._not_opened(ConnectFault(Reply(451, "4.4.1", "No server answered in time"), Stage.CONNECT))
+
+    def _not_opened(self, fault: ConnectFault) -> bool:
+        self._opening.discard(asyncio.current_task())
+        self._connect_failed(fault)
+        return False
+
+    async def _open_one(self) -> bool:
         targets = await self._targets()
         if isinstance(targets, Reply):
             self._opening.discard(asyncio.current_task())
-            self._lanes.has_closed()
             self._no_targets(targets)
-            return
+            return False
         fault: ConnectFault | None = None
         for target in targets:
             try:
@@ -234,20 +287,19 @@ class Lane:
                 if fault is not None:
                     _log.warning("%s: using %s", self.key, target.name)
                 self._take(connection)
-                return
+                return True
             self._bad[target] = self._clock.monotonic() + BAD_S
         # None works: next time the order begins anew.
         self._bad.clear()
-        self._opening.discard(asyncio.current_task())
-        self._lanes.has_closed()
-        self._connect_failed(fault or ConnectFault(Reply(451, "4.4.4", "There is no server to try"), Stage.LOOKUP))
+        return self._not_opened(fault or ConnectFault(Reply(451, "4.4.4", "There is no server to try"), Stage.LOOKUP))
 
     def _take(self, connection: ClientConnection) -> None:
         self._connections.add(connection)
         self._idle.append(connection)
+        self._has_worked = True
         if self._retry_at is not None and not self._waiting:
-            # It answers again: what waits for it is due now, and the first message decides whether that lasts.
-            self._lanes.is_back(self.key, WHOLE_STAGES)
+            # It answers again: what could not reach it is due now, and the first message decides whether that lasts.
+            self._lanes.is_back(self.key, REACHING_STAGES)
         self._opening.discard(asyncio.current_task())
         self.feed()
 
@@ -257,7 +309,7 @@ class Lane:
             self._connect_failed(ConnectFault(verdict, Stage.LOOKUP))
             return
         self._retry_at = None
-        waiting, self._waiting = self._waiting, deque()
+        waiting = self._take_waiting()
         for work in waiting:
             work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
             work.results = [Result(r, verdict, Stage.LOOKUP.value, is_permanent=True) for r in work.recipients]
@@ -287,7 +339,7 @@ class Lane:
             self._trouble += 1
             return
         stage = fault.stage.value
-        work = self._waiting.popleft() if self._waiting else None
+        work = self._next() if self._waiting else None
         self._go_down()
         if work is not None:
             # The one that asked for the connection has had an attempt; the others have not.
@@ -304,10 +356,11 @@ class Lane:
         self._downs = min(self._downs + 1, 16)
         self._retry_at = self._clock.monotonic() + pause
         self._trouble = 0
+        self._has_worked = False
         _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._last_fault)
 
     def _return_all(self) -> None:
-        waiting, self._waiting = self._waiting, deque()
+        waiting = self._take_waiting()
         for work in waiting:
             self._return(work)
         self._lanes.wake()
@@ -330,7 +383,7 @@ class Lane:
                 connection.quit()
             return
         while self._waiting and connection.smtp.can_start:
-            if self._begin(connection, self._waiting.popleft()):
+            if self._begin(connection, self._next()):
                 if connection in self._idle:
                     self._idle.remove(connection)
                 return
@@ -362,9 +415,6 @@ class Lane:
         work = transaction.tag
         assert isinstance(work, Work)
         self._busy -= 1
-        if self._was_full and len(self._waiting) <= self._max_waiting // 2:
-            self._was_full = False
-            self._lanes.wake()
         if not self._busy and self._calm is not None and not self._calm.done():
             self._calm.set_result(None)
         is_lost = connection.smtp.state.name == "CLOSED"
@@ -424,8 +474,15 @@ class Lane:
         if self._retry_at is not None and not self.is_down and not self._busy and not self._opening:
             self._lanes.wake()
             if not self._waiting and not self._idle and not self._is_stopping:
-                # Nothing is due that could probe: a connection alone does it.
-                self._spawn_open()
+                self._empty_probes += 1
+                if self._empty_probes <= EMPTY_PROBES:
+                    # Nothing is due that could probe: a connection alone does it.
+                    self._spawn_open()
+                else:
+                    self._retry_at, self._downs = None, 0
+        elif self._waiting and not self.is_down and not self._is_stopping:
+            # Whatever made nobody open a connection for it.
+            self.feed()
 
     async def stop(self, grace_s: float) -> None:
         """See Lanes.stop."""

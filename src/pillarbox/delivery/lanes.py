@@ -5,6 +5,7 @@ Bounds connections over all next hops; what waits in one lane never holds up ano
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -20,8 +21,10 @@ from .route import HANDLER, MX, NOWHERE, Router, Target
 
 SWEEP_S = 1.0
 # Messages that may wait in memory: for the smart hosts, that all mail goes to; for one domain among many.
-RELAY_WAITING = 5000
+RELAY_WAITING = 2500
+RELAY_WAITING_BYTES = 32 << 20
 MX_WAITING = 200
+MX_WAITING_BYTES = 4 << 20
 # Mail without a route is looked at again after this.
 NOWHERE_S = 3600.0
 _UNLIMITED = 1 << 30
@@ -84,10 +87,9 @@ class Lanes:
         self._is_stopping = True
         if self._timer is not None:
             self._timer.cancel()
-        for handler_lane in list(self._handler_lanes.values()):
-            await handler_lane.stop(grace_s)
-        for lane in list(self._lanes.values()):
-            await lane.stop(grace_s)
+        everyone: list[Lane | HandlerLane] = [*self._lanes.values(), *self._handler_lanes.values()]
+        # One grace for all of them.
+        await asyncio.gather(*(lane.stop(grace_s) for lane in everyone))
 
     # ------------------------------------------------------------- for a lane
 
@@ -166,24 +168,21 @@ class Lanes:
         if key.startswith(MX):
             mx, domain = ways.mx, key.removeprefix(MX)
             assert mx is not None
-            return LaneSettings(limit, MX_WAITING, ways.mx_client, lambda: mx.targets(domain))
+            return LaneSettings(limit, MX_WAITING, MX_WAITING_BYTES, ways.mx_client, lambda: mx.targets(domain))
         relay = ways.router.relay
         assert relay is not None
 
         async def targets() -> list[Target] | Reply:
             return list(relay.targets)
 
-        return LaneSettings(limit, RELAY_WAITING, ways.relay_client, targets)
+        return LaneSettings(limit, RELAY_WAITING, RELAY_WAITING_BYTES, ways.relay_client, targets)
 
-    def has_room(self, next_hop: str) -> bool:
+    def has_room(self, next_hop: str, *, is_memory_full: bool = False) -> bool:
         """See queue.work.Deliverer."""
-        if next_hop.startswith(HANDLER):
-            handler_lane = self._handler_lanes.get(next_hop)
-            return handler_lane is None or handler_lane.has_room
         if next_hop == NOWHERE:
             return False
-        lane = self._lanes.get(next_hop)
-        return lane is None or lane.has_room
+        lane = self._handler_lanes.get(next_hop) or self._lanes.get(next_hop)
+        return lane is None or (lane.has_room and not (is_memory_full and lane.waiting))
 
     def room(self) -> int:
         """See queue.work.Deliverer."""
@@ -195,10 +194,21 @@ class Lanes:
             return _UNLIMITED if self.has_room(router.relay.key) else 0
         return _UNLIMITED
 
-    def blocked(self) -> list[str]:
+    def blocked(self, *, is_memory_full: bool = False) -> list[str]:
         """See queue.work.Deliverer."""
-        blocked = [key for key, lane in self._lanes.items() if not lane.has_room]
-        return blocked + [key for key, lane in self._handler_lanes.items() if not lane.has_room]
+        keys = (*self._lanes, *self._handler_lanes)
+        return [key for key in keys if not self.has_room(key, is_memory_full=is_memory_full)]
+
+    def down(self) -> list[str]:
+        """See queue.work.Deliverer."""
+        down = [key for key, lane in self._lanes.items() if lane.is_down]
+        router = self._ways.router
+        return down if router.relay is not None or router.is_direct else [*down, NOWHERE]
+
+    def retry_at(self, next_hop: str) -> float | None:
+        """See queue.work.Deliverer."""
+        lane = self._lanes.get(next_hop)
+        return None if lane is None else lane.retry_at_wall()
 
     def room_at(self) -> float | None:
         """See queue.work.Deliverer."""

@@ -10,7 +10,7 @@ import asyncio
 import ipaddress
 import random
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..dns import Answer, Resolver, Status
 from ..options import Network
@@ -78,7 +78,7 @@ class _Found:
     """What a look-up of the hosts brought: usable targets by preference, and what stood in the way of the others."""
 
     targets: list[tuple[int, Target]]
-    failure: str = ""
+    failures: list[tuple[int, str]] = field(default_factory=list)
     is_forbidden: bool = False
     own_preference: int | None = None
 
@@ -120,25 +120,35 @@ class MxLookup:
         if found.own_preference is not None:
             return _OURSELVES
         if not found.targets:
-            if found.failure:
-                return _failed(domain, found.failure)
+            if found.failures:
+                return _failed(domain, found.failures[0][1])
             return _FORBIDDEN if found.is_forbidden else _NO_HOST
         return [target for _, target in found.targets][:MAX_TARGETS]
 
     async def _from_hosts(self, domain: str, hosts: list[tuple[int, str]]) -> list[Target] | Reply:
         usable = [(p, h) for p, h in hosts if _is_name(h)]
+        own = min((p for p, h in hosts if self._policy.is_ourselves(h, "")), default=None)
+        if own is not None:
+            # Known by name, whatever its addresses: it and all that are no better are out.
+            usable = [(p, h) for p, h in usable if p < own]
+            if not usable:
+                return _OURSELVES
         found = await self._resolve_hosts(self._shuffled(usable)[:MAX_HOSTS], is_implicit=False)
         found.is_forbidden = found.is_forbidden or len(usable) < len(hosts)
         targets = found.targets
         if found.own_preference is not None:
             # Whoever is not better than we are would only give it back: RFC 5321 section 5.1, loops.
-            targets = [(p, t) for p, t in targets if p < found.own_preference]
-            if not targets and not found.failure:
+            best = found.own_preference
+            targets = [(p, t) for p, t in targets if p < best]
+            found.failures = [(p, reason) for p, reason in found.failures if p < best]
+            if not targets and not found.failures:
                 return _OURSELVES
         if targets:
             return [target for _, target in targets][:MAX_TARGETS]
-        if found.failure:
-            return _failed(domain, found.failure)
+        if found.failures:
+            return _failed(domain, found.failures[0][1])
+        if own is not None:
+            return _OURSELVES
         return _FORBIDDEN if found.is_forbidden else _UNRESOLVED
 
     def _shuffled(self, hosts: Sequence[tuple[int, str]]) -> list[tuple[int, str]]:
@@ -166,7 +176,7 @@ class MxLookup:
         addresses = [str(record) for a in answers if a.status is Status.FOUND for record in a.records]
         failed = [answer for answer in answers if answer.status is Status.FAILED]
         if not addresses and failed:
-            found.failure = failed[0].reason or "no answer"
+            found.failures.append((preference, failed[0].reason or "no answer"))
         for address in addresses[:MAX_ADDRESSES]:
             if policy.is_ourselves(host, address):
                 own = found.own_preference

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from ..events import catalogue as e
 from ..events.dispatch import Dispatcher
-from ..queue.scheduler import Judged
+from ..queue.judged import Judged
 from ..queue.work import Work
 
 _log = logging.getLogger("pillarbox")

@@ -96,9 +96,15 @@ class MemoryStore:
         """Earliest due first."""
         return self._claim(lambda m, r: r.next_hop not in skip, limit, now, lease_until, max_content_bytes)
 
-    def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
+    def claim_expired(
+        self, limit: int, now: float, lease_until: float, only: Collection[str] | None = None
+    ) -> list[Message]:
         """Messages past their time."""
-        return self._claim(lambda m, r: m.expires_at <= now, limit, now, lease_until, 1 << 26)
+
+        def wanted(m: Message, r: Recipient) -> bool:
+            return m.expires_at <= now and (only is None or (r.next_hop or "") in only)
+
+        return self._claim(wanted, limit, now, lease_until, 1 << 26)
 
     def _claim(
         self,
@@ -241,7 +247,13 @@ class MemoryStore:
         count = 0
         for message in self._messages.values():
             for r in message.recipients:
-                if r.due_at is None or r.is_leased or r.next_hop != next_hop or r.last_stage not in stages:
+                is_untried = r.last_stage is None and r.attempts == 0
+                if (
+                    r.due_at is None
+                    or r.is_leased
+                    or r.next_hop != next_hop
+                    or not (is_untried or r.last_stage in stages)
+                ):
                     continue
                 r.due_at, count = now, count + 1
         return count

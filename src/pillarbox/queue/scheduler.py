@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ..clock import Clock, Timer
-from ..smtp.reply import Reply
 from .commit import GroupCommit
+from .judged import Judged, calls_for_report, parse_kept
 from .model import Action, Message, Query, Recipient, Settled, Settlement
 from .retry import RetryPolicy, pause_s
 from .store import Store
@@ -26,6 +26,7 @@ LEASE_S = 3600.0
 STUCK_S = 3600.0
 CLAIM_MESSAGES = 200
 CLAIM_BYTES = 8 << 20
+CLAIM_WHEN_FULL = 20
 # Small contents that wait in memory for their delivery, and never have to be read back.
 MEMORY_BYTES = 64 << 20
 MEMORY_MESSAGES = 5000
@@ -40,15 +41,6 @@ class Reporter(Protocol):
     """Makes the DSNs that outcomes call for (delivery.bounce)."""
 
     def __call__(self, message: Message, judged: list[Judged], now: float) -> list[Message]: ...
-
-
-@dataclass(slots=True)
-class Judged:
-    """A result and what it means for the recipient's state. `is_delay_report` asks for a delay DSN."""
-
-    result: Result
-    settled: Settled
-    is_delay_report: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +149,25 @@ class Scheduler:
     def prepare(self, message: Message) -> Message:
         """For a message that is about to be accepted: decides next hops, and whether it is delivered from memory."""
         deliverer = self._deliverer
+        is_full = self._is_memory_full
         has_room = True
         for r in message.recipients:
             r.next_hop = deliverer.next_hop(r.address)
-            has_room = has_room and deliverer.has_room(r.next_hop)
-        if not has_room or not self._is_running or self.is_paused:
+            has_room = has_room and deliverer.has_room(r.next_hop, is_memory_full=is_full)
+        if not self._is_running or self.is_paused:
             return message
-        size_bytes = len(message.content.prefix)
-        if len(self._in_hand) >= MEMORY_MESSAGES or self._in_hand_bytes + size_bytes > MEMORY_BYTES:
-            self._has_more = True
-        else:
+        if has_room:
             message.leased_until = self._clock.time() + LEASE_S
+            return message
+        self._has_more = True
+        if len(message.recipients) == 1:
+            # Its next hop is down: due when that is tried again, so that no claim has to walk past it until then.
+            message.due_at = deliverer.retry_at(message.recipients[0].next_hop or "")
         return message
+
+    @property
+    def _is_memory_full(self) -> bool:
+        return len(self._in_hand) >= MEMORY_MESSAGES or self._in_hand_bytes > MEMORY_BYTES
 
     def accepted(self, message: Message) -> None:
         """A message is durable now. A leased one is delivered, for any other a claim will come."""
@@ -209,17 +208,18 @@ class Scheduler:
             # The claim may have looked before what woke us was there.
             self._wakes_again = True
             return
+        is_full = self._is_memory_full
         room = min(CLAIM_MESSAGES, self._deliverer.room(), MEMORY_MESSAGES - len(self._in_hand))
-        if self._in_hand and (len(self._in_hand) >= MEMORY_MESSAGES or self._in_hand_bytes > MEMORY_BYTES):
-            # Memory is full: `finished` wakes us when half of it is free.
+        if is_full:
+            # `finished` wakes us when half of it is free; until then a little, for those who have nothing in hand.
             self._has_more = True
-            return
+            room = min(self._deliverer.room(), CLAIM_WHEN_FULL)
         until_sweep = self._next_sweep - self._clock.monotonic()
         if room <= 0 and until_sweep > 0:
             self._arm(self._soonest(self._deliverer.room_at(), self._clock.time() + until_sweep + 0.01))
             return
-        blocked = self._deliverer.blocked()
-        if until_sweep <= 0 and blocked:
+        blocked = self._deliverer.blocked(is_memory_full=is_full)
+        if until_sweep <= 0 and self._deliverer.down():
             # What waits for a next hop that takes nothing is not claimed: its time is looked at here.
             self._wakes_again = self._wakes_again or room > 0
             room = 0
@@ -239,10 +239,11 @@ class Scheduler:
         now = self._clock.time()
         lease = now + LEASE_S
         is_sweep = room <= 0
+        only = None if self._deliverer.room() <= 0 else self._deliverer.down()
 
         def work(store: Store) -> tuple[list[Message], float | None]:
             if is_sweep:
-                return store.claim_expired(CLAIM_MESSAGES, now, lease), None
+                return store.claim_expired(CLAIM_MESSAGES, now, lease, only), None
             return store.claim(room, now, lease, CLAIM_BYTES, skip), store.next_due(skip)
 
         try:
@@ -262,11 +263,7 @@ class Scheduler:
                 self.wake()
             return
         self._has_more = next_due is not None and next_due <= now
-        for message in messages:
-            if self._is_running and not self.is_paused:
-                self._take(message)
-            else:
-                self._give_back([Work(message)])
+        self._take_all(messages)
         if self._wakes_again or (messages and self._has_more):
             self._wakes_again = False
             self.wake()
@@ -274,6 +271,19 @@ class Scheduler:
             until_sweep = self._next_sweep - self._clock.monotonic()
             sweep_at = self._clock.time() + max(until_sweep, 0.0) + 0.01 if skip else None
             self._arm(self._soonest(next_due, sweep_at))
+
+    def _take_all(self, messages: list[Message]) -> None:
+        # A wall clock that steps forward ends leases of what is still in hand here: that is not sent twice.
+        held = {(work.message.key, r.number) for work in self._in_hand.values() for r in work.recipients}
+        for message in messages:
+            if held:
+                message.recipients = [r for r in message.recipients if (message.key, r.number) not in held]
+            if not message.recipients:
+                continue
+            if self._is_running and not self.is_paused:
+                self._take(message)
+            else:
+                self._give_back([Work(message)])
 
     @staticmethod
     def _soonest(*times: float | None) -> float | None:
@@ -284,7 +294,7 @@ class Scheduler:
         for message in messages:
             work = Work(message, started_at=self._clock.time())
             for r in message.recipients:
-                reply = _parse_kept(r.last_reply)
+                reply = parse_kept(r.last_reply)
                 work.results.append(Result(r, reply, r.last_stage or "connect", is_attempt=False))
             self.finished(work)
 
@@ -301,7 +311,10 @@ class Scheduler:
         if due_at is not None and self._is_running and (self._armed_for is None or due_at < self._armed_for):
             self._arm(due_at)
         if any(one.settled.is_attempt or one.settled.state == "expired" for one in judged):
-            self._on_outcome(work, judged)
+            try:
+                self._on_outcome(work, judged)
+            except Exception:
+                _log.exception("telling the outcome of %s failed", work.message.uid)
         self._finished_since_purge += 1
         if self._finished_since_purge >= PURGE_EVERY:
             self._purge()
@@ -346,8 +359,13 @@ class Scheduler:
     def _settle(self, work: Work, judged: list[Judged], now: float) -> None:
         message = work.message
         settlement = Settlement(message.key, [one.settled for one in judged], now)
-        wants_report = not work.is_cancelled and _calls_for_report(judged)
-        reports = self._reporter(message, judged, now) if wants_report else []
+        wants_report = not work.is_cancelled and calls_for_report(judged)
+        try:
+            reports = self._reporter(message, judged, now) if wants_report else []
+        except Exception:
+            # The outcome is a fact whether or not anybody can be told of it.
+            _log.exception("no DSN could be made for %s", message.uid)
+            reports = []
         if not reports:
             self._commit.settle(settlement)
             return
@@ -476,23 +494,3 @@ class Scheduler:
             await self._commit.run(work)
         except Exception as error:
             _log.error("upkeep of the queue failed: %s", error)
-
-
-def _calls_for_report(judged: list[Judged]) -> bool:
-    return any(
-        one.settled.state in ("bounced", "expired")
-        or one.is_delay_report
-        or (one.settled.state == "delivered" and "SUCCESS" in one.result.recipient.notify)
-        for one in judged
-    )
-
-
-def _parse_kept(text: str | None) -> Reply:
-    """The last reply, as the store kept it."""
-    words = (text or "").split(" ", 2)
-    if len(words) == 3 and words[0].isdigit() and 400 <= int(words[0]) <= 599:
-        try:
-            return Reply(int(words[0]), words[1], words[2])
-        except ValueError:
-            return Reply(int(words[0]), None, " ".join(words[1:]))
-    return Reply(451, "4.4.7", text or "no attempt could be made")

@@ -279,27 +279,34 @@ class SqliteStore:
         self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
     ) -> list[Message]:
         """The messages that are due first; stops when their contents pass the bound (but gives one at least)."""
-        return self._claim(SQL["due_messages"], limit, now, lease_until, max_content_bytes, skip)
+        keys = list(self._read.rows(SQL["due_messages"], (now, limit, _json(list(skip)))))
+        return self._lease([key for key, _ in keys], now, lease_until, max_content_bytes, skip=skip)
 
-    def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
+    def claim_expired(
+        self, limit: int, now: float, lease_until: float, only: Collection[str] | None = None
+    ) -> list[Message]:
         """Messages past their time, whose next hop may be down for ever."""
-        return self._claim(SQL["expired_messages"], limit, now, lease_until, 1 << 26)
+        # The query takes what is in the list, or not in it: of one next hop, or of all.
+        wanted = _json(list(only or ()))
+        keys = list(self._read.rows(SQL["expired_messages"], (now, limit, int(only is None), wanted)))
+        return self._lease([key for key, _ in keys], now, lease_until, 1 << 26, only=only)
 
-    def _claim(
+    def _lease(
         self,
-        sql: str,
-        limit: int,
+        keys: Sequence[int],
         now: float,
         lease_until: float,
         max_content_bytes: int,
+        *,
         skip: Collection[str] = (),
+        only: Collection[str] | None = None,
     ) -> list[Message]:
         claimed: list[Message] = []
         size = 0
-        skipped = _json(list(skip))
-        more = (skipped,) if sql is SQL["due_messages"] else ()
-        for key, _ in list(self._read.rows(sql, (now, limit, *more))):
-            rows = self._db.execute(SQL["lease_recipients"], (lease_until, key, now, skipped))
+        skipped, wanted = _json(list(skip)), _json(list(only or ()))
+        for key in keys:
+            bindings = (lease_until, key, now, skipped, int(only is None), wanted)
+            rows = self._db.execute(SQL["lease_recipients"], bindings)
             recipients = [
                 Recipient(
                     n,

@@ -79,8 +79,13 @@ class Store(Protocol):
         Recipients whose next hop is in `skip` stay where they are: it takes no more, and must not stand before others.
         """
 
-    def claim_expired(self, limit: int, now: float, lease_until: float) -> list[Message]:
-        """As `claim`, but only messages whose time is over: they are given up even if their next hop never comes back."""
+    def claim_expired(
+        self, limit: int, now: float, lease_until: float, only: Collection[str] | None = None
+    ) -> list[Message]:
+        """As `claim`, but only messages whose time is over: they are given up even if their next hop never comes back.
+
+        `only` names the next hops that are down: what waits for any other has a last attempt still (None: all are).
+        """
 
     def settle(self, batch: Sequence[Settlement]) -> None:
         """Outcomes of attempts. What was cancelled or held meanwhile stays so, unless it was delivered."""
@@ -104,7 +109,7 @@ class Store(Protocol):
         """Holds, releases, retries or cancels what the query means; the uids of what was changed."""
 
     def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
-        """What was deferred for a fault of this next hop as a whole is due now; how many recipients."""
+        """What was deferred for a fault of this next hop as a whole, or never tried, is due now; how many recipients."""
 
     def counts(self) -> dict[str, int]:
         """Recipients by state."""

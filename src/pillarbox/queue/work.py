@@ -57,11 +57,17 @@ class Deliverer(Protocol):
     def deliver(self, work: Work) -> None:
         """Takes work for one next hop; ends with Scheduler.finished(work)."""
 
-    def has_room(self, next_hop: str) -> bool:
-        """False while this next hop takes no more: it is down, or enough waits for it."""
+    def has_room(self, next_hop: str, *, is_memory_full: bool = False) -> bool:
+        """False while this next hop takes no more: it is down, or enough waits for it (with little memory: anything)."""
 
-    def blocked(self) -> list[str]:
-        """The next hops that take no more now."""
+    def blocked(self, *, is_memory_full: bool = False) -> list[str]:
+        """The next hops that take no more now; with little memory left, those for which anything waits already."""
+
+    def down(self) -> list[str]:
+        """The next hops that are in trouble and take nothing, and "", where there is no way to go."""
+
+    def retry_at(self, next_hop: str) -> float | None:
+        """Unix time when a next hop that is down is tried again; None when it is not down."""
 
     def room(self) -> int:
         """How many messages it would take now; 0 when there is no route, or the only next hop is down."""

@@ -64,9 +64,20 @@ def comparable_domain(domain: str) -> str:
     if domain.isascii():
         return domain.lower()
     try:
-        return unicodedata.normalize("NFC", domain).encode("idna").decode("ascii").lower()
+        return ".".join(_a_label(label) for label in unicodedata.normalize("NFC", domain).split("."))
     except UnicodeError:
         return unicodedata.normalize("NFC", domain).lower()
+
+
+# RFC 5892 section 2.6 and 2.7 with UTS 46 section 4: IDNA 2003 made others of these letters, or nothing, so that mail for
+# one domain would go to another; IDNA 2008 keeps them.
+_DEVIATIONS = frozenset("\u00df\u03c2\u200c\u200d")
+
+
+def _a_label(label: str) -> str:
+    if _DEVIATIONS.isdisjoint(label):
+        return label.encode("idna").decode("ascii").lower()
+    return "xn--" + label.lower().encode("punycode").decode("ascii")
 
 
 def comparable_mailbox(address: str) -> str:

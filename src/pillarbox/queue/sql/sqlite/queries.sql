@@ -99,12 +99,15 @@ SELECT message_id, min(due_at) AS first FROM (
 
 -- name: expired_messages
 SELECT message_id, min(due_at) AS first FROM recipient JOIN message ON message.id = message_id
-WHERE due_at IS NOT NULL AND NOT leased AND due_at <= ?1 AND expires_at <= ?1 GROUP BY message_id ORDER BY first LIMIT ?2;
+WHERE due_at IS NOT NULL AND NOT leased AND due_at <= ?1 AND expires_at <= ?1
+  AND (?3 OR coalesce(next_hop, '') IN (SELECT value FROM json_each(?4)))
+GROUP BY message_id ORDER BY first LIMIT ?2;
 
 -- name: lease_recipients
 UPDATE recipient SET due_at = ?, leased = 1
 WHERE message_id = ? AND due_at IS NOT NULL AND due_at <= ? AND state IN ('queued', 'deferred')
   AND coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?))
+  AND (? OR coalesce(next_hop, '') IN (SELECT value FROM json_each(?)))
 RETURNING number, address, state, attempts, notify, orcpt, next_hop, last_reply, last_stage, delay_reported;
 
 -- name: message_by_id
@@ -166,7 +169,7 @@ WHERE message_id = ? AND state IN ('queued', 'deferred', 'held');
 -- name: wake
 UPDATE recipient SET due_at = ?1
 WHERE due_at IS NOT NULL AND NOT leased AND state IN ('queued', 'deferred') AND next_hop = ?2
-  AND last_stage IN (SELECT value FROM json_each(?3));
+  AND (last_stage IN (SELECT value FROM json_each(?3)) OR (last_stage IS NULL AND attempts = 0));
 
 -- name: counts
 SELECT state, count(*) FROM recipient GROUP BY state;
