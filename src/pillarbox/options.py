@@ -145,6 +145,9 @@ class Options(BaseModel):
     min_rate_bytes_s: int = Field(100, ge=0, description="content must come at this rate on average; 0: no bound")
     bare_line_ends: Literal["refuse", "normalise"] = Field("refuse", description="content with a bare CR or LF")
     bare_lf_commands: Literal["refuse", "accept"] = Field("refuse", description="command lines that end in LF alone")
+    local_parts: bool = Field(
+        False, description="take addresses without a domain, such as MAIL FROM:<root>, as those of this host"
+    )
     strict_envelope: bool = Field(False, description="refuse a space behind MAIL FROM: and RCPT TO:")
     max_received: int = Field(100, ge=1, description="Received fields, then it is a loop: 554 5.4.6")
 

@@ -126,6 +126,7 @@ class Parts:
                 normalise_bare=options.bare_line_ends == "normalise",
                 accept_bare_lf_commands=options.bare_lf_commands == "accept",
                 is_strict=options.strict_envelope,
+                local_domain=options.hostname if options.local_parts else "",
             ),
             wiretap=wiretap.tap if options.options.get("trace") else None,
         )

@@ -57,6 +57,21 @@ async def test_simple_mail(server: MailServer) -> None:
     client.close()
 
 
+@server_test(local_parts=True)
+async def test_local_parts_by_option(server: MailServer) -> None:
+    client = await Client.connect(server)
+    await client.ask(b"EHLO x.test")
+    assert (await client.ask(b"MAIL FROM:<root> SIZE=5")).startswith("250")
+    assert (await client.ask(b"RCPT TO:<bob>")).startswith("250")
+    assert (await client.ask(b"RCPT TO:<a b>")).startswith("501")
+    assert (await client.ask(b"DATA")).startswith("354")
+    client.send(b"x\r\n.\r\n")
+    assert (await client.reply()).startswith("250")
+    view = queued(server)[0]
+    assert (view.reverse_path, view.recipients[0].address) == ("root@mx.test", "bob@mx.test")
+    client.close()
+
+
 @server_test()
 async def test_simple_out_of_order(server: MailServer) -> None:
     client = await Client.connect(server)

@@ -17,12 +17,12 @@ from typing import Any, Protocol
 
 from ..clock import Clock
 from ..queue.work import Result, Work
-from ..smtp.client import ClientFault, Outcome, Stage, Transaction
+from ..smtp.client import ClientFault, Stage, Transaction
 from ..smtp.reply import Reply
 from .client import ClientConnection, ClientSettings, ConnectFault
 from .route import Target
 from .tlspolicy import TlsPolicy
-from .transaction import Built, build_transaction
+from .transaction import Built, build_transaction, result_of
 
 _log = logging.getLogger("pillarbox.delivery")
 IDLE_S = 5.0
@@ -149,7 +149,8 @@ class Lane:
     @property
     def is_idle(self) -> bool:
         """True when nothing is known or done here that a new lane would not know or do."""
-        return not (self._waiting or self._connections or self._opening or self._busy or self._retry_at or self._no_tls)
+        is_doing = self._waiting or self._connections or self._opening or self._busy
+        return not (is_doing or self._retry_at or self._no_tls)
 
     @property
     def is_hungry(self) -> bool:
@@ -200,7 +201,7 @@ class Lane:
 
     def forget_backoff(self) -> None:
         """Probe now."""
-        self._retry_at = None if self._retry_at is None else self._clock.monotonic()
+        self._retry_at = self._retry_at and self._clock.monotonic()
 
     def _return(self, work: Work) -> None:
         """Nothing was tried: the queue keeps it until the next probe."""
@@ -420,7 +421,7 @@ class Lane:
         is_lost = connection.smtp.state.name == "CLOSED"
         for recipient, outcome in zip(work.recipients, transaction.outcomes, strict=True):
             assert outcome is not None
-            work.results.append(self._result(connection, recipient, outcome, is_lost=is_lost))
+            work.results.append(result_of(connection.smtp, connection.remote, recipient, outcome, is_lost=is_lost))
         self._lanes.finished(work)
         if is_lost and any(result.stage == "connection" or result.is_ambiguous for result in work.results):
             self._last_fault = work.results[0].reply
@@ -430,24 +431,6 @@ class Lane:
                 self._return_all()
         else:
             self._alive()
-
-    def _result(self, connection: ClientConnection, recipient: object, outcome: Outcome, *, is_lost: bool) -> Result:
-        reply, stage = outcome.reply, outcome.stage.value
-        is_ours = is_lost and outcome.reply is connection.smtp.last_reply
-        is_ambiguous = is_ours and outcome.stage is Stage.FINAL and reply.code != 421
-        if is_ours and not is_ambiguous:
-            reply = Reply(reply.code, reply.enhanced, *reply.lines[:-1], f"{reply.lines[-1]} (at {stage})")
-            stage = "connection"
-        return Result(
-            recipient,  # type: ignore[arg-type]
-            reply,
-            stage,
-            is_delivered=outcome.is_delivered,
-            is_permanent=outcome.is_permanent and not outcome.is_delivered,
-            is_ambiguous=is_ambiguous,
-            remote=connection.remote,
-            was_dsn_passed_on=connection.smtp.has("DSN"),
-        )
 
     def connection_closed(self, connection: ClientConnection) -> None:
         """See client.Owner."""

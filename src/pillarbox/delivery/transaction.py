@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..queue.work import Work
-from ..smtp.client import ClientProtocol, Recipient, Transaction
+from ..queue.work import Result, Work
+from ..smtp.client import ClientProtocol, Outcome, Recipient, Stage, Transaction
 from ..smtp.extension import format_xtext
 from ..smtp.reply import Reply
 
@@ -63,3 +63,23 @@ def _rcpt_words(notify: tuple[str, ...], orcpt: str | None, smtp: ClientProtocol
         kind, _, address = orcpt.partition(";")
         words.append(f"ORCPT={kind};{address if kind.lower() == 'utf-8' else format_xtext(address)}")
     return tuple(words)
+
+
+def result_of(smtp: ClientProtocol, remote: str, recipient: object, outcome: Outcome, *, is_lost: bool) -> Result:
+    """What a recipient's outcome means for the queue; `is_lost` when the connection went with it."""
+    reply, stage = outcome.reply, outcome.stage.value
+    is_ours = is_lost and outcome.reply is smtp.last_reply
+    is_ambiguous = is_ours and outcome.stage is Stage.FINAL and reply.code != 421
+    if is_ours and not is_ambiguous:
+        reply = Reply(reply.code, reply.enhanced, *reply.lines[:-1], f"{reply.lines[-1]} (at {stage})")
+        stage = "connection"
+    return Result(
+        recipient,  # type: ignore[arg-type]
+        reply,
+        stage,
+        is_delivered=outcome.is_delivered,
+        is_permanent=outcome.is_permanent and not outcome.is_delivered,
+        is_ambiguous=is_ambiguous,
+        remote=remote,
+        was_dsn_passed_on=smtp.has("DSN"),
+    )

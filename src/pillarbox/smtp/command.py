@@ -44,9 +44,13 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What decides between strict and lenient: `is_strict` takes no space behind FROM: and TO:."""
+    """What decides between strict and lenient: `is_strict` takes no space behind FROM: and TO:.
+
+    `local_domain`, where there is one, completes an address that is a local-part alone.
+    """
 
     is_strict: bool = False
+    local_domain: bytes = b""
 
 
 Parse = Callable[[Command, bytes, Grammar], None]
@@ -59,6 +63,8 @@ _RCPT = re.compile(
     rb"[Tt][Oo]:( ?)<(?:" + _SOURCE_ROUTE + a.MAILBOX + rb"|([Pp][Oo][Ss][Tt][Mm][Aa][Ss][Tt][Ee][Rr]))>(?: +(.*))?\Z",
     re.S,
 )
+# A path without a domain, which RFC 5321 section 4.1.2 does not know, but old programs send.
+_LOCAL = re.compile(rb"((?i:FROM|TO): ?<)(" + a.LOCAL_PART + rb")(>.*)\Z", re.S)
 _BDAT = re.compile(rb"([0-9]{1,20})(?: +([Ll][Aa][Ss][Tt]))?\Z")
 _AUTH = re.compile(rb"([A-Za-z0-9_-]{1,20})(?: +(\S+))?\Z")
 
@@ -86,8 +92,14 @@ def _parameters(command: Command, raw: bytes, known: dict[str, Any]) -> bool:
     return True
 
 
+def _completed(pattern: re.Pattern[bytes], rest: bytes, grammar: Grammar) -> re.Match[bytes] | None:
+    """The match of a path that lacks its domain, with the one that it is given."""
+    found = _LOCAL.match(rest) if grammar.local_domain else None
+    return pattern.match(b"%s%s@%s%s" % (found[1], found[2], grammar.local_domain, found[3])) if found else None
+
+
 def _parse_mail(command: Command, rest: bytes, grammar: Grammar) -> None:
-    found = _MAIL.match(rest)
+    found = _MAIL.match(rest) or _completed(_MAIL, rest, grammar)
     if found is None or (grammar.is_strict and found.group(1)):
         command.error = _BAD_SENDER if rest[:5].upper() == b"FROM:" and len(rest) > 5 else _SYNTAX_MAIL
         return
@@ -103,7 +115,7 @@ def _parse_mail(command: Command, rest: bytes, grammar: Grammar) -> None:
 
 
 def _parse_rcpt(command: Command, rest: bytes, grammar: Grammar) -> None:
-    found = _RCPT.match(rest)
+    found = _RCPT.match(rest) or _completed(_RCPT, rest, grammar)
     if found is None or (grammar.is_strict and found.group(1)):
         command.error = _BAD_RECIPIENT if rest[:3].upper() == b"TO:" and len(rest) > 3 else _SYNTAX_RCPT
         return

@@ -28,6 +28,14 @@ class Rules:
     normalise_bare: bool = False
     accept_bare_lf_commands: bool = False
     is_strict: bool = False
+    local_domain: str = ""
+
+    @property
+    def grammar(self) -> Grammar:
+        """How commands are read by these rules."""
+        if self.local_domain:
+            return Grammar(self.is_strict, self.local_domain.encode())
+        return _STRICT if self.is_strict else _LENIENT
 
 
 class EndOfContent:
@@ -93,7 +101,7 @@ class ServerProtocol:
         self._input = LineBuffer(accept_bare_lf=rules.accept_bare_lf_commands)
         self._out: list[bytes] = []
         self._max_line = rules.max_line_bytes
-        self._grammar = _STRICT if rules.is_strict else _LENIENT
+        self._grammar = rules.grammar
 
     # ------------------------------------------------------------------ input
 
