@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from ..errors import OptionError, StoreError
-from ..server.accounts import format_line, hash_password, update_file
 
 
 def passwd(
@@ -22,6 +21,8 @@ def passwd(
     delete: Annotated[bool, typer.Option("--delete", help="Remove the account.")] = False,
 ) -> None:
     """Set an account's password (scrypt), or remove the account. A running server sees it at once."""
+    from ..server.accounts import format_line, hash_password, update_file
+
     try:
         if delete:
             if not update_file(file, name, None):

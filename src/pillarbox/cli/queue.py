@@ -14,7 +14,7 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import OptionError, StoreError, StoreLockedError
-from ..options import default_data_dir
+from ..places import default_data_dir
 from ..queue.control import StoppedSteering, ask, perform
 from ..queue.sqlite import SqliteStore
 from .tables import print_list, print_message

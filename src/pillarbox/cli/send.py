@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from ..errors import OptionError, PillarboxError
-from ..options import default_hostname, parse_endpoint
+from ..places import default_hostname, parse_endpoint
 from ..smtp.framing import normalise_lines
 
 

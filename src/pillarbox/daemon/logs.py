@@ -10,8 +10,6 @@ import re
 import sys
 from typing import Any, TextIO
 
-import structlog
-
 LEVELS = ("debug", "info", "warning", "error")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -31,6 +29,9 @@ def _escape(logger: Any, name: str, event: Any) -> Any:
 
 def configure_logs(level: str, *, as_json: bool | None = None, stream: TextIO | None = None) -> None:
     """Sets the root logger up. `as_json` None: for people on a terminal, else JSON lines."""
+    # Not on top: the commands that only look need not wait for it.
+    import structlog
+
     stream = stream or sys.stderr
     is_terminal = stream.isatty()
     renderer: Any = structlog.processors.JSONRenderer()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..options import parse_endpoint
+from ..places import parse_endpoint
 from ..smtp.address import comparable_domain, domain_of
 
 HANDLER, RELAY, MX = "handler:", "relay:", "mx:"

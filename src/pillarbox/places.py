@@ -1,0 +1,55 @@
+"""Where things are unless somebody says otherwise, and how an endpoint is written.
+
+Apart from options.py, which takes its time to load: the command line must not wait for what it does not need.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+
+from .smtp.address import is_domain
+
+
+def default_data_dir() -> str:
+    """/var/lib/pillarbox for root, else $XDG_STATE_HOME/pillarbox (~/.local/state/pillarbox)."""
+    if hasattr(os, "geteuid") and os.geteuid() == 0:
+        return "/var/lib/pillarbox"
+    home = os.environ.get("XDG_STATE_HOME") or os.path.join(os.path.expanduser("~"), ".local", "state")
+    return os.path.join(home, "pillarbox")
+
+
+def default_hostname() -> str:
+    """The machine's full name, or its short one, or localhost: whatever is a domain."""
+    for name in (socket.getfqdn(), socket.gethostname()):
+        if is_domain(name):
+            return name
+    return "localhost"
+
+
+def parse_endpoint(text: str, default_port: int) -> tuple[str, str, int]:
+    """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp(s)://... or unix:/PATH. ValueError says what is wrong."""
+    if text.startswith("unix:"):
+        path = text[5:]
+        if not path.startswith("/") or "\0" in path:
+            raise ValueError(f"{text!r}: a unix socket is given by its whole path, unix:/run/pillarbox/smtp.sock")
+        return "unix", path, 0
+    scheme, found, rest = text.partition("://")
+    if not found:
+        scheme, rest = "smtp", text
+    if scheme not in ("smtp", "smtps"):
+        raise ValueError(f"{text!r}: the scheme is smtp:// or smtps://")
+    if rest.startswith("["):
+        host, bracket, port = rest[1:].partition("]")
+        if not bracket or (port and not port.startswith(":")):
+            raise ValueError(f"{text!r}: an IPv6 address is written [2001:db8::1]:25")
+        port = port[1:]
+    else:
+        host, _, port = rest.partition(":")
+        if ":" in port:
+            raise ValueError(f"{text!r}: an IPv6 address wants brackets, [2001:db8::1]:25")
+    if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f"{text!r}: the port is a number from 0 to 65535")
+    if not host or any(c.isspace() or c in "/@" for c in host):
+        raise ValueError(f"{text!r}: give HOST:PORT")
+    return scheme, host, int(port) if port else (465 if scheme == "smtps" else default_port)
