@@ -18,6 +18,7 @@ from pillarbox import Eat, Handler, Item, MailServer, Reply
 from pillarbox.dns import Status
 from pillarbox.errors import ListenError, OptionError, PluginError, StateError
 from pillarbox.options import parse_options
+from pillarbox.queue.model import Action, Query
 from pillarbox.smtp.address import comparable_domain
 from pillarbox.testing import DictResolver, ManualClock, ScriptedServer
 from tests.conftest import Client, Wire, cuts, free_port, lane_of, queued, run_async, serving, until
@@ -491,18 +492,10 @@ def test_a_refusal_in_the_turn_that_connects(tmp_path: Path) -> None:
                     event = await failed.get()
                 assert "go away" in str(event.reply)
                 server.unregister(failed.put_nowait)
-                await server._parts.scheduler.change(
-                    __import__("pillarbox.queue.model", fromlist=["Action"]).Action.CANCEL, _all()
-                )
+                await server._parts.scheduler.change(Action.CANCEL, Query())
         peer.close()
 
     run_async(main)
-
-
-def _all() -> Any:
-    from pillarbox.queue.model import Query
-
-    return Query()
 
 
 def test_one_grace_for_everybody_and_handlers_that_do_not_end(tmp_path: Path) -> None:

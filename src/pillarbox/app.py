@@ -107,6 +107,7 @@ class MailServer:
         self._closed = asyncio.Event()
         self._loop = asyncio.get_running_loop()
         parts = self._parts
+        given = self.plugin_list()
         parts.store.open()
         try:
             await parts.start()
@@ -114,6 +115,9 @@ class MailServer:
         except BaseException as error:
             self._has_failed = isinstance(error, ListenError)
             await parts.stop(0.0)
+            for alias, plugin in given.items():
+                # They were there before; `start_listener` may still come.
+                self.pipeline().push(alias, plugin)
             self._closed.set()
             raise
         _SERVERS.setdefault(self.options.alias, []).append(self)

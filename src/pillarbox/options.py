@@ -164,12 +164,10 @@ class Options(BaseModel):
     @classmethod
     def _check_address(cls, value: str | list[str]) -> str | list[str]:
         for text in [value] if isinstance(value, str) else value:
-            if not text or (
-                any(c.isspace() or c in "[]/" for c in text.removeprefix("unix:/")) and text[:5] != "unix:"
-            ):
-                raise ValueError(f"{text!r}: give an IP address such as 127.0.0.1 or ::1, a name, or unix:/path")
             if text.startswith("unix:"):
                 parse_endpoint(text, 0)
+            elif not text or any(c.isspace() or c in "[]/" for c in text):
+                raise ValueError(f"{text!r}: give an IP address such as 127.0.0.1 or ::1, a name, or unix:/path")
         if not value:
             raise ValueError("give one address at least")
         return value

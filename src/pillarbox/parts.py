@@ -148,8 +148,10 @@ class Parts:
         return Ways(self.router, self.handlers, limits, self._relay_client(), self._mx_client(), mx)
 
     def _is_ourselves(self, host: str, address: str) -> bool:
-        is_our_name = host.lower() == self.options.hostname.lower()
-        return is_our_name or self.listeners.is_ours(address, self.options.mx_port)
+        if host.lower() == self.options.hostname.lower():
+            return True
+        # Without an address the name alone is asked about: a listener on every address is no answer to that.
+        return bool(address) and self.listeners.is_ours(address, self.options.mx_port)
 
     def _relay_client(self) -> ClientSettings:
         options = self.options

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from pillarbox import Eat, Handler, MailServer, Reject, Reply
+from pillarbox import Eat, MailServer, Reply
 from pillarbox.errors import ListenError, PluginError
 from pillarbox.events.catalogue import CATALOGUE, Kind
 from pillarbox.testing import DictResolver, ScriptedServer
@@ -463,7 +463,3 @@ async def test_plugin_that_fails(server: MailServer) -> None:
     client.close()
     with pytest.raises(PluginError):
         server.plugin_add("raises", plugin)
-
-
-def test_public_names() -> None:
-    assert Handler and Reject

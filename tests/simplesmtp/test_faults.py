@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pillarbox import Eat, Handler, MailServer
+from pillarbox import Handler, MailServer
 from pillarbox.dns import Status
 from pillarbox.errors import OptionError, PluginError
 from pillarbox.testing import DictResolver, ScriptedServer
@@ -291,8 +291,8 @@ async def test_fault_b19_half_close(server: MailServer) -> None:
     client = await Client.connect(server)
     client.send(b"EHLO x.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nNOOP\r\n")
     client.writer.write_eof()
-    rest = await client.rest()
-    assert rest.count("\r\n250 ") >= 3 or rest.count("250 ") >= 4
+    finals = [line[:9] for line in (await client.rest()).split("\r\n") if line[3:4] == " "]
+    assert [line[:3] for line in finals] == ["250"] * 4 and finals[1:] == ["250 2.1.0", "250 2.1.5", "250 2.0.0"]
     client.close()
 
 
@@ -503,7 +503,3 @@ async def test_fault_b39_commands_behind_quit(server: MailServer) -> None:
     assert rest.startswith("221") and rest.count("\r\n") == 1
     assert (await soon(commands)).name == "cmd_quit" and commands.empty()
     client.close()
-
-
-def test_eat_is_exported() -> None:
-    assert Eat.NONE.value == 0

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from pillarbox import Eat, MailServer, Reply
-from pillarbox.errors import DuplicateUidError, ListenError, OptionError, PluginError, StateError
+from pillarbox.errors import DuplicateUidError, OptionError, PluginError, StateError
 from pillarbox.testing import ScriptedServer
-from tests.conftest import Client, free_port, queued, run_async, serving, stored_content, until
+from tests.conftest import Client, queued, run_async, serving, stored_content, until
 from tests.simplesmtp.helpers import BODY, heard, send, server_test, soon
 
 
@@ -627,19 +627,3 @@ async def test_input_start_listener(server: MailServer) -> None:
     await server._parts.listeners._undo()
     server.post("start_listener")
     await until(lambda: server.getsocknames())
-
-
-def test_a_listener_that_fails(tmp_path: Path) -> None:
-    async def main() -> None:
-        port = free_port()
-        async with serving(tmp_path / "a", store="memory", port=port):
-            server = MailServer(
-                port=port, data_dir=str(tmp_path / "b"), store="memory", hostname="mx.test", direct=False
-            )
-            events = heard(server, "listener_failed")
-            with pytest.raises(ListenError, match=str(port)):
-                await server.start()
-            event = await soon(events)
-            assert event.operation == "bind" and event.errno and event.strerror and str(port) in event.address
-
-    run_async(main)

@@ -15,7 +15,6 @@ import io
 import logging
 import re
 import threading
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from email.message import EmailMessage
 from typing import IO, Any
@@ -28,6 +27,7 @@ from ..mail.content import Content
 from ..queue.work import Result, Work
 from ..smtp.address import comparable_domain
 from ..smtp.reply import Reply
+from .waiting import WaitingLine
 
 _log = logging.getLogger("pillarbox.handlers")
 # A pattern that has not decided by then is at fault (hostile row 110); addresses are 254 octets at most.
@@ -305,12 +305,9 @@ class HandlerLane:
         self._find = find
         self._clock = clock
         self._finished = finished
-        self._wake = wake
-        self._waiting: deque[Work] = deque()
+        self._waiting = WaitingLine(WAITING, WAITING_BYTES, wake)
         self._running: set[asyncio.Task[None]] = set()
-        self._was_full = False
         self._is_stopping = False
-        self._waiting_bytes = 0
         # Threads and tasks that went on when their time was over: they have their place until they end.
         self._left_behind = 0
 
@@ -322,38 +319,28 @@ class HandlerLane:
     @property
     def has_room(self) -> bool:
         """False while enough waits."""
-        is_full = len(self._waiting) >= WAITING or self._waiting_bytes > WAITING_BYTES
-        self._was_full = self._was_full or is_full
-        return not is_full and not self._is_stopping
+        return self._waiting.has_room and not self._is_stopping
 
     @property
     def is_idle(self) -> bool:
         """Nothing waits or runs."""
-        return not self._waiting and not self._running
+        return not (self._waiting or self._running or self._left_behind)
 
     def push(self, work: Work) -> None:
         """Takes work."""
-        self._waiting.append(work)
-        self._waiting_bytes += len(work.message.content.prefix)
+        self._waiting.push(work)
         self._feed()
 
     def withdraw(self, uids: Collection[str] | None) -> list[Work]:
         """Work that has not begun."""
-        taken = [work for work in self._waiting if uids is None or work.message.uid in uids]
-        if taken:
-            gone = {id(work) for work in taken}
-            self._waiting = deque(work for work in self._waiting if id(work) not in gone)
-            self._waiting_bytes = sum(len(work.message.content.prefix) for work in self._waiting)
-            self._shrunk()
-        return taken
+        return self._waiting.take(uids)
 
     def _feed(self) -> None:
         while self._waiting and not self._is_stopping:
             handler = self._find()
             if handler is not None and len(self._running) + self._left_behind >= handler.concurrency:
                 return
-            work = self._waiting.popleft()
-            self._waiting_bytes -= len(work.message.content.prefix)
+            work = self._waiting.pop()
             task = asyncio.get_running_loop().create_task(self._run(handler, work))
             self._running.add(task)
             task.add_done_callback(self._done)
@@ -361,13 +348,6 @@ class HandlerLane:
     def _done(self, task: asyncio.Task[None]) -> None:
         self._running.discard(task)
         self._feed()
-        self._shrunk()
-
-    def _shrunk(self) -> None:
-        is_low = len(self._waiting) <= WAITING // 2 and self._waiting_bytes <= WAITING_BYTES // 2
-        if self._was_full and is_low:
-            self._was_full = False
-            self._wake()
 
     async def _run(self, handler: Handler | None, work: Work) -> None:
         work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()

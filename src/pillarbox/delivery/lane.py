@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections import deque
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -23,6 +22,7 @@ from .client import ClientConnection, ClientSettings, ConnectFault
 from .route import Target
 from .tlspolicy import TlsPolicy
 from .transaction import Built, build_transaction, result_of
+from .waiting import WaitingLine
 
 _log = logging.getLogger("pillarbox.delivery")
 IDLE_S = 5.0
@@ -85,15 +85,13 @@ class Lane:
         self._settings = settings.client
         self._find_targets = settings.find_targets
         self._limit = settings.limit
-        self._max_waiting, self._max_waiting_bytes = settings.waiting, settings.waiting_bytes
-        self._waiting_bytes = 0
+        # `lanes.wake` is looked up when it is called: app.py connects it last.
+        self._waiting = WaitingLine(settings.waiting, settings.waiting_bytes, lambda: lanes.wake())
         # Until one connection has come about there are few: who never answers must not have all of the server's.
         self._has_worked = False
         self._empty_probes = 0
-        self._was_full = False
         self._clock = clock
         self._rng = rng
-        self._waiting: deque[Work] = deque()
         self._connections: set[ClientConnection] = set()
         self._idle: list[ClientConnection] = []
         self._opening: set[asyncio.Task[Any]] = set()
@@ -119,32 +117,12 @@ class Lane:
             return False
         if self._retry_at is not None:
             return not self._waiting and not self._busy
-        is_full = len(self._waiting) >= self._max_waiting or self._waiting_bytes > self._max_waiting_bytes
-        self._was_full = self._was_full or is_full
-        return not is_full
+        return self._waiting.has_room
 
     @property
     def waiting(self) -> int:
         """Messages that wait for a connection."""
         return len(self._waiting)
-
-    def _next(self) -> Work:
-        work = self._waiting.popleft()
-        self._waiting_bytes -= len(work.message.content.prefix)
-        self._shrunk()
-        return work
-
-    def _take_waiting(self) -> deque[Work]:
-        waiting, self._waiting, self._waiting_bytes = self._waiting, deque(), 0
-        self._shrunk()
-        return waiting
-
-    def _shrunk(self) -> None:
-        """Whoever was told that enough waits is told when it does not any more."""
-        is_low = len(self._waiting) <= self._max_waiting // 2 and self._waiting_bytes <= self._max_waiting_bytes // 2
-        if self._was_full and is_low:
-            self._was_full = False
-            self._lanes.wake()
 
     @property
     def is_idle(self) -> bool:
@@ -172,36 +150,28 @@ class Lane:
 
     def why_waiting(self) -> str | None:
         """For people."""
-        seconds = 0 if self._retry_at is None else max(0, round(self._retry_at - self._clock.monotonic()))
-        return (
-            None
-            if self._retry_at is None
-            else f"{self.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
-        )
+        if self._retry_at is None:
+            return None
+        seconds = max(0, round(self._retry_at - self._clock.monotonic()))
+        return f"{self.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
 
     def push(self, work: Work) -> None:
         """Takes work."""
         if self.is_down or self._is_stopping:
             self._return(work)
             return
-        self._waiting.append(work)
-        self._waiting_bytes += len(work.message.content.prefix)
+        self._waiting.push(work)
         self._empty_probes = 0
         self.feed()
 
     def withdraw(self, uids: Collection[str] | None) -> list[Work]:
         """Work that has not begun."""
-        taken = [work for work in self._waiting if uids is None or work.message.uid in uids]
-        if taken:
-            gone = {id(work) for work in taken}
-            kept = deque(work for work in self._waiting if id(work) not in gone)
-            self._waiting, self._waiting_bytes = kept, sum(len(work.message.content.prefix) for work in kept)
-            self._shrunk()
-        return taken
+        return self._waiting.take(uids)
 
     def forget_backoff(self) -> None:
         """Probe now."""
-        self._retry_at = self._retry_at and self._clock.monotonic()
+        if self._retry_at is not None:
+            self._retry_at = self._clock.monotonic()
 
     def _return(self, work: Work) -> None:
         """Nothing was tried: the queue keeps it until the next probe."""
@@ -310,7 +280,7 @@ class Lane:
             self._connect_failed(ConnectFault(verdict, Stage.LOOKUP))
             return
         self._retry_at = None
-        waiting = self._take_waiting()
+        waiting = self._waiting.take()
         for work in waiting:
             work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
             work.results = [Result(r, verdict, Stage.LOOKUP.value, is_permanent=True) for r in work.recipients]
@@ -340,7 +310,7 @@ class Lane:
             self._trouble += 1
             return
         stage = fault.stage.value
-        work = self._next() if self._waiting else None
+        work = self._waiting.pop() if self._waiting else None
         self._go_down()
         if work is not None:
             # The one that asked for the connection has had an attempt; the others have not.
@@ -361,7 +331,7 @@ class Lane:
         _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._last_fault)
 
     def _return_all(self) -> None:
-        waiting = self._take_waiting()
+        waiting = self._waiting.take()
         for work in waiting:
             self._return(work)
         self._lanes.wake()
@@ -384,7 +354,7 @@ class Lane:
                 connection.quit()
             return
         while self._waiting and connection.smtp.can_start:
-            if self._begin(connection, self._next()):
+            if self._begin(connection, self._waiting.pop()):
                 if connection in self._idle:
                     self._idle.remove(connection)
                 return

@@ -35,7 +35,7 @@ _UNRESOLVED = Reply(550, "5.4.4", "No MX of this domain has an address")
 
 @dataclass(frozen=True, slots=True)
 class MxPolicy:
-    """What an MX may be. `is_ourselves(host, address)` says whether a target is this very server."""
+    """What an MX may be. `is_ourselves(host, address)`: is a target this very server; with "" for address, by its name."""
 
     port: int = 25
     networks: tuple[Network, ...] = ()
