@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import gc
 import io
 import logging
@@ -136,7 +137,8 @@ def test_trace_shows_no_secret_however_it_is_cut(tmp_path: Path, sizes: Any, cap
         options = {"options": {"trace": True}, "authenticator": lambda u, p: True, "store": "memory"}
         async with serving(tmp_path, **options) as server:
             wire = Wire(server, sizes())
-            wire.connection.session.protocol.facts.is_tls = True
+            protocol = wire.connection.session.protocol
+            protocol.facts = dataclasses.replace(protocol.facts, is_tls=True)
             await wire.settle()
             await wire.ask(b"EHLO x.test\r\n")
             await wire.ask(b"AUTH PLAIN AGJvYgBnZWhlaW0=\r\n")

@@ -47,12 +47,16 @@ _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 
 
+# The bits of two pairs.
+_LOW = (1 << 20) - 1
+
+
 def _base32(number: int, digits: int) -> str:
-    out = []
+    out = ""
     for _ in range((digits + 1) // 2):
-        out.append(_PAIRS[number & 1023])
+        out = _PAIRS[number & 1023] + out
         number >>= 10
-    return "".join(reversed(out))[-digits:]
+    return out[-digits:]
 
 
 class UidSource:
@@ -69,7 +73,8 @@ class UidSource:
 
     def __call__(self) -> str:
         now = int(self._clock.time() * 1000)
-        if now != self._millisecond:
-            self._millisecond, self._prefix = now, _base32(now, 9)
-        self._counter = (self._counter + 1) & 0x7FFFFFFFF
-        return self._prefix + _base32(self._counter, 7)
+        self._counter = counter = (self._counter + 1) & 0x7FFFFFFFF
+        if now != self._millisecond or not counter & _LOW:
+            # What the next ids have in common: the time, and the counter's first three digits.
+            self._millisecond, self._prefix = now, _base32(now, 9) + _base32(counter >> 20, 3)
+        return self._prefix + _PAIRS[counter >> 10 & 1023] + _PAIRS[counter & 1023]

@@ -42,9 +42,10 @@ class Dispatcher:
         self.server = server
         self.pipeline = Pipeline(server, self._pipeline_changed, lambda: self.compile())
         self.subscribers = Subscribers(self.compile)
-        # By event name: is anybody there; and, where only the built-in behaviour is, its method, to be called directly.
+        # By event name: is anybody there; and, where only the built-in behaviour is, its answer, or what gives one when
+        # it is called with the session and the command: then no event is built, and nobody walks.
         self.heard: dict[str, bool] = dict.fromkeys(CATALOGUE, False)
-        self.direct: dict[str, Callable[[Any, Any], Reply] | None] = dict.fromkeys(CATALOGUE)
+        self.direct: dict[str, Reply | Callable[[Any, Any], Reply] | None] = dict.fromkeys(CATALOGUE)
         self._running: set[asyncio.Task[Any]] = set()
 
     def compile(self) -> None:
@@ -52,10 +53,9 @@ class Dispatcher:
         for name in CATALOGUE:
             steps, is_subscribed = self.pipeline.steps(name), self.subscribers.listens(name)
             self.heard[name] = bool(steps) or is_subscribed
-            # Only the real one is known to be plain and to answer: another under its alias goes the ordinary way.
-            is_built_in = len(steps) == 1 and getattr(steps[0].plugin, "is_built_in", False) is True
-            is_alone = is_built_in and steps[0].alias == SIMPLE and not is_subscribed
-            self.direct[name] = steps[0].method if is_alone else None
+            self.direct[name] = None
+            if len(steps) == 1 and steps[0].alias == SIMPLE and not is_subscribed:
+                self.direct[name] = _answer_of(steps[0], name)
 
     def listens(self, name: str) -> bool:
         """False when an event of that name need not even be built."""
@@ -223,6 +223,14 @@ class Dispatcher:
         """Waits for what is parked; at shutdown."""
         while self._running:
             await asyncio.wait(set(self._running))
+
+
+def _answer_of(step: Step, name: str) -> Any:
+    """Only the real built-in behaviour is known to be plain: another under its alias, or a changed one, is walked to."""
+    kind = vars(type(step.plugin))
+    if kind.get("is_built_in") is not True or getattr(step.method, "__func__", None) is not kind.get(f"on_{name}"):
+        return None
+    return step.plugin.answers.get(name)
 
 
 async def _await(awaitable: Any) -> Any:

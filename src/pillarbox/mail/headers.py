@@ -27,11 +27,12 @@ class Scan:
     __slots__ = ("end", "names", "received", "section")
 
     def __init__(self, start: bytes) -> None:
-        self.end = end = section_end(start)
-        self.section = section = start[:end]
-        names = _FIELDS.findall(section.lower())
+        found = _SECTION.match(start)
+        self.end = found.end() if found else 0
+        self.section = section = found[0] if found else b""
+        # A list: there are few, and most are asked for once.
+        self.names = names = _FIELDS.findall(section.lower())
         self.received = names.count(b"received")
-        self.names = frozenset(names)
 
     @property
     def subject(self) -> str:

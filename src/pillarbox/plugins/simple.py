@@ -14,9 +14,11 @@ from typing import Any
 from ..events import catalogue as e
 from ..options import Network
 from ..smtp.address import comparable_domain, comparable_mailbox, domain_of
-from ..smtp.command import COMMANDS
+from ..smtp.command import COMMANDS, Command
 from ..smtp.extension import Facts, offered
 from ..smtp.reply import Reply
+
+Answer = Callable[[e.Session, Command], Reply]
 
 _SENDER_OK = Reply(250, "2.1.0", "Sender OK")
 _RECIPIENT_OK = Reply(250, "2.1.5", "Recipient OK")
@@ -69,6 +71,9 @@ class RelayRule:
 
     def judge(self, session: e.Session, address: str) -> Reply | None:
         """A refusal, or None."""
+        if session.is_submission and not self.domains:
+            # Whoever may relay may send anywhere, and nothing is ours.
+            return None
         domain = domain_of(address)
         if not domain and session.is_submission:
             # RFC 5321 section 4.5.1: postmaster without a domain is ours, always. With no way to go it waits in the queue.
@@ -103,24 +108,46 @@ class Simple:
         self._hello_cache: dict[Any, Reply] = {}
         self.facts_of: Callable[[e.Session], Facts] = lambda session: Facts()
 
+        # Where nobody else listens it is asked directly, without an event: the answer, or what gives one.
+        self.answers: dict[str, Reply | Answer] = {
+            "cmd_ehlo": self._ehlo,
+            "cmd_helo": self._helo,
+            "cmd_mail": self._mail,
+            "cmd_rcpt": self._rcpt,
+            "cmd_data": _START_DATA,
+            "cmd_rset": _RESET,
+            "cmd_noop": _NOOP,
+            "cmd_quit": _BYE,
+            "cmd_starttls": _READY_FOR_TLS,
+        }
+        if self._greeting is not None:
+            self.answers["connection"] = self._greeting
+
     def on_connection(self, server: Any, event: e.Connection) -> Reply | None:
         """The greeting."""
         return self._greeting
 
     def on_cmd_ehlo(self, server: Any, event: e.CmdEhlo) -> Reply:
         """Our name and the extensions that are offered now."""
-        facts = self.facts_of(event.session)
-        key = (facts.is_tls, facts.is_authenticated, event.address)
+        return self._ehlo(event.session, event)
+
+    def _ehlo(self, session: e.Session, command: e.CmdEhlo | Command) -> Reply:
+        facts = self.facts_of(session)
+        key = (facts.is_tls, facts.is_authenticated, command.address)
         reply = self._hello_cache.get(key)
         if reply is None:
-            reply = self._remember(key, Reply(250, None, f"{self._hostname} greets {event.address}", *offered(facts)))
+            lines = (f"{self._hostname} greets {command.address}", *offered(facts))
+            reply = self._remember(key, Reply(250, None, *lines))
         return reply
 
     def on_cmd_helo(self, server: Any, event: e.CmdHelo) -> Reply:
         """Our name."""
-        reply = self._hello_cache.get(event.address)
+        return self._helo(event.session, event)
+
+    def _helo(self, session: e.Session, command: e.CmdHelo | Command) -> Reply:
+        reply = self._hello_cache.get(command.address)
         if reply is None:
-            reply = self._remember(event.address, Reply(250, None, f"{self._hostname} greets {event.address}"))
+            reply = self._remember(command.address, Reply(250, None, f"{self._hostname} greets {command.address}"))
         return reply
 
     def _remember(self, key: Any, reply: Reply) -> Reply:
@@ -131,20 +158,25 @@ class Simple:
 
     def on_cmd_mail(self, server: Any, event: e.CmdMail) -> Reply:
         """Every sender, but for who is authenticated and sends as somebody else (RFC 6409 section 6.1)."""
-        session = event.session
-        if session.username is not None and event.address is not None and not _may_send_as(session, event.address):
+        return self._mail(event.session, event)
+
+    def _mail(self, session: e.Session, command: e.CmdMail | Command) -> Reply:
+        if session.username is not None and command.address is not None and not _may_send_as(session, command.address):
             return Reply(553, "5.7.1", f"{session.username} may not send as this address")
         return _SENDER_OK
 
     def on_cmd_rcpt(self, server: Any, event: e.CmdRcpt) -> Reply:
         """The relay rule."""
-        envelope = event.session.envelope
+        return self._rcpt(event.session, event)
+
+    def _rcpt(self, session: e.Session, command: e.CmdRcpt | Command) -> Reply:
+        envelope, address = session.envelope, command.address or ""
         if envelope is not None:
             if len(envelope.recipients) >= self._max_recipients:
                 return _TOO_MANY
-            if not event.address.isascii() and not envelope.is_smtputf8:
+            if not address.isascii() and not envelope.is_smtputf8:
                 return _NEEDS_UTF8
-        return self._rule.judge(event.session, event.address) or _RECIPIENT_OK
+        return self._rule.judge(session, address) or _RECIPIENT_OK
 
     def on_cmd_data(self, server: Any, event: e.CmdData) -> Reply:
         """354."""

@@ -11,6 +11,8 @@ from ..smtp.command import COMMANDS, Command
 # Commands that do no mail: a session may send so many of them between two messages.
 JUNK = frozenset(row.verb for row in COMMANDS.values() if row.is_junk)
 
+EVENT_NAMES = {row.verb: row.event for row in COMMANDS.values()}
+
 EVENTS: dict[str, Callable[[e.Session, Command], Any]] = {
     "EHLO": lambda s, c: e.CmdEhlo(s.client_id, s, c.args, c.address or ""),
     "HELO": lambda s, c: e.CmdHelo(s.client_id, s, c.args, c.address or ""),

@@ -43,12 +43,13 @@ class Outbox:
 
     def put(self, transport: asyncio.Transport, data: bytes | None) -> None:
         """Octets to write; b"" to end our half, None to close."""
-        if not self._writes:
+        writes = self._writes
+        if not writes:
             loop = self._loop
             if loop is None:
                 loop = self._loop = asyncio.get_running_loop()
             loop.call_soon(self.flush)
-        self._writes.append((transport, data))
+        writes.append((transport, data))
 
     def flush(self) -> None:
         """Everything that waits."""
@@ -76,6 +77,7 @@ class SmtpConnection(asyncio.Protocol):
         "_stops",
         "_tls_task",
         "_transport",
+        "_wiretap",
         "has_eof",
         "session",
     )
@@ -84,6 +86,7 @@ class SmtpConnection(asyncio.Protocol):
         self._local = local
         self._context = context
         self._outbox: Outbox = context.outbox
+        self._wiretap = context.wiretap
         self._transport: asyncio.Transport | None = None
         self._stops: set[str] = set()
         self._key = ""
@@ -103,14 +106,15 @@ class SmtpConnection(asyncio.Protocol):
         # A listener on one address knows it; asking the kernel for each connection costs as much as a command.
         local = self._local or _endpoint(get("sockname"))
         facts = Session(context.new_client_id(), peer, local)
-        facts.tls = describe(get("ssl_object"))
+        if context.tls is not None:
+            facts.tls = describe(get("ssl_object"))
         # Whoever may open a unix socket was let in by the file's permissions.
         facts.is_trusted = local.host.startswith("/") or context.is_trusted(peer.host)
         self.session = SmtpSession(context, self, facts, ServerProtocol(context.protocol_facts(facts), context.rules))
-        self._key = network_key(peer.host)
+        self._key = key = network_key(peer.host)
         context.sessions[facts.client_id] = self.session
         context.counters.sessions += 1
-        refusal = context.admission.enter(self._key, is_trusted=facts.is_trusted)
+        refusal = context.admission.enter(key, is_trusted=facts.is_trusted)
         if context.is_closing:
             refusal = "Shutting down: try again later"
         self.session.begin(refusal)
@@ -155,8 +159,8 @@ class SmtpConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Octets to the client, at the end of this turn."""
-        if self._context.wiretap is not None:
-            self._context.wiretap(self.session, data)
+        if self._wiretap is not None:
+            self._wiretap(self.session, data)
         if self._transport is not None:
             self._outbox.put(self._transport, data)
 

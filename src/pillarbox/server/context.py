@@ -70,18 +70,23 @@ class ServerContext:
     is_closing: bool = False
     last_client: int = 0
     guess_delay_s: float = 1.0
+    _first_facts: dict[bool, Facts] = field(default_factory=dict)
 
     def protocol_facts(self, session: Session) -> Facts:
-        """What EHLO offers in this session; its own copy, for TLS and AUTH change it."""
-        options = self.options
-        mechanisms = MECHANISMS if self.authenticate is not None else ()
-        return Facts(
-            options.max_size_bytes,
-            options.max_recipients,
-            tls_offered=self.tls is not None,
-            is_tls=bool(session.tls),
-            auth_mechanisms=mechanisms,
-        )
+        """What EHLO offers in a session that begins, in clear or with TLS."""
+        is_tls = bool(session.tls)
+        facts = self._first_facts.get(is_tls)
+        if facts is None:
+            options = self.options
+            mechanisms = MECHANISMS if self.authenticate is not None else ()
+            facts = self._first_facts[is_tls] = Facts(
+                options.max_size_bytes,
+                options.max_recipients,
+                tls_offered=self.tls is not None,
+                is_tls=is_tls,
+                auth_mechanisms=mechanisms,
+            )
+        return facts
 
     def new_client_id(self) -> str:
         """A name for a session: short, never used twice by this server."""

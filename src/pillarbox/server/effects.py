@@ -1,4 +1,7 @@
-"""What a positive reply to a command does to the session: one row for each verb that changes something."""
+"""What a positive reply to a command does to the session: one row for each verb that changes something.
+
+By the event, as plugins left it; where nobody but the built-in behaviour listened there was none, and it is the command.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..events import catalogue as e
 from ..mail.envelope import Envelope
+from ..smtp.command import Command
 from ..smtp.reply import Reply
 
 if TYPE_CHECKING:
@@ -19,24 +23,33 @@ def _reset(session: SmtpSession, event: Any, reply: Reply) -> None:
 
 def _greet(session: SmtpSession, event: Any, reply: Reply) -> None:
     session.reset()
-    session.facts.helo = event.address
-    session.facts.is_esmtp = event.name == "cmd_ehlo"
+    session.facts.helo = event.address or ""
+    session.facts.is_esmtp = False
 
 
-def _open_transaction(session: SmtpSession, event: e.CmdMail, reply: Reply) -> None:
-    get = event.parameters.get
-    is_utf8 = "SMTPUTF8" in event.parameters
-    session.facts.envelope = Envelope(event.address, [], get("BODY", "7BIT"), is_utf8, get("RET"), get("ENVID"))
+def _greet_extended(session: SmtpSession, event: Any, reply: Reply) -> None:
+    _greet(session, event, reply)
+    session.facts.is_esmtp = True
 
 
-def _add_recipient(session: SmtpSession, event: e.CmdRcpt, reply: Reply) -> None:
+def _open_transaction(session: SmtpSession, event: e.CmdMail | Command, reply: Reply) -> None:
+    parameters = event.parameters
+    if parameters:
+        get = parameters.get
+        is_utf8 = "SMTPUTF8" in parameters
+        session.facts.envelope = Envelope(event.address, [], get("BODY", "7BIT"), is_utf8, get("RET"), get("ENVID"))
+    else:
+        session.facts.envelope = Envelope(event.address, [])
+
+
+def _add_recipient(session: SmtpSession, event: e.CmdRcpt | Command, reply: Reply) -> None:
     envelope = session.facts.envelope
     if envelope is not None:
         parameters = event.parameters
         if parameters:
-            envelope.add(event.address, parameters.get("NOTIFY", ()), parameters.get("ORCPT"))
+            envelope.add(event.address or "", parameters.get("NOTIFY", ()), parameters.get("ORCPT"))
         else:
-            envelope.add(event.address)
+            envelope.add(event.address or "")
 
 
 def _begin_content(session: SmtpSession, event: Any, reply: Reply) -> None:
@@ -53,7 +66,7 @@ def _start_tls(session: SmtpSession, event: Any, reply: Reply) -> None:
 
 
 EFFECTS: dict[str, Callable[[SmtpSession, Any, Reply], None]] = {
-    "EHLO": _greet,
+    "EHLO": _greet_extended,
     "HELO": _greet,
     "MAIL": _open_transaction,
     "RCPT": _add_recipient,

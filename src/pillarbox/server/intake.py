@@ -95,7 +95,10 @@ class Intake:
             content = Content(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             self._pieces = []
             self._size = 0
-            self._guarded(lambda: self._judge(envelope, content))
+            try:
+                self._judge(envelope, content)
+            except Exception:
+                self._give_up()
         else:
             self._writer.finish(lambda error: self._spooled(envelope, error))
 
@@ -141,9 +144,12 @@ class Intake:
         try:
             step()
         except Exception:
-            _log.exception("session %s: the message could not be taken", self._session.facts.client_id)
-            self.reset()
-            self._session.intake_decided(_FAULT)
+            self._give_up()
+
+    def _give_up(self) -> None:
+        _log.exception("session %s: the message could not be taken", self._session.facts.client_id)
+        self.reset()
+        self._session.intake_decided(_FAULT)
 
     def _judge(self, envelope: Envelope, content: Content) -> None:
         """The checks that need the header section, then the plugins."""
@@ -159,7 +165,7 @@ class Intake:
             self._refuse(_LOOP)
             return
         dispatcher = self._context.dispatcher
-        if not dispatcher.listens("message"):
+        if not dispatcher.heard["message"]:
             self._accept(envelope, content, scan)
             return
         session = self._session.facts
@@ -267,7 +273,7 @@ class Intake:
         context.counters.accepted += 1
         announce(context, message, session.facts.client_id)
         # RFC 5321 section 4.2.5: with this 250 the responsibility is ours, and the message is on the disk.
-        session.intake_decided(Reply(250, "2.0.0", f"{message.uid} Message accepted for delivery"))
+        session.intake_decided(Reply.accepted(f"{message.uid} Message accepted for delivery"))
         context.scheduler.accepted(message)
 
 
@@ -291,7 +297,7 @@ def announce(context: ServerContext, message: Message, client_id: str | None) ->
             message.content.size_bytes,
             client_id or "-",
         )
-    if context.dispatcher.listens("message_queued"):
+    if context.dispatcher.heard["message_queued"]:
         context.dispatcher.post(
             MessageQueued(
                 client_id,

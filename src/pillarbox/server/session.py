@@ -20,10 +20,11 @@ from ..smtp.server import AuthLine, EndOfContent, ServerProtocol
 from ..smtp.state import State
 from .accounts import Account
 from .authentication import Authentication
-from .commands import EVENTS, JUNK
+from .commands import EVENT_NAMES, EVENTS, JUNK
 from .deadlines import Deadlines
 from .effects import EFFECTS
 from .intake import Intake
+from .response import take_round
 
 if TYPE_CHECKING:
     from .connection import SmtpConnection
@@ -36,7 +37,6 @@ _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
 _NO_ANSWER, _NO_GREETING = Reply(451, "4.3.0", "No answer in time"), Reply(421, "4.3.0", "No answer in time")
 # Input that waits while the session is parked; beyond, reading stops.
 _MAX_BUFFERED = 64 * 1024
-
 # Stands for the end of content where a reply's command is asked for.
 _END = Command(".", "")
 
@@ -45,7 +45,7 @@ class SmtpSession:
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
-        "_account", "_authentication", "_command", "_connection", "_context", "_deadlines", "_dispatcher", "_early",
+        "_account", "_authentication", "_began", "_command", "_connection", "_context", "_deadlines", "_dispatcher", "_early",
         "_errors", "_event", "_greeted", "_is_content", "_junk", "_may_answer", "_pumping", "_waiting", "arrivals",
         "awaits_program", "commands", "content_bytes", "facts", "intake", "is_lost", "protocol", "reason",
     )  # fmt: skip
@@ -77,7 +77,9 @@ class SmtpSession:
         self._early: Reply | None = None
         self.reason = "client closed the connection"
         self.arrivals = self.commands = 0
-        self._deadlines = Deadlines(context.options, context.clock.monotonic())
+        # Most sessions have ended before the first sweep, which makes it.
+        self._deadlines: Deadlines | None = None
+        self._began = context.clock.monotonic()
         self.content_bytes = 0
 
     # ------------------------------------------------------------------ greeting
@@ -87,12 +89,12 @@ class SmtpSession:
         if refusal is not None:
             self._greeting_decided(Reply(421, "4.7.0", refusal))
             return
-        facts = self.facts
-        self._event = e.Connection(facts.client_id, facts, facts.peer, facts.local, facts.tls)
-        direct = self._dispatcher.direct["connection"]
-        if direct is not None:
-            self._greeting_decided(direct(self._dispatcher.server, self._event))
+        facts, dispatcher = self.facts, self._dispatcher
+        greeting = dispatcher.direct["connection"]
+        if greeting is not None and not dispatcher.heard["response"]:
+            self._send_greeting(greeting, is_sent=True)  # type: ignore[arg-type]
             return
+        self._event = e.Connection(facts.client_id, facts, facts.peer, facts.local, facts.tls)
         self._may_answer = True
         verdict = self._dispatcher.dispatch(self._event, self._greeting_decided)
         if not isinstance(verdict, Parked):
@@ -131,10 +133,18 @@ class SmtpSession:
         if not self._greeted:
             self.facts.talked_early = True
         protocol = self.protocol
-        protocol.receive_data(data)
         if not self._waiting:
-            self._pump()
-        elif protocol.buffered_bytes > _MAX_BUFFERED:
+            command = protocol.take_command(data)
+            if command is None:
+                protocol.receive_data(data)
+                self._pump()
+            else:
+                self._pumping = True
+                self._on_command(command)
+                self._end_pump()
+            return
+        protocol.receive_data(data)
+        if protocol.buffered_bytes > _MAX_BUFFERED:
             self._connection.stop_reading("parked")
 
     def receive_eof(self) -> None:
@@ -159,7 +169,12 @@ class SmtpSession:
                 self._on_end(event)  # type: ignore[arg-type]
             else:
                 self._on_auth_line(event)  # type: ignore[arg-type]
+        self._end_pump()
+
+    def _end_pump(self) -> None:
+        """What this turn has produced leaves in one write."""
         self._pumping = False
+        protocol = self.protocol
         data = protocol.data_to_send()
         if data:
             self._connection.write(data)
@@ -176,20 +191,12 @@ class SmtpSession:
             return
         if not self._pumping:
             self._connection.go_on_reading("parked")
-            self._touch()
+            # The client's time begins anew: whatever it waited for is over.
+            self.commands += 1
+            self.arrivals += 1
             self._pump()
             if self._connection.has_eof and not self._waiting:
                 self._connection.close_when_written()
-
-    def _touch(self) -> None:
-        """The client's time begins anew: whatever it waited for is over."""
-        self.commands += 1
-        self.arrivals += 1
-
-    def _flush(self) -> None:
-        """What was said so far leaves now; else everything that a turn produces leaves in one write at its end."""
-        if data := self.protocol.data_to_send():
-            self._connection.write(data)
 
     # ------------------------------------------------------------------ commands
 
@@ -211,13 +218,14 @@ class SmtpSession:
                 self._event = None
                 self._answer(_TOO_MUCH_JUNK)
                 return
-        event = self._event = EVENTS[command.verb](self.facts, command)
         dispatcher = self._dispatcher
-        direct = dispatcher.direct[event.name]
-        if direct is not None:
-            # Nobody but the built-in behaviour listens: no walk.
-            self._answer(direct(dispatcher.server, event))
+        name = EVENT_NAMES[command.verb]
+        direct = dispatcher.direct[name]
+        if direct is not None and not dispatcher.heard["response"]:
+            # Nobody but the built-in behaviour listens: no event, no walk.
+            self._answer_directly(command, direct if direct.__class__ is Reply else direct(self.facts, command))  # type: ignore
             return
+        event = self._event = EVENTS[command.verb](self.facts, command)
         self._waiting = self._may_answer = True
         verdict = dispatcher.dispatch(event, self._command_decided)
         if verdict is not PARKED:
@@ -254,7 +262,8 @@ class SmtpSession:
     def await_program(self) -> None:
         """From now on the program owes the reply, if it has not given it already."""
         self.awaits_program = True
-        self._touch()
+        self.commands += 1
+        self.arrivals += 1
         early, self._early = self._early, None
         if early is not None:
             self.reply_from_program(early)
@@ -296,21 +305,7 @@ class SmtpSession:
     def _respond_with(self, reply: Reply, send: Callable[..., None]) -> None:
         """The `response` event, then `send`."""
         self._waiting = True
-        verb = self._command.verb if self._command is not None else ""
-        event = e.Response(self.facts.client_id, self.facts, reply, verb)
-
-        def decided(verdict: Verdict) -> None:
-            if self.is_lost:
-                return
-            final = event.reply
-            if not isinstance(final, Reply):
-                _log.error("session %s: a plugin set the reply to %r: ignored", self.facts.client_id, final)
-                final = reply
-            send(final, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)
-
-        verdict = self._dispatcher.dispatch(event, decided)
-        if verdict is not PARKED:
-            decided(verdict)  # type: ignore[arg-type]
+        take_round(self._dispatcher, self, reply, self._command.verb if self._command is not None else "", send)
 
     def _send(self, reply: Reply, *, is_sent: bool) -> None:
         """The reply leaves (with the rest of this turn); then what the command does, and what too many errors do."""
@@ -335,6 +330,16 @@ class SmtpSession:
                 effect(self, event, reply)
         if not self._pumping and not self._waiting:
             self._resume()
+
+    def _answer_directly(self, command: Command, reply: Reply) -> None:
+        """`_send`, for a command that nobody else has seen: no event, nobody waits, no authentication, no BDAT."""
+        self.protocol.respond(reply)
+        if reply.code < 400:
+            effect = EFFECTS.get(command.verb)
+            if effect is not None:
+                effect(self, command, reply)
+        else:
+            self._count_error(reply)
 
     def _count_error(self, reply: Reply) -> None:
         self._context.counters.refused += 1
@@ -365,7 +370,8 @@ class SmtpSession:
     def start_tls(self) -> None:
         """The handshake follows the 220."""
         self._waiting = True
-        self._flush()
+        if data := self.protocol.data_to_send():
+            self._connection.write(data)
         self._connection.start_tls()
 
     def tls_started(self, description: str) -> None:
@@ -388,12 +394,11 @@ class SmtpSession:
 
     def auth_decided(self, reply: Reply, account: Account | None = None) -> None:
         """A step of the exchange has its reply; `account` is who gets in, if the reply stays as it is."""
-        if self.is_lost:
-            return
-        if reply.code != 334:
-            self._authentication = None
-        self._account = account
-        self._answer(reply)
+        if not self.is_lost:
+            if reply.code != 334:
+                self._authentication = None
+            self._account = account
+            self._answer(reply)
 
     def _let_in(self) -> None:
         account, self._account = self._account, None
@@ -426,10 +431,9 @@ class SmtpSession:
 
     def intake_decided(self, reply: Reply) -> None:
         """The message is queued, or refused."""
-        if self.is_lost:
-            return
-        self._may_answer = False
-        self._answer(reply)
+        if not self.is_lost:
+            self._may_answer = False
+            self._answer(reply)
 
     def wants_reading(self, wants: bool) -> None:
         """The spool's back-pressure."""
@@ -473,6 +477,7 @@ class SmtpSession:
         if self.protocol.is_closed:
             self._connection.sweep()
         else:
+            self._deadlines = self._deadlines or Deadlines(self._context.options, self._began)
             self._deadlines.sweep(self, now)
 
     @property

@@ -22,9 +22,12 @@ class ParameterFault(ValueError):
         self.reply = reply
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Facts:
-    """What decides which extensions are offered now. Sizes in octets; `tls_offered` means: there is a certificate."""
+    """What decides which extensions are offered now. Sizes in octets; `tls_offered` means: there is a certificate.
+
+    Sessions share it: one whose TLS or authentication changes gets another.
+    """
 
     max_size_bytes: int = 64 * 1024 * 1024
     max_recipients: int = 1000

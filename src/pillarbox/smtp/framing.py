@@ -32,13 +32,14 @@ class LineBuffer:
     With `accept_bare_lf` LF alone ends a line, too.
     """
 
-    __slots__ = ("_buffer", "_dropping", "_position", "accept_bare_lf", "is_empty")
+    __slots__ = ("_buffer", "_position", "accept_bare_lf", "is_dropping", "is_empty")
 
     def __init__(self, *, accept_bare_lf: bool = False) -> None:
         self.is_empty = True
         self._buffer = b""
         self._position = 0
-        self._dropping = False
+        # True within a line that was refused already.
+        self.is_dropping = False
         self.accept_bare_lf = accept_bare_lf
 
     def __len__(self) -> int:
@@ -70,11 +71,6 @@ class LineBuffer:
         self._buffer, self._position, self.is_empty = b"", 0, True
         return piece
 
-    @property
-    def is_dropping(self) -> bool:
-        """True within a line that was refused already."""
-        return self._dropping
-
     def peek(self) -> int:
         """The first octet, or -1."""
         return self._buffer[self._position] if self._position < len(self._buffer) else -1
@@ -82,7 +78,7 @@ class LineBuffer:
     def clear(self) -> int:
         """Throws everything away; returns how many octets that were."""
         count = len(self)
-        self._buffer, self._position, self._dropping, self.is_empty = b"", 0, False, True
+        self._buffer, self._position, self.is_dropping, self.is_empty = b"", 0, False, True
         return count
 
     def take_line(self, limit: int) -> bytes | OverlongLine | BareLineFeed | None:
@@ -92,14 +88,14 @@ class LineBuffer:
         if end < 0:
             if len(buffer) - start > limit:
                 return self._overflow(buffer)
-            if self._dropping:
+            if self.is_dropping:
                 self._keep_tail(buffer)
             return None
         if end == start or buffer[end - 1] != 13:
             return self._take_bare(start, end, limit)
-        if self._dropping:
+        if self.is_dropping:
             self._go_to(end + 1)
-            self._dropping = False
+            self.is_dropping = False
             return None if self.is_empty else self.take_line(limit)
         self._position = end = end + 1
         self.is_empty = end >= len(buffer)
@@ -113,11 +109,11 @@ class LineBuffer:
         """A line that LF alone ended."""
         if self.accept_bare_lf:
             self._go_to(end + 1)
-            if self._dropping:
-                self._dropping = False
+            if self.is_dropping:
+                self.is_dropping = False
                 return None if self.is_empty else self.take_line(limit)
             return OVERLONG if end + 1 - start > limit else self._buffer[start:end]
-        is_first, self._dropping = not self._dropping, True
+        is_first, self.is_dropping = not self.is_dropping, True
         if is_first and end - start + 1 > limit:
             # The LF stays for the next call: cut into single octets, the line would give both marks, too.
             self._go_to(end)
@@ -127,8 +123,8 @@ class LineBuffer:
 
     def _overflow(self, buffer: bytes) -> OverlongLine | None:
         """A line without end: one mark, then everything up to its CRLF is dropped as it comes."""
-        first = not self._dropping
-        self._dropping = True
+        first = not self.is_dropping
+        self.is_dropping = True
         self._keep_tail(buffer)
         return OVERLONG if first else None
 
@@ -139,6 +135,9 @@ class LineBuffer:
 
 
 _ANY_LINE_END = re.compile(rb"\r\n?|\n")
+
+
+_DOT = 46
 
 
 class DataScanner:
@@ -163,7 +162,11 @@ class DataScanner:
     def feed(self, chunk: bytes) -> tuple[bytes, bytes | None]:
         """Takes octets from the wire."""
         if self._held:
-            chunk = self._held + chunk
+            if self._held is CRLF and self._skip and chunk and chunk[0] != _DOT:
+                # The line end that stands before the first octet matters only where a dot follows.
+                self._skip = 0
+            else:
+                chunk = self._held + chunk
             self._held = b""
         rest = None
         # The first line with a dot in front is the end, nearly always: one search serves for both.

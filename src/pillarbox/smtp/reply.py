@@ -46,11 +46,20 @@ class Reply:
                 raise ValueError(
                     f"reply text {line!r} has a control character; give each line as an argument of its own"
                 )
-        set_ = object.__setattr__
-        set_(self, "code", code)
-        set_(self, "enhanced", enhanced)
-        set_(self, "lines", tuple(lines) or (_DEFAULT_TEXT.get(code, "OK" if code < 400 else "Error"),))
-        set_(self, "_wire", None)
+        _set_code(self, code)
+        _set_enhanced(self, enhanced)
+        _set_lines(self, lines or (_DEFAULT_TEXT.get(code, "OK" if code < 400 else "Error"),))
+        _set_wire(self, None)
+
+    @classmethod
+    def accepted(cls, text: str) -> Reply:
+        """250 2.0.0 with a line of ours, short and without control characters: made for each message, so not judged."""
+        reply = object.__new__(cls)
+        _set_code(reply, 250)
+        _set_enhanced(reply, "2.0.0")
+        _set_lines(reply, (text,))
+        _set_wire(reply, b"250 2.0.0 %b\r\n" % text.encode())
+        return reply
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Reply does not change; make a new one instead of setting {name}")
@@ -94,6 +103,10 @@ class Reply:
         return hash((self.code, self.enhanced, self.lines))
 
 
+# The slots themselves: a Reply lets nobody set an attribute.
+_set_code, _set_enhanced, _set_lines, _set_wire = (
+    vars(Reply)[name].__set__ for name in ("code", "enhanced", "lines", "_wire")
+)
 _DEFAULT_TEXT = {250: "OK", 354: "End data with <CR><LF>.<CR><LF>", 221: "Bye", 451: "Try again later"}
 
 
@@ -112,7 +125,7 @@ def format_reply(reply: Reply) -> bytes:
         extra = f"{reply.enhanced} " if reply.enhanced else ""
         text = "".join([f"{reply.code}-{extra}{line}\r\n" for line in lines[:-1]])
         wire = f"{text}{reply.code} {extra}{lines[-1]}\r\n".encode("utf-8", "replace")
-        object.__setattr__(reply, "_wire", wire)
+        _set_wire(reply, wire)
     return wire
 
 

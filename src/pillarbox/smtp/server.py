@@ -7,11 +7,11 @@ policy, plugins or the queue.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .command import Command, Grammar, parse_command
 from .extension import Facts
-from .framing import BARE_LF, OVERLONG, BareLineFeed, ChunkScanner, DataScanner, LineBuffer, OverlongLine
+from .framing import BARE_LF, CRLF, OVERLONG, BareLineFeed, ChunkScanner, DataScanner, LineBuffer, OverlongLine
 from .reply import Reply, format_reply
 from .state import ORDER_HINTS, TRANSITIONS, State
 
@@ -63,6 +63,8 @@ class AuthLine:
 
 Event = Command | EndOfContent | AuthLine | bytes
 
+# The first octet of a TLS record that carries a handshake (RFC 8446 section 5.1).
+TLS_RECORD = 0x16
 # Chunks this small are worth counting: millions of them are work without mail (hostile row 41).
 _SMALL_CHUNK = 1024
 
@@ -147,6 +149,29 @@ class ServerProtocol:
             return self._next_auth()
         return self._next_command()
 
+    def take_command(self, data: bytes) -> Command | None:
+        """The command in a segment that is one whole line with nothing before it, as nearly all are: the short way.
+
+        None, and nothing is taken, where it is anything else: then `receive_data` and `next_event` know what it is.
+        """
+        waiting = self._input
+        if (
+            not waiting.is_empty
+            or self._owed is not None
+            or self._scanner is not None
+            or data[-2:] != CRLF
+            or data.find(b"\n") != len(data) - 1
+            or len(data) > self._max_line
+            or data[0] == TLS_RECORD
+            or self.state is State.CLOSED
+            or waiting.is_dropping
+            or self._auth
+            or self._tls_wait
+            or self._swallow
+        ):
+            return None
+        return self._judge(data[:-2])
+
     def _drain(self) -> bool:
         """Octets of a refused BDAT chunk: counted and forgotten (RFC 3030 section 2)."""
         self._swallow -= len(self._input.take(self._swallow))
@@ -155,7 +180,7 @@ class ServerProtocol:
     # ---------------------------------------------------------------- commands
 
     def _next_command(self) -> Command | None:
-        if self.state is State.OPEN and self._input.peek() == 0x16 and not self._input.is_dropping:
+        if self.state is State.OPEN and self._input.peek() == TLS_RECORD and not self._input.is_dropping:
             # A TLS record has no CRLF to wait for.
             return self._owe(self._fault("", _FOREIGN, is_abuse=True), State.CLOSED)
         line = self._input.take_line(self._max_line)
@@ -163,6 +188,10 @@ class ServerProtocol:
             return None
         if line.__class__ is not bytes:
             return self._owe(self._fault("", _TOO_LONG if line is OVERLONG else _BARE_LF), self.state)
+        return self._judge(line)
+
+    def _judge(self, line: bytes) -> Command:
+        """Grammar, then order, then what only this session can know."""
         command, row = parse_command(line, self._grammar)
         self._owed = command
         self._next_state = state = self.state
@@ -336,13 +365,15 @@ class ServerProtocol:
             reply = owed.error = _EARLY_CONTENT
             owed.is_abuse = True
         if is_sent:
-            self._out.append(format_reply(reply))
+            self._out.append(reply._wire or format_reply(reply))
         code = reply.code
         if owed.__class__ is Command:
-            if code < 400 and owed.error is None and owed.verb in _PLAIN:
+            if code >= 400 or owed.error is not None or owed.verb == "BDAT":
+                self._after_refusal(owed)
+            elif owed.verb in _PLAIN:
                 self.state = self._next_state
             else:
-                self._after_command(owed, reply)
+                self._move(owed.verb, reply)
         elif owed.__class__ is AuthLine:
             self._after_auth(reply)
         elif isinstance(owed, EndOfContent):
@@ -368,42 +399,38 @@ class ServerProtocol:
         self._is_last = command.is_last
         self.state = State.CHUNKS
 
-    def _after_command(self, command: Command, reply: Reply) -> None:
-        if command.verb == "BDAT" and not command.is_abuse:
+    def _after_refusal(self, command: Command) -> None:
+        """Also of a BDAT that somebody else than `accept_chunk` has answered with 250: its octets are not taken."""
+        if command.is_abuse:
+            self.close()
+        elif command.verb == "BDAT":
             # Refused: the octets follow all the same, and the message is lost with them.
             self._swallow = command.size_bytes
             if self.state in (State.CHUNKS, State.RCPT) and self._next_state is State.CHUNKS:
                 self._forget_chunks()
                 self.state = State.READY
-            return
-        if command.is_abuse:
-            self.close()
-        elif reply.is_positive and command.error is None:
-            self._move(command, reply)
 
-    def _move(self, command: Command, reply: Reply) -> None:
-        verb = command.verb
-        if verb == "AUTH":
-            self._after_auth(reply)
-            return
+    def _move(self, verb: str, reply: Reply) -> None:
         if verb == "DATA":
             if reply.code == 354:
                 self.state = State.CONTENT
                 self._scanner = DataScanner(normalise=self.rules.normalise_bare)
-            return
-        self.state = self._next_state
-        if verb == "STARTTLS":
-            self._tls_wait = True
-        elif verb == "QUIT":
-            self.close()
-        elif self._chunk_total or self._small_chunks:
-            # RSET, EHLO and HELO between two chunks, or the MAIL behind them.
-            self._forget_chunks()
+        elif verb == "AUTH":
+            self._after_auth(reply)
+        else:
+            self.state = self._next_state
+            if verb == "QUIT":
+                self.close()
+            elif verb == "STARTTLS":
+                self._tls_wait = True
+            elif self._chunk_total or self._small_chunks:
+                # RSET, EHLO and HELO between two chunks, or the MAIL behind them.
+                self._forget_chunks()
 
     def _after_auth(self, reply: Reply) -> None:
         self._auth = reply.code == 334
         if reply.code == 235:
-            self.facts.is_authenticated = True
+            self.facts = replace(self.facts, is_authenticated=True)
 
     def say(self, reply: Reply) -> None:
         """A reply that answers no command: the greeting, or 421 when the server leaves (RFC 5321 section 3.8)."""
@@ -423,8 +450,7 @@ class ServerProtocol:
         self._tls_wait = False
         self._forget_chunks()
         self._auth = False
-        self.facts.is_tls = True
-        self.facts.is_authenticated = False
+        self.facts = replace(self.facts, is_tls=True, is_authenticated=False)
         self.state = State.OPEN
 
     def close(self) -> None:

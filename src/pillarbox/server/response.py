@@ -1,0 +1,37 @@
+"""The `response` event of a session: plugins may change each reply before it leaves, or keep it back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from ..events.catalogue import Response
+from ..events.dispatch import PARKED, Dispatcher, Verdict
+from ..events.plugin import Eat
+from ..smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from .session import SmtpSession
+
+_log = logging.getLogger("pillarbox.session")
+
+
+def take_round(
+    dispatcher: Dispatcher, session: SmtpSession, reply: Reply, verb: str, send: Callable[..., None]
+) -> None:
+    """Shows the reply to everyone, then `send(reply, is_sent=...)` with what became of it; not once the client is gone."""
+    event = Response(session.facts.client_id, session.facts, reply, verb)
+
+    def decided(verdict: Verdict) -> None:
+        if session.is_lost:
+            return
+        final = event.reply
+        if not isinstance(final, Reply):
+            _log.error("session %s: a plugin set the reply to %r: ignored", session.facts.client_id, final)
+            final = reply
+        send(final, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)
+
+    verdict = dispatcher.dispatch(event, decided)
+    if verdict is not PARKED:
+        decided(verdict)  # type: ignore[arg-type]
