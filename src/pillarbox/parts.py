@@ -37,6 +37,7 @@ from .queue.sqlite import SqliteStore
 from .queue.store import Store
 from .server import wiretap
 from .server.accounts import Account, AuthFile
+from .server.connection import Outbox
 from .server.context import ServerContext, facts_of_session
 from .server.limits import Admission
 from .server.listener import Listeners
@@ -66,7 +67,7 @@ class Parts:
         self._rng = rng
         self.new_uid = UidSource(clock)
         self.store = self._make_store()
-        self.commit = GroupCommit(self.store, self._prefers_inline)
+        self.commit = GroupCommit(self.store)
         self.scheduler = self._make_scheduler()
         self.resolver = self._make_resolver()
         relay = relay_next_hop(options.relay)
@@ -116,6 +117,7 @@ class Parts:
             self.scheduler,
             None,
             self.new_uid,
+            Outbox(self.commit.company),
             Admission(options.max_sessions, options.max_sessions_per_peer),
             self.rule.is_trusted,
             tls=server_context(options.tls_cert, options.tls_key) if options.tls_cert else None,
@@ -179,9 +181,6 @@ class Parts:
         is_used = options.direct and not options.relay
         context = client_context(policy, None) if is_used else None
         return ClientSettings(options.hostname, policy, context, time_out_s=options.time_out)
-
-    def _prefers_inline(self) -> bool:
-        return len(self.context.sessions) <= 1 and self.scheduler.in_hand <= 1
 
     def _default_senders(self, account: Account) -> tuple[str, ...]:
         if account.may_send_as:

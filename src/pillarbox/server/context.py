@@ -37,12 +37,6 @@ class Counters:
     bounced: int = 0
 
 
-def _make_outbox() -> Outbox:
-    from .connection import Outbox
-
-    return Outbox()
-
-
 @dataclass(slots=True)
 class ServerContext:
     """See the module's text. `authenticate` gives an Account or None; it may be a coroutine function or a plain one."""
@@ -54,6 +48,7 @@ class ServerContext:
     scheduler: Scheduler
     spool: Spool | None
     new_uid: UidSource
+    outbox: Outbox
     admission: Admission
     is_trusted: Callable[[str], bool]
     tls: ssl.SSLContext | None = None
@@ -65,7 +60,6 @@ class ServerContext:
     guesses_by_account: GuessLimit = field(default_factory=lambda: GuessLimit(20))
     sessions: dict[str, SmtpSession] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
-    outbox: Outbox = field(default_factory=lambda: _make_outbox())
     wiretap: Callable[..., None] | None = None
     is_closing: bool = False
     last_client: int = 0

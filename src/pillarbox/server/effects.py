@@ -40,6 +40,7 @@ def _open_transaction(session: SmtpSession, event: e.CmdMail | Command, reply: R
         session.facts.envelope = Envelope(event.address, [], get("BODY", "7BIT"), is_utf8, get("RET"), get("ENVID"))
     else:
         session.facts.envelope = Envelope(event.address, [])
+    session.intake.expect()
 
 
 def _add_recipient(session: SmtpSession, event: e.CmdRcpt | Command, reply: Reply) -> None:

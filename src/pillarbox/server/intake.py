@@ -36,7 +36,7 @@ _HEADER_TOO_LARGE = Reply(552, "5.3.4", "Header section too large")
 class Intake:
     """Collects content; `finish` makes a message of it and gives the session its reply."""
 
-    __slots__ = ("_context", "_diverted", "_pieces", "_session", "_size", "_writer")
+    __slots__ = ("_context", "_diverted", "_is_expected", "_pieces", "_session", "_size", "_writer")
 
     def __init__(self, context: ServerContext, session: SmtpSession) -> None:
         self._context = context
@@ -45,6 +45,18 @@ class Intake:
         self._size = 0
         self._writer: SpoolWriter | None = None
         self._diverted: Diverted | None = None
+        self._is_expected = False
+
+    def expect(self) -> None:
+        """A transaction is open: its message will want to be committed soon."""
+        if not self._is_expected:
+            self._is_expected = True
+            self._context.commit.company.open += 1
+
+    def _is_over(self) -> None:
+        if self._is_expected:
+            self._is_expected = False
+            self._context.commit.company.open -= 1
 
     def divert(self, file: IO[bytes] | None) -> bool:
         """The content of this transaction goes to the program (`data_mode`), not to the queue. False: some is here already."""
@@ -82,6 +94,7 @@ class Intake:
         self._pieces.clear()
         self._size = 0
         self._diverted = None
+        self._is_over()
 
     # ------------------------------------------------------------------- finish
 
@@ -264,6 +277,7 @@ class Intake:
 
     def _committed(self, message: Message, error: BaseException | None) -> None:
         context, session = self._context, self._session
+        self._is_over()
         if error is not None:
             _log.error("session %s: message %s was not stored: %s", session.facts.client_id, message.uid, error)
             if message.content.path and context.spool is not None:

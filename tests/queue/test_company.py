@@ -1,0 +1,152 @@
+"""When a commit begins: alone at once, with others once they have come, and in which thread."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pillarbox import MailServer
+from pillarbox.mail.content import Content
+from pillarbox.queue.commit import GroupCommit
+from pillarbox.queue.company import (
+    LONGEST_WAIT_S,
+    MOST_BYTES,
+    MOST_MESSAGES,
+    QUIET_TURNS,
+    SLOW_PAUSE_S,
+    SLOW_S,
+    Company,
+)
+from pillarbox.queue.sqlite import SqliteStore
+from tests.conftest import Client, run_async, serving, until
+from tests.queue.test_commit_spool import accepted
+from tests.queue.test_store_contract import message
+
+
+def test_alone_is_at_once() -> None:
+    company = Company()
+    assert not company.is_worth_waiting(1, 0.0)
+    company.open = 1
+    assert not company.is_worth_waiting(1, 0.0)
+
+
+def test_others_are_waited_for_until_they_have_come() -> None:
+    company = Company()
+    company.open = 3
+    assert company.is_worth_waiting(1, 0.0) and company.is_worth_waiting(2, 0.0)
+    assert not company.is_worth_waiting(3, 0.0)
+
+
+def test_a_quiet_loop_ends_the_wait() -> None:
+    company = Company()
+    company.open = 9
+    turns = 0
+    while company.is_worth_waiting(1, 0.0):
+        turns += 1
+    assert turns == QUIET_TURNS - 1
+    company.begin()
+    for _ in range(3 * QUIET_TURNS):
+        company.moved += 1
+        assert company.is_worth_waiting(1, 0.0)
+
+
+def test_nobody_waits_long_nor_for_many() -> None:
+    company = Company()
+    company.open = 10 * MOST_MESSAGES
+    assert company.is_worth_waiting(1, 7.0)
+    company.moved += 1
+    assert not company.is_worth_waiting(1, 7.0 + LONGEST_WAIT_S)
+    company.begin()
+    assert company.is_worth_waiting(1, 9.0) and not company.is_worth_waiting(MOST_MESSAGES, 9.0)
+
+
+def test_large_batches_and_slow_disks_are_not_for_the_loop() -> None:
+    company = Company()
+    assert company.suits_loop(MOST_BYTES, 0.0) and not company.suits_loop(MOST_BYTES + 1, 0.0)
+    company.took(SLOW_S / 2, 1.0)
+    assert company.suits_loop(0, 1.0)
+    company.took(SLOW_S * 2, 1.0)
+    assert not company.suits_loop(0, 1.1) and company.suits_loop(0, 1.0 + SLOW_PAUSE_S)
+
+
+def test_which_thread_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path))
+        store.open()
+        threads: list[str] = []
+        real = store.commit
+
+        def commit_(accepts: Any, settles: Any) -> None:
+            threads.append(threading.current_thread().name)
+            real(accepts, settles)
+
+        monkeypatch.setattr(store, "commit", commit_)
+        commit = GroupCommit(store)
+        commit.start()
+        await accepted(commit, message("small"))
+        await accepted(commit, message("large", content=Content(b"x" * (MOST_BYTES + 1))))
+        commit.company.took(SLOW_S * 2, time.monotonic())
+        await accepted(commit, message("behind a slow one"))
+        assert threads == ["MainThread", "pillarbox-writer", "pillarbox-writer"]
+        await commit.stop()
+        store.close()
+
+    run_async(main)
+
+
+async def opened(server: MailServer) -> Client:
+    """A client with a transaction that waits for its content."""
+    client = await Client.connect(server)
+    for line in (b"EHLO x.test", b"MAIL FROM:<a@b.test>", b"RCPT TO:<c@d.test>", b"DATA"):
+        assert (await client.ask(line))[0] in "23"
+    return client
+
+
+def test_twenty_sessions_share_commits(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+            clients = await asyncio.gather(*(opened(server) for _ in range(20)))
+            commit = server._parts.commit
+            assert commit.company.open == 20
+            before = commit.commits
+            replies = await asyncio.gather(*(client.ask(b"Subject: x\r\n\r\nhello\r\n.") for client in clients))
+            assert all(reply.startswith("250") for reply in replies)
+            assert commit.commits - before <= 4 and commit.company.open == 0
+            for client in clients:
+                client.close()
+
+    run_async(main)
+
+
+ENDS = {
+    "RSET": b"RSET",
+    "EHLO": b"EHLO again.test",
+    "QUIT": b"QUIT",
+    "refused": b"DATA\r\nhalf a line end\nis refused\r\n.",
+    "another transaction": b"RSET\r\nMAIL FROM:<a@b.test>\r\nRSET",
+    "hung up": b"",
+}
+
+
+@pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
+def test_a_transaction_that_ends_without_a_message_is_not_waited_for(tmp_path: Path, end: bytes) -> None:
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+            company = server._parts.commit.company
+            client = await Client.connect(server)
+            for line in (b"EHLO x.test", b"MAIL FROM:<a@b.test>", b"RCPT TO:<c@d.test>"):
+                await client.ask(line)
+            assert company.open == 1
+            if end:
+                client.send(end + b"\r\n")
+            else:
+                client.close()
+            await until(lambda: company.open == 0)
+            client.close()
+
+    run_async(main)
