@@ -5,10 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .peers import Peer, tool, wait_for_port
+from .talker import IdleSessions, talk
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 LIMIT_S = 180
@@ -16,11 +17,17 @@ LIMIT_S = 180
 
 @dataclass
 class Sample:
-    """One run: rates in messages per second, CPU in seconds per 1,000 messages, memory in MB (peak, all processes)."""
+    """One run: rates in messages per second, CPU in seconds per 1,000 messages, memory in MB (peak, all processes).
+
+    Latencies in milliseconds, from MAIL to the final reply; `notes` are further figures by name.
+    """
 
     rate: float
     cpu_s_per_1000: float
     peak_mb: float
+    p50_ms: float | None = None
+    p99_ms: float | None = None
+    notes: dict[str, float] = field(default_factory=dict)
 
 
 class Meter:
@@ -64,7 +71,7 @@ def accept_run(peer: Peer, *, sessions: int, count: int, is_reused: bool, size: 
     return Sample(count / seconds, meter.cpu_s() / count * 1000, meter.peak_mb())
 
 
-def _source(port: int, *, sessions: int, count: int, is_reused: bool, size: int) -> float:
+def _source(port: int, *, sessions: int, count: int, is_reused: bool, size: int, recipients: int = 1) -> float:
     command = [
         tool("smtp-source"),
         "-s",
@@ -80,6 +87,8 @@ def _source(port: int, *, sessions: int, count: int, is_reused: bool, size: int)
     ]
     if is_reused:
         command.append("-d")
+    if recipients > 1:
+        command += ["-r", str(recipients)]
     began = time.monotonic()
     subprocess.run([*command, f"127.0.0.1:{port}"], check=True, timeout=LIMIT_S, capture_output=True)
     return time.monotonic() - began
@@ -119,15 +128,51 @@ class Sink:
             self._log.close()
 
 
-def relay_run(peer: Peer, sink: Sink, *, sessions: int, count: int, is_reused: bool) -> Sample:
-    """How fast `count` messages go through the peer to the sink, to the last one."""
+def relay_run(peer: Peer, sink: Sink, *, sessions: int, count: int, is_reused: bool, recipients: int = 1) -> Sample:
+    """How fast `count` messages go through the peer to the sink, to the last one; more than that is a fault."""
     meter = Meter(peer)
     before = sink.count()
     began = time.monotonic()
-    _source(peer.port, sessions=sessions, count=count, is_reused=is_reused, size=4096)
-    while sink.count() - before < count:
-        if time.monotonic() - began > LIMIT_S:
-            raise TimeoutError(f"{peer.name}: only {sink.count() - before} of {count} messages came through")
-        time.sleep(0.01)
+    _source(peer.port, sessions=sessions, count=count, is_reused=is_reused, size=4096, recipients=recipients)
+    _until(peer, sink, before + count, began)
     seconds = time.monotonic() - began
+    time.sleep(0.5)
+    if sink.count() != before + count:
+        raise RuntimeError(f"{peer.name}: {sink.count() - before} messages came through, {count} were sent")
     return Sample(count / seconds, meter.cpu_s() / count * 1000, meter.peak_mb())
+
+
+def _until(peer: Peer, sink: Sink, wanted: int, began: float) -> None:
+    while sink.count() < wanted:
+        if time.monotonic() - began > LIMIT_S:
+            raise TimeoutError(f"{peer.name}: {wanted - sink.count()} messages did not come through")
+        time.sleep(0.01)
+
+
+def latency_run(peer: Peer, *, sessions: int, count: int, is_reused: bool) -> Sample:
+    """How long a transaction takes, from MAIL to the reply to its content."""
+    meter = Meter(peer)
+    began = time.monotonic()
+    times = talk(peer.port, sessions=sessions, count=count, is_reused=is_reused)
+    seconds = time.monotonic() - began
+    p50, p99 = (times[int(len(times) * share)] * 1000 for share in (0.5, 0.99))
+    return Sample(count / seconds, meter.cpu_s() / count * 1000, meter.peak_mb(), p50, p99)
+
+
+def _resident_kb(peer: Peer) -> float:
+    total = 0
+    for pid in peer.pids():
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            total += int(line.split()[1]) if line.startswith("VmRSS:") else 0
+    return total
+
+
+def idle_run(peer: Peer, *, sessions: int, count: int, idle: int = 5000) -> Sample:
+    """The rate beside `idle` sessions that have said EHLO and are silent, and what each of them weighs."""
+    alone = accept_run(peer, sessions=sessions, count=count, is_reused=False)
+    before = _resident_kb(peer)
+    with IdleSessions(peer.port, idle):
+        after = _resident_kb(peer)
+        sample = accept_run(peer, sessions=sessions, count=count, is_reused=False)
+    sample.notes = {"KB per idle session": (after - before) / idle, "rate without them": alone.rate}
+    return sample

@@ -1,0 +1,128 @@
+"""An SMTP client that looks at the clock: transactions one behind the other in several sessions, and sessions that idle."""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import selectors
+import socket
+import time
+from types import TracebackType
+
+import uvloop
+
+_CONTENT = b"Subject: bench\r\n\r\n" + (b"X" * 78 + b"\r\n") * 51 + b".\r\n"
+LIMIT_S = 180
+
+
+class _Talker(asyncio.Protocol):
+    """One session; begins anew behind each message unless it is reused."""
+
+    _SAYS = (b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n", _CONTENT)
+
+    def __init__(self, todo: list[int], times: list[float], done: asyncio.Event, *, is_reused: bool) -> None:
+        self._todo, self._times, self._done = todo, times, done
+        self._is_reused = is_reused
+        self._step = -2
+        self._held = b""
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Waits for the greeting."""
+        assert isinstance(transport, asyncio.Transport)
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        """A reply's last line takes the conversation a step further."""
+        self._held += data
+        if not self._held.endswith(b"\r\n") or self._held[self._held.rfind(b"\n", 0, -1) + 4 :][:1] == b"-":
+            return
+        reply, self._held = self._held, b""
+        if reply[:1] not in b"23":
+            raise RuntimeError(f"refused: {reply!r}")
+        self._step += 1
+        if self._step == -1:
+            self._transport.write(b"EHLO bench.test\r\n")
+        elif self._step == 4:
+            self._times.append(time.perf_counter() - self._began)
+            self._end_message()
+        else:
+            self._say()
+
+    def _say(self) -> None:
+        if self._step == 0:
+            if not self._todo:
+                self._quit()
+                return
+            self._todo.pop()
+            self._began = time.perf_counter()
+        self._transport.write(self._SAYS[self._step])
+
+    def _end_message(self) -> None:
+        if self._is_reused:
+            self._step = 0
+            self._say()
+        else:
+            self._quit()
+
+    def _quit(self) -> None:
+        self._transport.write(b"QUIT\r\n")
+        self._transport.close()
+        self._done.set()
+
+
+async def _one(port: int, todo: list[int], times: list[float], *, is_reused: bool) -> None:
+    loop = asyncio.get_running_loop()
+    while todo:
+        done = asyncio.Event()
+        await loop.create_connection(lambda: _Talker(todo, times, done, is_reused=is_reused), "127.0.0.1", port)  # noqa: B023
+        await done.wait()
+
+
+def talk(port: int, *, sessions: int, count: int, is_reused: bool) -> list[float]:
+    """Seconds of each of `count` transactions, sorted."""
+    todo, times = list(range(count)), list[float]()
+
+    async def main() -> None:
+        async with asyncio.timeout(LIMIT_S):
+            await asyncio.gather(*(_one(port, todo, times, is_reused=is_reused) for _ in range(sessions)))
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        runner.run(main())
+    return sorted(times)
+
+
+def allow_many_files() -> None:
+    """Thousands of sockets, here and in what is started from here."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+class IdleSessions:
+    """`count` sessions that have said EHLO; held open within a `with`."""
+
+    def __init__(self, port: int, count: int) -> None:
+        self._port, self._count = port, count
+        self._socks: list[socket.socket] = []
+
+    def __enter__(self) -> IdleSessions:
+        for _ in range(self._count):
+            sock = socket.create_connection(("127.0.0.1", self._port), 30)
+            self._socks.append(sock)
+            self._read(sock)
+            sock.sendall(b"EHLO idle.test\r\n")
+        for sock in self._socks:
+            self._read(sock)
+        return self
+
+    @staticmethod
+    def _read(sock: socket.socket) -> None:
+        with selectors.DefaultSelector() as selector:
+            selector.register(sock, selectors.EVENT_READ)
+            if not selector.select(30) or not sock.recv(4096):
+                raise TimeoutError("an idle session was not answered")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for sock in self._socks:
+            sock.close()
