@@ -8,6 +8,7 @@ import selectors
 import socket
 import time
 from types import TracebackType
+from typing import cast
 
 import uvloop
 
@@ -20,7 +21,7 @@ class _Talker(asyncio.Protocol):
 
     _SAYS = (b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n", _CONTENT)
 
-    def __init__(self, todo: list[int], times: list[float], done: asyncio.Event, *, is_reused: bool) -> None:
+    def __init__(self, todo: list[int], times: list[float], done: asyncio.Future[None], *, is_reused: bool) -> None:
         self._todo, self._times, self._done = todo, times, done
         self._is_reused = is_reused
         self._step = -2
@@ -28,8 +29,7 @@ class _Talker(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Waits for the greeting."""
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        self._transport = cast(asyncio.Transport, transport)
 
     def data_received(self, data: bytes) -> None:
         """A reply's last line takes the conversation a step further."""
@@ -38,7 +38,9 @@ class _Talker(asyncio.Protocol):
             return
         reply, self._held = self._held, b""
         if reply[:1] not in b"23":
-            raise RuntimeError(f"refused: {reply!r}")
+            self._done.set_exception(RuntimeError(f"the bench was refused: {reply!r}"))
+            self._transport.abort()
+            return
         self._step += 1
         if self._step == -1:
             self._transport.write(b"EHLO bench.test\r\n")
@@ -67,15 +69,16 @@ class _Talker(asyncio.Protocol):
     def _quit(self) -> None:
         self._transport.write(b"QUIT\r\n")
         self._transport.close()
-        self._done.set()
+        if not self._done.done():
+            self._done.set_result(None)
 
 
 async def _one(port: int, todo: list[int], times: list[float], *, is_reused: bool) -> None:
     loop = asyncio.get_running_loop()
     while todo:
-        done = asyncio.Event()
+        done: asyncio.Future[None] = loop.create_future()
         await loop.create_connection(lambda: _Talker(todo, times, done, is_reused=is_reused), "127.0.0.1", port)  # noqa: B023
-        await done.wait()
+        await done
 
 
 def talk(port: int, *, sessions: int, count: int, is_reused: bool) -> list[float]:
