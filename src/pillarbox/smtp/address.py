@@ -178,3 +178,12 @@ def parse_mailbox(address: str | bytes) -> Mailbox | None:
         return None
     found = _MAILBOX.match(raw)
     return check_mailbox(found.group(2), found.group(3)) if found else None
+
+
+def is_mailbox(address: str) -> bool:
+    """True for what `parse_mailbox` takes."""
+    try:
+        found = _MAILBOX.match(address.encode("utf-8"))
+    except UnicodeEncodeError:
+        return False
+    return found is not None and mailbox_text(*found.group(1, 2, 3)) is not None

@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Iterator
 from enum import Enum
 
-from .address import parse_mailbox
+from .address import is_mailbox
 from .framing import DotStuffer
 from .reply import Reply, ReplyFault, ReplyReader, format_reply
 from .sasl import ClientMechanism, SaslFault, decode_base64, encode_base64
@@ -75,7 +75,7 @@ def _check(text: str) -> str:
 
 def _check_path(address: str) -> str:
     """A path: by the grammar, so that no ">" of its own can end it (in a quoted local-part one may stand)."""
-    if parse_mailbox(address) is None and address.lower() != "postmaster":
+    if not is_mailbox(address) and address.lower() != "postmaster":
         raise ClientFault(f"{address!r} is no address that could go on the wire")
     return address
 

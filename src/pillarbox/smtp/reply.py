@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any
 
 _ENHANCED = re.compile(r"([245])\.(\d{1,3})\.(\d{1,3})\Z")
@@ -131,6 +132,7 @@ def format_reply(reply: Reply) -> bytes:
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])([ -]|\Z)(?:([245]\.\d{1,3}\.\d{1,3})(?:[ ]|\Z))?(.*)\Z", re.S)
 MAX_REPLY_LINE = 4096
+_SHORT_LINE = 128
 MAX_REPLY_LINES = 128
 
 
@@ -150,7 +152,7 @@ class ReplyReader:
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._code: bytes | None = None
+        self._code: str | None = None
         self._enhanced: str | None = None
         self._lines: list[str] = []
 
@@ -176,23 +178,41 @@ class ReplyReader:
         return replies
 
     def _take_line(self, line: bytes) -> Reply | None:
-        found = _REPLY_LINE.match(line) if len(line) <= MAX_REPLY_LINE else None
-        if found is None:
-            raise ReplyFault(f"not a reply line: {line[:80]!r}")
-        code, separator, enhanced, text = found.groups()
+        if self._code is None and len(line) <= _SHORT_LINE:
+            # Nearly every reply is one short line, and the same server says the same ones again and again.
+            code, is_last, enhanced, text, reply = _judge_line(line)
+            if reply is not None:
+                return reply
+        else:
+            code, is_last, enhanced, text, _ = _judge_line.__wrapped__(line)
         if self._code is None:
             self._code = code
-            self._enhanced = enhanced.decode() if enhanced and enhanced[:1] == code[:1] else None
+            self._enhanced = enhanced if enhanced and enhanced[:1] == code[:1] else None
         elif code != self._code:
-            raise ReplyFault(f"reply code changes from {self._code.decode()} to {code.decode()} within one reply")
+            raise ReplyFault(f"reply code changes from {self._code} to {code} within one reply")
         if enhanced and enhanced[:1] != code[:1]:
-            text = enhanced + b" " + text
-        # Kept whole but harmless: control characters of the peer never reach a log, a DSN or a page as they are.
-        self._lines.append(_FORBIDDEN.sub("?", text.decode("utf-8", "replace")))
+            text = enhanced + " " + text
+        self._lines.append(text)
         if len(self._lines) > MAX_REPLY_LINES:
             raise ReplyFault(f"reply of more than {MAX_REPLY_LINES} lines")
-        if separator == b"-":
+        if not is_last:
             return None
         reply = Reply(int(code), self._enhanced, *self._lines)
         self._code, self._enhanced, self._lines = None, None, []
         return reply
+
+
+@lru_cache(maxsize=512)
+def _judge_line(line: bytes) -> tuple[str, bool, str | None, str, Reply | None]:
+    """A reply line: code, whether it is the last one, enhanced code, text; and the reply, if this line may be all of it."""
+    found = _REPLY_LINE.match(line) if len(line) <= MAX_REPLY_LINE else None
+    if found is None:
+        raise ReplyFault(f"not a reply line: {line[:80]!r}")
+    code, separator, raw_enhanced, rest = found.groups()
+    enhanced = raw_enhanced.decode() if raw_enhanced else None
+    # Kept whole but harmless: control characters of the peer never reach a log, a DSN or a page as they are.
+    text = _FORBIDDEN.sub("?", rest.decode("utf-8", "replace"))
+    is_last = separator != b"-"
+    fits = enhanced is None or enhanced[:1] == code[:1].decode()
+    whole = Reply(int(code), enhanced, text) if is_last and fits else None
+    return code.decode(), is_last, enhanced, text, whole
