@@ -329,7 +329,8 @@ class ClientConnection(asyncio.Protocol):
             self._transport.write(data)
 
     def _flush(self) -> None:
-        self._write(self.smtp.data_to_send())
+        if data := self.smtp.data_to_send():
+            self._write(data)
 
     # ------------------------------------------------------------------- end
 

@@ -35,6 +35,8 @@ class Happened(Enum):
     DONE = "the oldest transaction has all its outcomes: take it with pop_done"
     CLOSED = "the server refused or said 421, or broke the rules; `last_reply` and `stage` say more"
 
+    __hash__ = object.__hash__
+
 
 class ClientFault(ValueError):
     """A caller's text would break the protocol (CR or LF in an address or name)."""
@@ -50,6 +52,8 @@ class _Expect(Enum):
     DATA = 7
     FINAL = 8
     IGNORED = 9
+
+    __hash__ = object.__hash__
 
 
 _STAGES = {
@@ -411,6 +415,8 @@ class ClientProtocol:
 
     def data_to_send(self) -> bytes:
         """Commands since the last call, as one piece for one write."""
+        if not self._out:
+            return b""
         data = b"".join(self._out)
         self._out.clear()
         return data

@@ -81,6 +81,8 @@ class ClientState(Enum):
     BUSY = "a transaction waits for replies"
     CLOSED = "QUIT sent, refused, or broken: of no further use"
 
+    __hash__ = object.__hash__
+
 
 CLIENT_TRANSITIONS: dict[ClientState, frozenset[ClientState]] = {
     ClientState.WAIT_GREETING: frozenset((ClientState.WAIT_HELLO, ClientState.CLOSED)),
