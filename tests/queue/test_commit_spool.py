@@ -41,6 +41,7 @@ def test_what_comes_together_shares_a_commit(tmp_path: Path, inline: bool) -> No
         if not inline:
             # A disk that slow is the writer thread's work.
             commit.company.took(60.0, time.monotonic())
+            commit.company.took(60.0, time.monotonic())
         commit.start()
         assert await accepted(commit, *(message(f"M{n}") for n in range(50))) == [None] * 50
         assert commit.commits == 1 and commit.committed == 50
@@ -136,6 +137,7 @@ def test_checkpoints_happen_between_commits(tmp_path: Path, monkeypatch: pytest.
             commit = GroupCommit(store)
             if not inline:
                 # A disk that slow is the writer thread's work.
+                commit.company.took(60.0, time.monotonic())
                 commit.company.took(60.0, time.monotonic())
             commit.start()
             for n in range(5):

@@ -13,7 +13,8 @@ LONGEST_WAIT_S = 0.005
 # The loop does not stand still for more than that: larger batches, and slow disks, are the writer thread's work.
 MOST_BYTES = 1 << 20
 SLOW_S = 0.01
-# After a slow commit the loop's own thread is tried again so much later.
+# So many slow commits in a row are a slow disk, and no hiccup; then the loop's own thread is tried again so much later.
+SLOW_COMMITS = 2
 SLOW_PAUSE_S = 10.0
 
 
@@ -24,7 +25,7 @@ class Company:
     with each turn of the loop in which a client was answered.
     """
 
-    __slots__ = ("_moved", "_quiet", "_slow_until", "_waits_until", "moved", "open")
+    __slots__ = ("_moved", "_quiet", "_slow", "_slow_until", "_waits_until", "moved", "open")
 
     def __init__(self) -> None:
         self.open = 0
@@ -32,6 +33,7 @@ class Company:
         self._moved = 0
         self._quiet = 0
         self._waits_until: float | None = None
+        self._slow = 0
         self._slow_until = 0.0
 
     def is_worth_waiting(self, messages: int, now: float) -> bool:
@@ -59,5 +61,7 @@ class Company:
 
     def took(self, seconds: float, now: float) -> None:
         """How long a commit in the loop's thread took."""
-        if seconds > SLOW_S:
+        self._slow = self._slow + 1 if seconds > SLOW_S else 0
+        if self._slow >= SLOW_COMMITS:
+            self._slow = 0
             self._slow_until = now + SLOW_PAUSE_S
