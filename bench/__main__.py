@@ -93,10 +93,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="make bench ARGS=", description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of what says most, under two minutes")
-    parser.add_argument("--only", default="", help="workloads whose name has this word")
+    parser.add_argument("--only", default="", help="workloads whose name has this word, or one of several: a|b")
     parser.add_argument("--page", action="store_true", help="make docs/benchmarks.md of this run")
     given = parser.parse_args()
-    workloads = [w for w in (quick() if given.quick else WORKLOADS) if given.only in w.name]
+    words = given.only.split("|")
+    workloads = [w for w in (quick() if given.quick else WORKLOADS) if any(word in w.name for word in words)]
     if not workloads:
         sys.exit(f"no workload has {given.only!r} in its name: " + "; ".join(w.name for w in WORKLOADS))
     if os.geteuid() != 0:

@@ -197,11 +197,10 @@ class Postfix:
             f"relayhost = [127.0.0.1]:{relay_to or SINK_PORT}",
         ]
         if self._is_tuned:
-            # No pause for the queue manager, longer lives of processes, no more of them than help, more connections out.
+            # No pause for the queue manager, longer lives of processes, more connections out.
             lines += [
                 "in_flow_delay = 0s",
                 "max_use = 100000",
-                "default_process_limit = 40",
                 "smtpd_client_event_limit_exceptions = 127.0.0.0/8",
                 "qmgr_message_active_limit = 40000",
                 "default_destination_concurrency_limit = 40",
