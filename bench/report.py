@@ -27,8 +27,8 @@ What a peer promises when it says 250:
 {promises}
 
 All listen on loopback, without TLS, and look no names up. Messages have 4 KB unless the row says otherwise. Postfix keeps
-accepted mail on hold in the rows of acceptance; `postfix-tuned` has no `in_flow_delay`, processes that live
-longer, and more connections out. `smtp-sink` stores nothing at all: it is the ceiling of what the load generator can do. Haraka, Exim
+accepted mail on hold in the rows of acceptance; `postfix-tuned` has no `in_flow_delay`, processes that live longer, and
+more connections out. `smtp-sink` stores nothing at all: it is the ceiling of what the load generator can do. Haraka, Exim
 and OpenSMTPD are not in this run: Debian lets one mail server be installed at a time, and Haraka brings its own runtime.
 """
 
