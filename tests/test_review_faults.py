@@ -598,3 +598,33 @@ def test_a_reporter_that_fails_leaves_nothing_open(tmp_path: Path) -> None:
                 await until(lambda: queued(server)[0].recipients[0].state == "bounced")
 
     run_async(main)
+
+
+@pytest.mark.parametrize("sizes", cuts(21), ids=["whole", "bytes", "random"])
+def test_an_empty_chunk_is_answered_at_once(tmp_path: Path, sizes: Any) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, store="memory") as server:
+            wire = Wire(server, sizes())
+            await wire.ask(b"EHLO x.test\r\n")
+            for last in (b"BDAT 0 LAST\r\n", b"BDAT 0\r\n", b"BDAT 0 LAST\r\n"):
+                if server._parts.commit.company.open == 0:
+                    await wire.ask(b"MAIL FROM:<a@b.test>\r\n")
+                    await wire.ask(b"RCPT TO:<c@d.test>\r\n")
+                assert [reply[:3] for reply in await wire.ask(last)] == ["250"], last
+            wire.lose()
+
+    run_async(main)
+
+
+def test_changed_built_in_behaviour_is_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pillarbox.plugins.simple import Simple
+
+    monkeypatch.setattr(Simple, "on_cmd_noop", lambda self, server, event: Reply(250, "2.0.0", "mine"))
+
+    async def main() -> None:
+        async with serving(tmp_path, store="memory") as server:
+            client = await Client.connect(server)
+            assert await client.ask(b"NOOP") == "250 2.0.0 mine"
+            client.close()
+
+    run_async(main)

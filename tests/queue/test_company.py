@@ -11,16 +11,20 @@ from typing import Any
 import pytest
 
 from pillarbox import MailServer
+from pillarbox.errors import StoreError
 from pillarbox.mail.content import Content
 from pillarbox.queue.commit import GroupCommit
 from pillarbox.queue.company import (
     LONGEST_WAIT_S,
     MOST_BYTES,
     MOST_MESSAGES,
+    MOST_ROWS,
+    PAUSE_FACTOR,
     QUIET_TURNS,
     SLOW_COMMITS,
     SLOW_PAUSE_S,
     SLOW_S,
+    STALLED_S,
     Company,
 )
 from pillarbox.queue.sqlite import SqliteStore
@@ -68,13 +72,21 @@ def test_nobody_waits_long_nor_for_many() -> None:
 
 def test_large_batches_and_slow_disks_are_not_for_the_loop() -> None:
     company = Company()
-    assert company.suits_loop(MOST_BYTES, 0.0) and not company.suits_loop(MOST_BYTES + 1, 0.0)
+    assert company.suits_loop(MOST_BYTES, MOST_ROWS, 0.0)
+    assert not company.suits_loop(MOST_BYTES + 1, 1, 0.0) and not company.suits_loop(1, MOST_ROWS + 1, 0.0)
     for seconds in (SLOW_S / 2, SLOW_S * 2, SLOW_S / 2, SLOW_S * 2):
         # One hiccup is no slow disk.
         company.took(seconds, 1.0)
-        assert company.suits_loop(0, 1.0)
+        assert company.suits_loop(0, 0, 1.0)
     company.took(SLOW_S * 2, 1.0)
-    assert not company.suits_loop(0, 1.1) and company.suits_loop(0, 1.0 + SLOW_PAUSE_S)
+    assert not company.suits_loop(0, 0, 1.1) and company.suits_loop(0, 0, 1.0 + SLOW_PAUSE_S)
+
+
+def test_a_stall_is_worse_than_a_hiccup() -> None:
+    company = Company()
+    company.took(2 * STALLED_S, 1.0)
+    assert not company.suits_loop(0, 0, 1.0 + SLOW_PAUSE_S)
+    assert company.suits_loop(0, 0, 1.0 + 2 * STALLED_S * PAUSE_FACTOR)
 
 
 def test_which_thread_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -93,11 +105,52 @@ def test_which_thread_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         commit.start()
         await accepted(commit, message("small"))
         await accepted(commit, message("large", content=Content(b"x" * (MOST_BYTES + 1))))
+        await accepted(commit, message("many", *(f"u{n}@d.test" for n in range(MOST_ROWS + 1))))
         for _ in range(SLOW_COMMITS):
             commit.company.took(SLOW_S * 2, time.monotonic())
         await accepted(commit, message("behind a slow one"))
-        assert threads == ["MainThread", "pillarbox-writer", "pillarbox-writer"]
+        assert threads == ["MainThread", *["pillarbox-writer"] * 3]
         await commit.stop()
+        store.close()
+
+    run_async(main)
+
+
+def test_what_fails_is_tried_again_in_the_writer_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path))
+        store.open()
+        threads: list[str] = []
+        real = store.commit
+
+        def flaky(accepts: Any, settles: Any) -> None:
+            threads.append(threading.current_thread().name)
+            if len(threads) == 1:
+                raise StoreError("a hiccup")
+            real(accepts, settles)
+
+        monkeypatch.setattr(store, "commit", flaky)
+        commit = GroupCommit(store)
+        commit.start()
+        assert await accepted(commit, message("A"), message("B")) == [None, None]
+        assert threads == ["MainThread", "pillarbox-writer"] and store.counts() == {"queued": 2}
+        await commit.stop()
+        store.close()
+
+    run_async(main)
+
+
+def test_one_that_cannot_be_told_does_not_keep_the_others_from_it(tmp_path: Path) -> None:
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path))
+        store.open()
+        commit = GroupCommit(store)
+        commit.start()
+        heard: list[BaseException | None] = []
+        commit.accept(message("A"), lambda error: 1 // 0)  # type: ignore[arg-type, return-value]
+        commit.accept(message("B"), heard.append)
+        await commit.stop()
+        assert heard == [None] and store.counts() == {"queued": 2}
         store.close()
 
     run_async(main)
@@ -131,7 +184,7 @@ ENDS = {
     "RSET": b"RSET",
     "EHLO": b"EHLO again.test",
     "QUIT": b"QUIT",
-    "refused": b"DATA\r\nhalf a line end\nis refused\r\n.",
+    "refused": b"half a line end\nis refused\r\n.",
     "another transaction": b"RSET\r\nMAIL FROM:<a@b.test>\r\nRSET",
     "hung up": b"",
 }
@@ -146,6 +199,8 @@ def test_a_transaction_that_ends_without_a_message_is_not_waited_for(tmp_path: P
             for line in (b"EHLO x.test", b"MAIL FROM:<a@b.test>", b"RCPT TO:<c@d.test>"):
                 await client.ask(line)
             assert company.open == 1
+            if end.endswith(b"."):
+                assert (await client.ask(b"DATA")).startswith("354")
             if end:
                 client.send(end + b"\r\n")
             else:

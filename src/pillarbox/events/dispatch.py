@@ -226,11 +226,11 @@ class Dispatcher:
 
 
 def _answer_of(step: Step, name: str) -> Any:
-    """Only the real built-in behaviour is known to be plain: another under its alias, or a changed one, is walked to."""
-    kind = vars(type(step.plugin))
-    if kind.get("is_built_in") is not True or getattr(step.method, "__func__", None) is not kind.get(f"on_{name}"):
+    """Only the real built-in behaviour is known to be plain: another under its alias is walked to."""
+    if getattr(step.plugin, "is_built_in", False) is not True:
         return None
-    return step.plugin.answers.get(name)
+    answer_for = getattr(step.plugin, "answer_for", None)
+    return answer_for(name, step.method) if callable(answer_for) else None
 
 
 async def _await(awaitable: Any) -> Any:

@@ -108,8 +108,7 @@ class Simple:
         self._hello_cache: dict[Any, Reply] = {}
         self.facts_of: Callable[[e.Session], Facts] = lambda session: Facts()
 
-        # Where nobody else listens it is asked directly, without an event: the answer, or what gives one.
-        self.answers: dict[str, Reply | Answer] = {
+        self._answers: dict[str, Reply | Answer] = {
             "cmd_ehlo": self._ehlo,
             "cmd_helo": self._helo,
             "cmd_mail": self._mail,
@@ -121,7 +120,16 @@ class Simple:
             "cmd_starttls": _READY_FOR_TLS,
         }
         if self._greeting is not None:
-            self.answers["connection"] = self._greeting
+            self._answers["connection"] = self._greeting
+
+    def answer_for(self, name: str, method: Any) -> Reply | Answer | None:
+        """For the dispatcher, where nobody else listens: the answer, or what gives one without an event.
+
+        None where that is not all: a subclass, or a method that somebody has put in another's place.
+        """
+        if type(self) is not Simple or getattr(method, "__func__", None) is not _OWN.get(f"on_{name}"):
+            return None
+        return self._answers.get(name)
 
     def on_connection(self, server: Any, event: e.Connection) -> Reply | None:
         """The greeting."""
@@ -223,6 +231,10 @@ class Simple:
     def on_cmd_starttls(self, server: Any, event: e.CmdStarttls) -> Reply:
         """220; the handshake follows."""
         return _READY_FOR_TLS
+
+
+# As they were written, whatever is put in their place later.
+_OWN = dict(vars(Simple))
 
 
 def _may_send_as(session: e.Session, address: str) -> bool:

@@ -116,7 +116,11 @@ class GroupCommit:
         if count >= SETTLE_BATCH:
             self._kick()
         elif self._settle_timer is None and not self._busy:
-            self._settle_timer = self._loop.call_later(SETTLE_WAIT_S, self._kick)
+            self._settle_timer = self._loop.call_later(SETTLE_WAIT_S, self._settle_now)
+
+    def _settle_now(self) -> None:
+        self._settle_timer = None
+        self._kick()
 
     def _settle_again(self) -> None:
         again, self._again = self._again, []
@@ -180,31 +184,44 @@ class GroupCommit:
         elif not self._suits_loop(batch) or not self._lock.acquire(blocking=False):
             self._jobs.put(lambda: self._commit_in_thread(batch))
         else:
-            began = time.monotonic()
-            try:
-                results = self._execute(batch)
-            finally:
-                self._lock.release()
-            now = time.monotonic()
-            self.company.took(now - began, now)
-            if self.store.wants_maintenance:
-                self._jobs.put(self._maintain)
-            self._done_at_once(batch, results)
+            self._commit_in_loop(batch)
 
     def _suits_loop(self, batch: _Batch) -> bool:
-        """Anything else than messages and outcomes may take its time; so may many octets, or a slow disk."""
+        """Anything else than messages and outcomes may take its time; so may much of those, or a slow disk."""
         if batch.runs:
             return False
-        size = 0
+        size = rows = 0
         for message in batch.accepts:
             size += len(message.content.prefix)
-        return self.company.suits_loop(size, time.monotonic())
+            rows += len(message.recipients)
+        for settlement in batch.settles:
+            rows += len(settlement.recipients)
+        return self.company.suits_loop(size, rows, time.monotonic())
+
+    def _commit_in_loop(self, batch: _Batch) -> None:
+        """With the store's lock held; gives it up."""
+        began = time.monotonic()
+        try:
+            self.store.commit(batch.accepts, batch.settles)
+        except Exception:
+            # To find the culprit each is tried alone, and whatever made it fail may take its time: not in the loop.
+            self._jobs.put(lambda: self._commit_in_thread(batch))
+            return
+        finally:
+            self._lock.release()
+            now = time.monotonic()
+            self.company.took(now - began, now)
+        if self.store.wants_maintenance:
+            self._jobs.put(self._maintain)
+        self._done_at_once(batch, [(None, None)] * len(batch))
 
     def _done_at_once(self, batch: _Batch, results: _Result) -> None:
         with self._mutex:
             self._busy = False
-        self._finish(batch, results)
-        self._rest()
+        try:
+            self._finish(batch, results)
+        finally:
+            self._rest()
 
     def _take(self) -> _Batch | None:
         """What waits, for whoever is not busy; None when there is nothing, or somebody is at it."""
@@ -277,7 +294,11 @@ class GroupCommit:
         self._note(errors)
         count = len(batch.accepts)
         for done, error in zip(batch.accepts_done, errors, strict=False):
-            done(error)
+            try:
+                done(error)
+            except Exception:
+                # The others have to hear of theirs all the same.
+                _log.exception("a message was committed, and telling of it failed")
         for settlement, error in zip(batch.settles, errors[count:], strict=False):
             if error is not None:
                 # What was delivered is delivered: forgetting it would send it twice.

@@ -10,12 +10,17 @@ QUIET_TURNS = 30
 # As many messages share a commit at most, and none waits longer for company, whoever else may come.
 MOST_MESSAGES = 64
 LONGEST_WAIT_S = 0.005
-# The loop does not stand still for more than that: larger batches, and slow disks, are the writer thread's work.
+# The loop does not stand still for more than that: larger batches, and slow disks, are the writer thread's work. Rows are
+# recipients and outcomes, some 10 us each.
 MOST_BYTES = 1 << 20
+MOST_ROWS = 500
 SLOW_S = 0.01
 # So many slow commits in a row are a slow disk, and no hiccup; then the loop's own thread is tried again so much later.
 SLOW_COMMITS = 2
 SLOW_PAUSE_S = 10.0
+# One of this length is no hiccup either: somebody has locked the file, say. The pause grows with it.
+STALLED_S = 0.1
+PAUSE_FACTOR = 200.0
 
 
 class Company:
@@ -55,13 +60,13 @@ class Company:
         self._quiet = 0
         self._waits_until = None
 
-    def suits_loop(self, content_bytes: int, now: float) -> bool:
+    def suits_loop(self, content_bytes: int, rows: int, now: float) -> bool:
         """True when a commit of that size may run in the loop's own thread, which saves the way to another and back."""
-        return content_bytes <= MOST_BYTES and now >= self._slow_until
+        return content_bytes <= MOST_BYTES and rows <= MOST_ROWS and now >= self._slow_until
 
     def took(self, seconds: float, now: float) -> None:
         """How long a commit in the loop's thread took."""
         self._slow = self._slow + 1 if seconds > SLOW_S else 0
-        if self._slow >= SLOW_COMMITS:
+        if self._slow >= SLOW_COMMITS or seconds > STALLED_S:
             self._slow = 0
-            self._slow_until = now + SLOW_PAUSE_S
+            self._slow_until = now + max(SLOW_PAUSE_S, seconds * PAUSE_FACTOR)

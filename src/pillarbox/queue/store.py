@@ -1,8 +1,8 @@
 """The Store protocol: what a store must do. One contract test suite runs for every store.
 
-A store is blocking and used by one thread at a time; `queue.commit.GroupCommit` runs it in a thread of its own and makes
-one transaction of what came meanwhile. Everything done within `transaction()` is durable when the block is left, or
-undone when it is left by an exception.
+A store is blocking and used by one thread at a time; `queue.commit.GroupCommit` makes one transaction of what came
+meanwhile, in the loop's thread or in one of its own. Everything done within `transaction()` is durable when the block is
+left, or undone when it is left by an exception.
 """
 
 from __future__ import annotations

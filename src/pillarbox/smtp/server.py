@@ -65,6 +65,8 @@ Event = Command | EndOfContent | AuthLine | bytes
 
 # The first octet of a TLS record that carries a handshake (RFC 8446 section 5.1).
 TLS_RECORD = 0x16
+# Not for the short way: what is no line, and BDAT, whose chunk may be empty, and then has its end at once.
+_LONG_WAY = bytes((TLS_RECORD,)) + b"Bb"
 # Chunks this small are worth counting: millions of them are work without mail (hostile row 41).
 _SMALL_CHUNK = 1024
 
@@ -162,7 +164,7 @@ class ServerProtocol:
             or data[-2:] != CRLF
             or data.find(b"\n") != len(data) - 1
             or len(data) > self._max_line
-            or data[0] == TLS_RECORD
+            or data[0] in _LONG_WAY
             or self.state is State.CLOSED
             or waiting.is_dropping
             or self._auth
