@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import shutil
+import signal
 import sys
 import tempfile
 import time
@@ -102,6 +103,9 @@ def main() -> None:
         sys.exit(f"no workload has {given.only!r} in its name: " + "; ".join(w.name for w in WORKLOADS))
     if os.geteuid() != 0:
         print("Postfix is left out: it can only be started by root")
+    # Whoever ends the bench ends the servers with it.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     allow_many_files()
     began = time.time()
     rounds = 1 if given.quick else given.rounds
