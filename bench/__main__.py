@@ -89,6 +89,11 @@ def measure(rounds: int, workloads: list[Workload]) -> dict[str, dict[str, list[
     return found
 
 
+def _system() -> str:
+    release = ".".join(platform.release().split(".")[:2])
+    return f"{platform.system()} {release}, {platform.machine()}"
+
+
 def main() -> None:
     """See the module's text."""
     parser = argparse.ArgumentParser(prog="make bench ARGS=", description=__doc__)
@@ -115,7 +120,7 @@ def main() -> None:
         "seconds": round(time.time() - began),
         "rounds": rounds,
         "python": sys.version.split()[0],
-        "machine": {"processors": os.cpu_count(), "system": platform.platform()},
+        "machine": {"processors": os.cpu_count(), "system": _system()},
         "promises": {p.name: p.promise for w in workloads for p in (make() for make in peers(w))},
         "samples": {w: {p: [asdict(s) for s in samples] for p, samples in by.items()} for w, by in found.items()},
     }
