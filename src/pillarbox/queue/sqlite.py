@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
+import itertools
 import json
 import logging
 import os
@@ -26,6 +28,10 @@ from .sqlite_read import SQL, SqliteReader, connect
 CHECKPOINT_PAGES = 4000
 # Room for the batch that passes that mark.
 SPARE_PAGES = 1000
+# Rows of one statement: each number of them is a text of its own, and the driver keeps so many compiled.
+MOST_VALUES = 32
+# A compiled statement holds on to what it was last given.
+MOST_HELD_BYTES = 1 << 17
 _log = logging.getLogger("pillarbox.queue")
 _STEERING = {Action.HOLD: "hold", Action.RELEASE: "release", Action.RETRY: "retry", Action.CANCEL: "cancel"}
 
@@ -40,6 +46,16 @@ def _translated(error: apsw.Error, path: str) -> StoreError:
     if isinstance(error, apsw.ConstraintError) and "message.uid" in str(error):
         return DuplicateUidError("a message with this queue id is queued already: choose another uid")
     return StoreError(f"the queue at {path} failed: {error}")
+
+
+@functools.cache
+def _with_values(name: str, rows: int, columns: int) -> str:
+    """The query of that name with VALUES of that shape: (?,?),(?,?)
+
+    A statement for each row would give the interpreter's lock away as often, and wait for it where other threads are busy.
+    """
+    row = f"({','.join('?' * columns)})"
+    return SQL[name].replace(":rows", ",".join([row] * rows))
 
 
 class SqliteStore:
@@ -67,8 +83,7 @@ class SqliteStore:
         try:
             self._db = connect(self.path, is_read_only=False)
             self._prepare()
-            for name in ("batch_view", "dropped_table", "batch_trigger"):
-                self._db.execute(SQL[name])
+            self._db.execute(SQL["dropped_table"])
             self._lengthen_wal()
             self._read = SqliteReader(self._db, self.spool)
             self._last_id = next(iter(self._read.rows(SQL["highest_id"])))[0]
@@ -199,60 +214,67 @@ class SqliteStore:
     # ------------------------------------------------------------------- writing
 
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
-        """One statement, which is a transaction of its own."""
-        try:
-            self._insert_batch(accepts, settles)
-        except apsw.Error as error:
-            raise _translated(error, self.path) from error
+        """Messages and outcomes in one transaction."""
+        with self.transaction():
+            if accepts:
+                self.accept(accepts)
+            if settles:
+                self.settle(settles)
 
     def accept(self, batch: Sequence[Message]) -> None:
-        """One statement for the whole batch."""
-        self._insert_batch(batch, ())
-
-    def settle(self, batch: Sequence[Settlement]) -> None:
-        """Outcomes, their history, and what becomes final by them, in one statement."""
-        self._insert_batch((), batch)
-
-    def _insert_batch(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
-        columns: tuple[str | bytes, ...] = ("[]", "[]", b"", "[]")
-        if accepts:
-            columns = self._accept_columns(accepts)
-        outcomes = self._settle_columns(settles) if settles else ("[]", "[]", "[]")
-        self._db.execute(SQL["insert_batch"], columns + outcomes)
-
-    def _accept_columns(self, batch: Sequence[Message]) -> tuple[str | bytes, ...]:
-        messages, contents, recipients, octets, place = [], [], [], [], 1
+        """Three statements for a whole batch of small messages."""
+        messages, recipients = [], []
+        contents: list[tuple[int, bytes]] = []
+        held_bytes = 0
         for message in batch:
             self._last_id += 1
             key = message.key = self._last_id
             messages.append(self._message_row(message))
             prefix = message.content.prefix
-            contents.append((key, place, len(prefix)))
-            octets.append(prefix)
-            place += len(prefix)
+            held_bytes += len(prefix)
+            if held_bytes > MOST_HELD_BYTES and contents:
+                self._write("insert_contents", contents)
+                contents, held_bytes = [], len(prefix)
+            contents.append((key, prefix))
             leased = message.leased_until is not None
             due_at = message.leased_until if leased else message.due_at or message.received_at
             for r in message.recipients:
                 notify = ",".join(r.notify) or None
-                row = (key, r.number, r.address, r.state, due_at, int(leased), r.attempts, notify, r.orcpt)
-                recipients.append((*row, r.next_hop))
-        blob = octets[0] if len(octets) == 1 else b"".join(octets)
-        return _json(messages), _json(contents), blob, _json(recipients)
+                row = (key, r.number, r.address, r.state, due_at, leased, r.attempts, notify, r.orcpt, r.next_hop)
+                recipients.append(row)
+        self._write("insert_messages", messages)
+        self._write("insert_contents", contents)
+        self._write("insert_recipients", recipients)
 
-    @staticmethod
-    def _settle_columns(batch: Sequence[Settlement]) -> tuple[str, ...]:
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        """Outcomes, their history, and what becomes final by them."""
         rows, attempts, finished = [], [], []
         for settlement in batch:
             key = settlement.key
             for s in settlement.recipients:
-                row = (key, s.number, s.state, s.due_at, int(s.is_attempt), s.next_hop, s.reply, s.stage)
-                rows.append((*row, int(s.is_delay_reported)))
+                delayed = s.is_delay_reported
+                rows.append((key, s.number, s.state, s.due_at, s.is_attempt, s.next_hop, s.reply, s.stage, delayed))
                 if s.is_attempt:
                     tried = (key, s.number, s.started_at, s.seconds, s.outcome, s.next_hop, s.remote, s.stage)
                     attempts.append((*tried, s.reply))
             # Also after a mere deferral: the message may have been cancelled meanwhile.
             finished.append((key, settlement.at))
-        return _json(rows), _json(attempts), _json(finished)
+        changed, _ = self._write("settle_recipients", rows)
+        if changed < len(rows):
+            self._write("settle_steered", rows)
+        self._write("insert_attempts", attempts)
+        self._finish(finished)
+
+    def _write(self, name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[int, list[tuple[Any, ...]]]:
+        """A query with the rows for its VALUES: how many rows it changed, and what it gave back."""
+        changed = 0
+        given: list[tuple[Any, ...]] = []
+        for start in range(0, len(rows), MOST_VALUES):
+            some = rows[start : start + MOST_VALUES]
+            bindings = tuple(itertools.chain.from_iterable(some))
+            given += self._db.execute(_with_values(name, len(some), len(some[0])), bindings)
+            changed += self._db.changes()
+        return changed, given
 
     @staticmethod
     def _message_row(message: Message) -> tuple[Any, ...]:
@@ -269,7 +291,7 @@ class SqliteStore:
             content.size_bytes,
             message.received_at,
             message.expires_at,
-            message.facts,
+            _json(message.facts),
             os.path.basename(content.path) if content.path else None,
             content.offset,
             content.file_bytes,
@@ -342,7 +364,9 @@ class SqliteStore:
 
     def _finish(self, rows: list[tuple[int, float]]) -> None:
         """Messages whose recipients are all final lose their content."""
-        self._db.execute(SQL["insert_batch"], ("[]", "[]", b"", "[]", "[]", "[]", _json(rows)))
+        _, finished = self._write("finish_messages", rows)
+        self._write("drop_contents", [(key,) for key, _ in finished])
+        self._write("note_dropped", [(spool,) for _, spool in finished if spool is not None])
 
     def renew(self, keys: Collection[int], lease_until: float) -> None:
         """Moves the end of the leases."""

@@ -18,13 +18,15 @@ from .model import Attempt, Message, Query, Recipient, View
 from .sql import named_queries
 
 SQL = named_queries("sqlite")
+# Compiled statements that are kept.
+STATEMENTS = 256
 _COLUMNS = "id, uid, reverse_path, size_bytes, received_at, expires_at, subject, facts, finished_at"
 
 
 def connect(path: str, *, is_read_only: bool) -> apsw.Connection:
     """A connection with the pragmas that every one of ours has."""
     flags = apsw.SQLITE_OPEN_READONLY if is_read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    connection = apsw.Connection(path, flags=flags)
+    connection = apsw.Connection(path, flags=flags, statementcachesize=STATEMENTS)
     connection.set_busy_timeout(5000)
     return connection
 

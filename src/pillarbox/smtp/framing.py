@@ -137,7 +137,7 @@ class LineBuffer:
 _ANY_LINE_END = re.compile(rb"\r\n?|\n")
 
 
-_DOT = 46
+_CR, _LF, _DOT = 13, 10, 46
 
 
 class DataScanner:
@@ -181,8 +181,7 @@ class DataScanner:
             cut = len(chunk) - 4 if chunk.endswith(b"\r\n.\r") else chunk.rfind(b"\r")
             self._held = chunk[cut:]
             chunk = chunk[:cut]
-        feeds = chunk.count(b"\n")
-        bare = feeds != chunk.count(b"\r\n") or feeds != chunk.count(b"\r")
+        bare = not is_clean(chunk)
         if dot != end:
             # RFC 5321 section 4.5.2: the first dot of a line was added by the sender.
             chunk = chunk.replace(b"\r\n.", CRLF)
@@ -228,8 +227,7 @@ class ChunkScanner:
         return self._judge(chunk) if chunk else b""
 
     def _judge(self, chunk: bytes) -> bytes:
-        feeds = chunk.count(b"\n")
-        if feeds != chunk.count(b"\r\n") or feeds != chunk.count(b"\r"):
+        if not is_clean(chunk):
             self.has_bare = True
             if self.normalise:
                 chunk = _ANY_LINE_END.sub(CRLF, chunk)
@@ -238,9 +236,12 @@ class ChunkScanner:
 
 
 def is_clean(content: bytes) -> bool:
-    """True when every CR stands before an LF and every LF behind a CR."""
-    feeds = content.count(b"\n")
-    return feeds == content.count(b"\r\n") and feeds == content.count(b"\r")
+    """True when every CR stands before an LF and every LF behind a CR.
+
+    Without its pairs it has neither. Counting each of the three takes more than three times as long for usual lines.
+    """
+    rest = content.replace(CRLF, b"")
+    return _CR not in rest and _LF not in rest
 
 
 def normalise_lines(content: bytes) -> bytes:

@@ -1,83 +1,61 @@
 -- Every query of the SQLite store, found by name.
 
--- A whole batch is one statement: a row of JSON arrays (and the contents, one behind the other in one blob) goes into a
--- view, whose trigger does the rest. Between two statements the driver gives the interpreter's lock away and has to
--- wait for a busy loop to get it back; within one it does not.
-
--- name: batch_view
-CREATE TEMP VIEW batch AS
-SELECT NULL AS messages, NULL AS contents, NULL AS octets, NULL AS recipients, NULL AS outcomes, NULL AS attempts,
-       NULL AS finished;
+-- `VALUES :rows` stands for as many rows as a batch has; their columns are named in the comment above.
 
 -- name: dropped_table
 -- The spool files of messages that are finished; read and emptied by `purge`.
 CREATE TEMP TABLE dropped (spool TEXT NOT NULL);
 
--- name: batch_trigger
--- messages:   id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at, facts,
---             spool, spool_offset, spool_bytes
--- contents:   id, where in octets (from 1), how long
--- recipients: id, number, address, state, due_at, leased, attempts, notify, orcpt, next_hop
--- outcomes:   id, number, state, due_at, is an attempt, next_hop, reply, stage, delay is reported
--- attempts:   id, number, at, seconds, outcome, next_hop, remote, stage, reply
--- finished:   id, now
-CREATE TEMP TRIGGER batch_insert INSTEAD OF INSERT ON batch BEGIN
-  INSERT INTO message (id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at,
-                       facts, spool, spool_offset, spool_bytes)
-  SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8, value->>9,
-         value->>10, value->11, value->>12, value->>13, value->>14
-  FROM json_each(NEW.messages);
+-- name: insert_messages
+INSERT INTO message (id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at,
+                     facts, spool, spool_offset, spool_bytes)
+VALUES :rows;
 
-  INSERT INTO content (message_id, octets)
-  SELECT value->>0, coalesce(substr(NEW.octets, value->>1, value->>2), x'') FROM json_each(NEW.contents);
+-- name: insert_contents
+INSERT INTO content (message_id, octets) VALUES :rows;
 
-  INSERT INTO recipient (message_id, number, address, state, due_at, leased, attempts, notify, orcpt, next_hop)
-  SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8, value->>9
-  FROM json_each(NEW.recipients);
+-- name: insert_recipients
+INSERT INTO recipient (message_id, number, address, state, due_at, leased, attempts, notify, orcpt, next_hop)
+VALUES :rows;
 
-  UPDATE recipient
-  SET state = s.state, due_at = s.due_at, leased = 0, attempts = attempts + s.is_attempt,
-      next_hop = coalesce(s.next_hop, recipient.next_hop), last_reply = coalesce(s.reply, last_reply),
-      last_stage = coalesce(s.stage, last_stage), delay_reported = delay_reported OR s.delayed
-  FROM (SELECT value->>0 AS id, value->>1 AS number, value->>2 AS state, value->>3 AS due_at, value->>4 AS is_attempt,
-               value->>5 AS next_hop, value->>6 AS reply, value->>7 AS stage, value->>8 AS delayed
-        FROM json_each(NEW.outcomes)) AS s
-  WHERE message_id = s.id AND recipient.number = s.number AND recipient.state IN ('queued', 'deferred');
+-- name: settle_recipients
+-- 1 id, 2 number, 3 state, 4 due_at, 5 is an attempt, 6 next_hop, 7 reply, 8 stage, 9 delay is reported
+UPDATE recipient
+SET state = s.column3, due_at = s.column4, leased = 0, attempts = attempts + s.column5,
+    next_hop = coalesce(s.column6, recipient.next_hop), last_reply = coalesce(s.column7, last_reply),
+    last_stage = coalesce(s.column8, last_stage), delay_reported = delay_reported OR s.column9
+FROM (VALUES :rows) AS s
+WHERE message_id = s.column1 AND recipient.number = s.column2 AND recipient.state IN ('queued', 'deferred');
 
-  -- Cancelled or held while it was in flight: a delivery is a fact all the same, and so is the refusal of what was held
-  -- (its sender is told); anything else changes nothing.
-  UPDATE recipient
-  SET state = CASE WHEN s.state = 'delivered' OR (s.state IN ('bounced', 'expired') AND recipient.state = 'held')
-                   THEN s.state ELSE recipient.state END, leased = 0, due_at = NULL,
-      attempts = attempts + s.is_attempt, last_reply = coalesce(s.reply, last_reply),
-      last_stage = coalesce(s.stage, last_stage)
-  FROM (SELECT value->>0 AS id, value->>1 AS number, value->>2 AS state, value->>4 AS is_attempt, value->>6 AS reply,
-               value->>7 AS stage
-        FROM json_each(NEW.outcomes)) AS s
-  WHERE message_id = s.id AND recipient.number = s.number AND recipient.leased
-    AND recipient.state IN ('cancelled', 'held');
+-- name: settle_steered
+-- As above. Cancelled or held while it was in flight: a delivery is a fact all the same, and so is the refusal of what
+-- was held (its sender is told); anything else changes nothing.
+UPDATE recipient
+SET state = CASE WHEN s.column3 = 'delivered' OR (s.column3 IN ('bounced', 'expired') AND recipient.state = 'held')
+                 THEN s.column3 ELSE recipient.state END, leased = 0, due_at = NULL,
+    attempts = attempts + s.column5, last_reply = coalesce(s.column7, last_reply),
+    last_stage = coalesce(s.column8, last_stage)
+FROM (VALUES :rows) AS s
+WHERE message_id = s.column1 AND recipient.number = s.column2 AND recipient.leased
+  AND recipient.state IN ('cancelled', 'held');
 
-  INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, remote, stage, reply)
-  SELECT value->>0, value->>1, value->>2, value->>3, value->>4, value->>5, value->>6, value->>7, value->>8
-  FROM json_each(NEW.attempts);
+-- name: insert_attempts
+INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, remote, stage, reply) VALUES :rows;
 
-  UPDATE message SET finished_at = m.now
-  FROM (SELECT value->>0 AS key, value->>1 AS now FROM json_each(NEW.finished)) AS m
-  WHERE id = m.key AND finished_at IS NULL AND NOT EXISTS (
-    SELECT 1 FROM recipient WHERE message_id = message.id AND (state IN ('queued', 'deferred', 'held') OR leased)
-  );
+-- name: finish_messages
+-- 1 id, 2 now
+UPDATE message SET finished_at = m.column2
+FROM (VALUES :rows) AS m
+WHERE id = m.column1 AND finished_at IS NULL AND NOT EXISTS (
+  SELECT 1 FROM recipient WHERE message_id = message.id AND (state IN ('queued', 'deferred', 'held') OR leased)
+)
+RETURNING id, spool;
 
-  INSERT INTO dropped (spool)
-  SELECT spool FROM json_each(NEW.finished) JOIN message ON message.id = value->>0
-  WHERE finished_at IS NOT NULL AND spool IS NOT NULL;
+-- name: drop_contents
+DELETE FROM content WHERE message_id IN (VALUES :rows);
 
-  DELETE FROM content WHERE message_id IN (
-    SELECT message.id FROM json_each(NEW.finished) JOIN message ON message.id = value->>0 WHERE finished_at IS NOT NULL
-  );
-END;
-
--- name: insert_batch
-INSERT INTO batch VALUES (?, ?, ?, ?, ?, ?, ?);
+-- name: note_dropped
+INSERT INTO dropped (spool) VALUES :rows;
 
 -- name: dropped
 SELECT spool FROM dropped;
