@@ -17,6 +17,13 @@ def tuned() -> Peer:
 
 
 ALL: tuple[Make, ...] = (Postfix, tuned, Pillarbox, Aiosmtpd, SinkPeer)
+
+
+def two_workers() -> Peer:
+    """This project with two processes: on two processors, beside the load generator, no more than one is to be expected."""
+    return Pillarbox("pillarbox-2", 2607, ("--workers=2",))
+
+
 SERVERS: tuple[Make, ...] = (Postfix, tuned, Pillarbox)
 BOTH: tuple[Make, ...] = (Postfix, Pillarbox)
 OWN: tuple[Make, ...] = (Pillarbox, lambda: WithPlugin("sync"), lambda: WithPlugin("async"))
@@ -63,6 +70,8 @@ WORKLOADS = [
     *_accept(1, 1000),
     *_accept(20, 4000),
     *_accept(100, 4000),
+    Workload("workers: accept, 20 sessions, new connections", "accept", (Pillarbox, two_workers), 20, 6000),
+    Workload("workers: accept, 20 sessions, reused connections", "accept", (Pillarbox, two_workers), 20, 10000, True),
     *_accept(500, 4000, BOTH),
     *_accept(20, 800, (Postfix, Pillarbox, SinkPeer), 100 * KB)[1:],
     *_accept(20, 150, (Postfix, Pillarbox, SinkPeer), MB)[1:],

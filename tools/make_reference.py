@@ -93,7 +93,7 @@ def tables_page() -> str:
     folder = ROOT / "src" / "pillarbox" / "queue" / "sql" / "sqlite"
     scripts = "\n\n".join(path.read_text().strip() for path in sorted(folder.glob("0*.sql")))
     return (
-        "# The queue's tables\n\nGenerated from `queue/sql/sqlite` by `make docs`. The file is `queue-0.db` in the data directory. Readers are\n"
+        "# The queue's tables\n\nGenerated from `queue/sql/sqlite` by `make docs`. The file is `queue-0.db` in the data directory (with several workers also `queue-1.db` and so on). Readers are\n"
         "welcome, also while the server runs (`sqlite3 'file:queue-0.db?mode=ro'`, SQLite 3.51.3 or later): names and meanings are stable.\n"
         "Only the server writes: use `pillarbox queue` to steer. Times are unix seconds.\n\n```sql\n"
         + scripts

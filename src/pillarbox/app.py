@@ -27,6 +27,7 @@ from .events.subscribers import ALL
 from .mail.content import Content
 from .options import Options, parse_options
 from .parts import Parts
+from .places import Slot
 from .queue.control import make_query
 from .queue.enqueue import Stamp, build_message, parse_enqueue
 from .queue.model import Action, Query, View
@@ -45,8 +46,16 @@ class MailServer:
     Options are those of `pillarbox.options.Options`. Raises OptionError for what is wrong with them.
     """
 
-    def __init__(self, *, clock: Clock | None = None, rng: random.Random | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        *,
+        clock: Clock | None = None,
+        rng: random.Random | None = None,
+        slot: Slot | None = None,
+        **options: Any,
+    ) -> None:
         self.options: Options = parse_options(options)
+        self._slot = slot or Slot()
         self._clock = clock or SystemClock()
         self._closed: asyncio.Event | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -62,7 +71,9 @@ class MailServer:
         self._parts = self._make_parts()
 
     def _make_parts(self) -> Parts:
-        return Parts(self.options, self.dispatcher, self._handlers, self._clock, self._rng, self._listener_failed)
+        return Parts(
+            self.options, self.dispatcher, self._handlers, self._clock, self._rng, self._listener_failed, self._slot
+        )
 
     # ------------------------------------------------------------------ life
 
@@ -393,23 +404,23 @@ class MailServer:
         comes by `queued_content(uid)`.
         """
         wanted = make_query({"limit": limit, **query})
-        return await self._running().commit.read(lambda reader: reader.search(wanted))
+        return await self._running().queue.search(wanted)
 
     async def queued_content(self, uid: str) -> Content | None:
         """The content of a message that is not final yet, None for any other."""
-        return await self._running().commit.read(lambda reader: reader.content(uid))
+        return await self._running().queue.content(uid)
 
     async def cancel_message(self, uid: str) -> bool:
         """Takes a message out of the queue: True if it was there. One in flight is not sent again."""
-        return bool(await self._running().scheduler.change(Action.CANCEL, Query(uids=[uid])))
+        return bool(await self._running().queue.change(Action.CANCEL, Query(uids=[uid])))
 
     async def pause_queue(self) -> None:
         """Running sends finish; nothing else is sent until resume_queue, not even after a restart."""
-        await self._running().scheduler.pause()
+        await self._running().queue.pause()
 
     async def resume_queue(self) -> None:
         """Goes on."""
-        await self._running().scheduler.resume()
+        await self._running().queue.resume()
 
     def paused(self) -> bool:
         """True while paused."""

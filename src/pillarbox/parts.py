@@ -23,9 +23,11 @@ from .dns import CachingResolver, DnsResolver, Resolver
 from .events.dispatch import Dispatcher
 from .events.pipeline import SIMPLE
 from .options import Options, parse_networks
+from .places import Slot
 from .plugins.dnsbl import DnsblPlugin
 from .plugins.sender_verify import SenderVerifyPlugin
 from .plugins.simple import Greeting, RelayRule, Simple
+from .queue.adopt import Adopter
 from .queue.commit import GroupCommit
 from .queue.control import ControlServer, LiveSteering
 from .queue.memory import MemoryStore
@@ -35,6 +37,7 @@ from .queue.scheduler import History, Scheduler
 from .queue.spool import Spool
 from .queue.sqlite import SqliteStore
 from .queue.store import Store
+from .queue.whole import WholeQueue
 from .server import wiretap
 from .server.accounts import Account, AuthFile
 from .server.connection import Outbox
@@ -59,8 +62,10 @@ class Parts:
         clock: Clock,
         rng: random.Random,
         listener_failed: ListenerFailed,
+        slot: Slot,
     ) -> None:
         self.options = options
+        self._slot = slot
         self.dispatcher = dispatcher
         self.handlers = handlers
         self.clock = clock
@@ -74,10 +79,13 @@ class Parts:
         self.router = Router(relay, handlers.find, options.direct)
         self.rule = RelayRule(tuple(options.domains), options.trusted_networks, self.router.takes_ours)
         self.context = self._make_context()
-        self.listeners = Listeners(self.context, listener_failed)
+        self.listeners = Listeners(self.context, listener_failed, slot.sockets)
         self.lanes = Lanes(self._ways(), clock, rng)
-        self.steering = LiveSteering(self.scheduler, self.commit, self.lanes.why_waiting)
+        self._steering = LiveSteering(self.scheduler, self.commit, self.lanes.why_waiting)
+        is_alone = slot.count == 1 or options.store != "sqlite"
+        self.queue = WholeQueue(self._steering, self.commit, options.data_dir, shard=slot.number, is_alone=is_alone)
         self._control: ControlServer | None = None
+        self._adopter: Adopter | None = None
         self._is_connected = False
 
     # ---------------------------------------------------------------- building
@@ -85,7 +93,7 @@ class Parts:
     def _make_store(self) -> Store:
         options = self.options
         if options.store == "sqlite":
-            store = SqliteStore(options.data_dir)
+            store = SqliteStore(options.data_dir, self._slot.number)
             self._spool_folder = store.spool
             return store
         # A folder of its own: the real queue of this data directory may have files in "spool".
@@ -118,9 +126,9 @@ class Parts:
             None,
             self.new_uid,
             Outbox(self.commit.company),
-            Admission(options.max_sessions, options.max_sessions_per_peer),
+            Admission(self._slot.share(options.max_sessions), options.max_sessions_per_peer),
             self.rule.is_trusted,
-            tls=server_context(options.tls_cert, options.tls_key) if options.tls_cert else None,
+            tls=self._slot.tls or (server_context(options.tls_cert, options.tls_key) if options.tls_cert else None),
             authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
             default_senders=self._default_senders,
             rules=Rules(
@@ -131,6 +139,7 @@ class Parts:
                 local_domain=options.hostname if options.local_parts else "",
             ),
             wiretap=wiretap.tap if options.options.get("trace") else None,
+            client_prefix=f"s{self._slot.number}-" if self._slot.number else "s",
         )
 
     def _ways(self) -> Ways:
@@ -146,7 +155,8 @@ class Parts:
                 self._is_ourselves,
             )
             mx = MxLookup(self.resolver, policy, self._rng)
-        limits = LaneLimits(options.maxrelay, options.maxrelay_per_next_hop)
+        share = self._slot.share
+        limits = LaneLimits(share(options.maxrelay), share(options.maxrelay_per_next_hop))
         return Ways(self.router, self.handlers, limits, self._relay_client(), self._mx_client(), mx)
 
     def _is_ourselves(self, host: str, address: str) -> bool:
@@ -211,9 +221,18 @@ class Parts:
             await self.scheduler.pause()
         self.lanes.start()
         await self.scheduler.start()
-        if options.control and options.store == "sqlite":
-            self._control = ControlServer(options.data_dir, self.steering)
+        if options.store == "sqlite":
+            await self._open_to_others()
+
+    async def _open_to_others(self) -> None:
+        """The control socket, and the mail of workers that are no more."""
+        options, slot = self.options, self._slot
+        if options.control:
+            self._control = ControlServer(options.data_dir, self._steering, whole=self.queue, shard=slot.number)
             await self._control.start()
+        if slot.number == 0:
+            self._adopter = Adopter(self.commit, self.scheduler.wake, self.clock, options.data_dir, slot.count)
+            self._adopter.start()
 
     def _fill_pipeline(self) -> None:
         """The program's plugins first, then what options ask for, then the built-in behaviour."""
@@ -245,6 +264,9 @@ class Parts:
         await self.listeners.stop(grace_s)
         if self._control is not None:
             await self._control.stop()
+        if self._adopter is not None:
+            await self._adopter.stop()
+        self.queue.close()
         if self.scheduler.is_running:
             await self.scheduler.stop()
         await self.lanes.stop(grace_s)

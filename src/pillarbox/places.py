@@ -7,8 +7,28 @@ from __future__ import annotations
 
 import os
 import socket
+import ssl
+from dataclasses import dataclass
 
 from .smtp.address import is_domain
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """One worker process's place among `count` of one server. Embedded there is one, without sockets: it binds its own.
+
+    `sockets`: (scheme, socket) of each listener, bound by whoever keeps them over the worker's life. `tls`: made before the
+    fork, so that a session's ticket from one worker is known to all.
+    """
+
+    number: int = 0
+    count: int = 1
+    sockets: tuple[tuple[str, socket.socket], ...] | None = None
+    tls: ssl.SSLContext | None = None
+
+    def share(self, total: int) -> int:
+        """This worker's part of what the whole server may have."""
+        return -(-total // self.count)
 
 
 def default_data_dir() -> str:

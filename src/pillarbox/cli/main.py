@@ -114,6 +114,10 @@ def serve(
     store: Annotated[
         str | None, typer.Option(metavar="KIND", help="sqlite; memory and null keep nothing (tests).")
     ] = None,
+    workers: Annotated[
+        str,
+        typer.Option(metavar="N|auto", help="Worker processes; auto: one for each processor. SIGUSR2 restarts them."),
+    ] = "1",
     grace: Annotated[float, typer.Option(metavar="SECONDS", help="How long SIGTERM lets running work go on.")] = 30.0,
     log_level: Annotated[str, typer.Option(metavar="LEVEL", help=", ".join(LEVELS))] = "info",
 ) -> None:
@@ -153,7 +157,12 @@ def serve(
         "bare_line_ends": bare_line_ends,
         "store": store,
     }
-    run({name: value for name, value in given.items() if value is not None}, log_level=log_level, grace_s=grace)
+    run(
+        {name: value for name, value in given.items() if value is not None},
+        workers=workers,
+        log_level=log_level,
+        grace_s=grace,
+    )
 
 
 def _secret(path: str | None) -> str | None:

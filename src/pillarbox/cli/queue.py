@@ -5,7 +5,6 @@ A running server owns the queue's lock and is asked through its control socket; 
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import time
@@ -13,10 +12,10 @@ from typing import Annotated, Any
 
 import typer
 
-from ..errors import OptionError, StoreError, StoreLockedError
+from ..errors import OptionError, StoreError
 from ..places import default_data_dir
-from ..queue.control import StoppedSteering, ask, perform
-from ..queue.sqlite import SqliteStore
+from ..queue.shards import find_shards
+from ..queue.whole import ask_all
 from .tables import print_list, print_message
 
 queue_app = typer.Typer(no_args_is_help=True, help="Look into the queue and steer it.")
@@ -42,43 +41,16 @@ _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 def _run(data_dir: str | None, request: dict[str, Any]) -> Any:
     folder = data_dir or default_data_dir()
-    if not os.path.isdir(folder):
-        raise StoreError(f"there is no queue in {folder}: start `pillarbox serve`, or name its folder with --data-dir")
-    if not os.access(folder, os.R_OK | os.X_OK):
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
         raise StoreError(
             f"the queue in {folder} is not yours to read: use the user that runs the server, or --data-dir"
         )
-    store = SqliteStore(folder)
-    if not os.path.exists(store.path):
+    if not find_shards(folder):
         raise StoreError(f"there is no queue in {folder}: start `pillarbox serve`, or name its folder with --data-dir")
-    deadline = time.monotonic() + 5.0
-    while True:
-        try:
-            store.open()
-            break
-        except StoreLockedError:
-            # A running server; or one that is just starting, or another `pillarbox queue`: then not for long.
-            try:
-                return ask(folder, request)
-            except StoreError as error:
-                _judge_refusal(error, deadline)
-        time.sleep(0.05)
     try:
-        return asyncio.run(perform(StoppedSteering(store, time.time), request))
+        return ask_all(folder, request)
     except ValueError as error:
         raise OptionError(str(error)) from None
-    finally:
-        store.close()
-
-
-def _judge_refusal(error: StoreError, deadline: float) -> None:
-    """Returns when it is worth to try again: there is a lock, but no socket yet."""
-    text = str(error)
-    if text.startswith("bad request: "):
-        raise OptionError(text.removeprefix("bad request: ")) from None
-    is_absent = isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
-    if not is_absent or time.monotonic() > deadline:
-        raise error
 
 
 def _seconds(text: str) -> float:

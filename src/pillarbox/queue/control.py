@@ -19,11 +19,11 @@ from ..errors import OptionError, PillarboxError, StoreError
 from .commit import GroupCommit
 from .model import STATES, Action, Query, view_as_json
 from .scheduler import Scheduler
+from .shards import control_socket
 from .store import Store
 
 _log = logging.getLogger("pillarbox.control")
 MAX_REQUEST_BYTES = 1 << 20
-SOCKET = "control.sock"
 Rows = list[dict[str, Any]]
 Uids = list[str]
 _QUERY_FIELDS = {
@@ -164,12 +164,17 @@ class LiveSteering:
 
 
 class ControlServer:
-    """The socket of a running server."""
+    """The socket of a running server, or of one of its workers (`shard`).
 
-    def __init__(self, folder: str, steering: Steering) -> None:
-        self.path = os.path.join(folder, SOCKET)
+    `own` steers the queue of this process, `whole` those of all workers; a request for one says "scope": "shard".
+    """
+
+    def __init__(self, folder: str, own: Steering, *, whole: Steering | None = None, shard: int = 0) -> None:
+        self._name = control_socket(shard)
+        self.path = os.path.join(folder, self._name)
         self._folder = folder
-        self._steering = steering
+        self._own = own
+        self._whole = whole or own
         self._server: asyncio.AbstractServer | None = None
         self._clients: set[asyncio.StreamWriter] = set()
 
@@ -180,7 +185,7 @@ class ControlServer:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         mask = os.umask(0o177)
         try:
-            with _short_path(self._folder) as path:
+            with _short_path(self._folder, self._name) as path:
                 sock.bind(path)
         except OSError as error:
             sock.close()
@@ -215,7 +220,9 @@ class ControlServer:
 
     async def _answer(self, line: bytes) -> dict[str, Any]:
         try:
-            return {"ok": True, "value": await perform(self._steering, json.loads(line))}
+            request = json.loads(line)
+            is_own = isinstance(request, dict) and request.get("scope") == "shard"
+            return {"ok": True, "value": await perform(self._own if is_own else self._whole, request)}
         except (ValueError, RecursionError) as error:
             return {"ok": False, "error": f"bad request: {error}"}
         except PillarboxError as error:
@@ -226,15 +233,15 @@ class ControlServer:
 
 
 @contextlib.contextmanager
-def _short_path(folder: str) -> Iterator[str]:
+def _short_path(folder: str, name: str) -> Iterator[str]:
     """A path of the socket that fits into sun_path (108 octets), however deep the folder is."""
-    path = os.path.join(folder, SOCKET)
+    path = os.path.join(folder, name)
     if len(os.fsencode(path)) < 100 or not os.path.isdir("/proc/self/fd"):
         yield path
         return
     handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        yield f"/proc/self/fd/{handle}/{SOCKET}"
+        yield f"/proc/self/fd/{handle}/{name}"
     finally:
         os.close(handle)
 
@@ -242,12 +249,12 @@ def _short_path(folder: str) -> Iterator[str]:
 # --------------------------------------------------------------------------- the CLI's side
 
 
-def ask(folder: str, request: dict[str, Any], timeout_s: float = 30.0) -> Any:
-    """One request to the server that runs on this folder. StoreError when it cannot be asked or says no."""
+def ask(folder: str, request: dict[str, Any], *, shard: int = 0, timeout_s: float = 30.0) -> Any:
+    """One request to the server (or its worker `shard`) on this folder. StoreError when it cannot be asked or says no."""
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         try:
-            with _short_path(folder) as path:
+            with _short_path(folder, control_socket(shard)) as path:
                 sock.connect(path)
             sock.sendall(json.dumps(request).encode() + b"\n")
             with sock.makefile("rb") as file:

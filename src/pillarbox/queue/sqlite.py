@@ -20,6 +20,7 @@ import apsw
 
 from ..errors import DuplicateUidError, StoreError, StoreFullError, StoreLockedError
 from ..mail.content import Content
+from . import shards
 from .model import Action, Message, Query, Recipient, Settlement, View
 from .sql import migrations
 from .sqlite_read import SQL, SqliteReader, connect
@@ -65,9 +66,9 @@ class SqliteStore:
 
     def __init__(self, folder: str, shard: int = 0) -> None:
         self.folder = folder
-        self.path = os.path.join(folder, f"queue-{shard}.db")
-        self.spool = os.path.join(folder, "spool")
-        self._lock_path = os.path.join(folder, f"queue-{shard}.lock")
+        self.path = shards.database(folder, shard)
+        self.spool = shards.spool_folder(folder, shard)
+        self._lock_path = shards.lock_file(folder, shard)
         self._lock: int | None = None
         self._db: apsw.Connection
         self._read: SqliteReader
@@ -169,6 +170,24 @@ class SqliteStore:
         self._wal_pages = pages
         return apsw.SQLITE_OK
 
+    def rows(self, name: str, bindings: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """What a named query gives."""
+        return list(self._read.rows(SQL[name], bindings))
+
+    def take_ids(self, count: int) -> int:
+        """The first of so many ids that no message has."""
+        first = self._last_id + 1
+        self._last_id += count
+        return first
+
+    def destroy(self) -> None:
+        """Removes the shard's files, under its lock, and gives that up; whoever had to have them has taken them over."""
+        self._db.close()
+        for suffix in ("", "-wal", "-shm"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(self.path + suffix)
+        self._release_lock()
+
     def close(self) -> None:
         """Writes the WAL back and gives the lock up."""
         if self._lock is None:
@@ -233,7 +252,7 @@ class SqliteStore:
             prefix = message.content.prefix
             held_bytes += len(prefix)
             if held_bytes > MOST_HELD_BYTES and contents:
-                self._write("insert_contents", contents)
+                self.write("insert_contents", contents)
                 contents, held_bytes = [], len(prefix)
             contents.append((key, prefix))
             leased = message.leased_until is not None
@@ -242,9 +261,9 @@ class SqliteStore:
                 notify = ",".join(r.notify) or None
                 row = (key, r.number, r.address, r.state, due_at, leased, r.attempts, notify, r.orcpt, r.next_hop)
                 recipients.append(row)
-        self._write("insert_messages", messages)
-        self._write("insert_contents", contents)
-        self._write("insert_recipients", recipients)
+        self.write("insert_messages", messages)
+        self.write("insert_contents", contents)
+        self.write("insert_recipients", recipients)
 
     def settle(self, batch: Sequence[Settlement]) -> None:
         """Outcomes, their history, and what becomes final by them."""
@@ -259,14 +278,14 @@ class SqliteStore:
                     attempts.append((*tried, s.reply))
             # Also after a mere deferral: the message may have been cancelled meanwhile.
             finished.append((key, settlement.at))
-        changed, _ = self._write("settle_recipients", rows)
+        changed, _ = self.write("settle_recipients", rows)
         if changed < len(rows):
-            self._write("settle_steered", rows)
-        self._write("insert_attempts", attempts)
+            self.write("settle_steered", rows)
+        self.write("insert_attempts", attempts)
         self._finish(finished)
 
-    def _write(self, name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[int, list[tuple[Any, ...]]]:
-        """A query with the rows for its VALUES: how many rows it changed, and what it gave back."""
+    def write(self, name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[int, list[tuple[Any, ...]]]:
+        """A named query with the rows for its VALUES: how many rows it changed, and what it gave back. In a transaction."""
         changed = 0
         given: list[tuple[Any, ...]] = []
         for start in range(0, len(rows), MOST_VALUES):
@@ -364,9 +383,9 @@ class SqliteStore:
 
     def _finish(self, rows: list[tuple[int, float]]) -> None:
         """Messages whose recipients are all final lose their content."""
-        _, finished = self._write("finish_messages", rows)
-        self._write("drop_contents", [(key,) for key, _ in finished])
-        self._write("note_dropped", [(spool,) for _, spool in finished if spool is not None])
+        _, finished = self.write("finish_messages", rows)
+        self.write("drop_contents", [(key,) for key, _ in finished])
+        self.write("note_dropped", [(spool,) for _, spool in finished if spool is not None])
 
     def renew(self, keys: Collection[int], lease_until: float) -> None:
         """Moves the end of the leases."""

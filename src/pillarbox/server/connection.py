@@ -118,8 +118,6 @@ class SmtpConnection(asyncio.Protocol):
         context.sessions[facts.client_id] = self.session
         context.counters.sessions += 1
         refusal = context.admission.enter(key, is_trusted=facts.is_trusted)
-        if context.is_closing:
-            refusal = "Shutting down: try again later"
         self.session.begin(refusal)
 
     def data_received(self, data: bytes) -> None:

@@ -63,6 +63,8 @@ class ServerContext:
     wiretap: Callable[..., None] | None = None
     is_closing: bool = False
     last_client: int = 0
+    # Of several workers each has its own.
+    client_prefix: str = "s"
     guess_delay_s: float = 1.0
     _first_facts: dict[bool, Facts] = field(default_factory=dict)
 
@@ -83,9 +85,9 @@ class ServerContext:
         return facts
 
     def new_client_id(self) -> str:
-        """A name for a session: short, never used twice by this server."""
+        """A name for a session: short, never used twice by this server while it runs."""
         self.last_client += 1
-        return f"s{self.last_client:x}"
+        return f"{self.client_prefix}{self.last_client:x}"
 
 
 def facts_of_session(context: ServerContext) -> Callable[[Session], Any]:

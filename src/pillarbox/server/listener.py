@@ -9,7 +9,8 @@ import logging
 import os
 import socket
 import stat
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 
 from ..clock import Timer
 from ..errors import ListenError
@@ -17,9 +18,13 @@ from ..events.catalogue import Endpoint
 from ..smtp.reply import Reply
 from .connection import HANDSHAKE_S, SmtpConnection
 from .context import ServerContext
+from .session import SmtpSession
 
 _log = logging.getLogger("pillarbox.listener")
 SWEEP_S = 1.0
+# A server that closes waits so long for a client's next command, and so long for its last messages.
+SILENT_S = 0.25
+LAST_MESSAGES_S = 2.0
 BACKLOG = 1024
 _LEAVING = Reply(421, "4.3.2", "Shutting down: try again later")
 
@@ -42,8 +47,14 @@ class _Place:
 class Listeners:
     """All listeners of one server, and the sweep over their sessions."""
 
-    def __init__(self, context: ServerContext, failed: Callable[[OSError, str], None]) -> None:
+    def __init__(
+        self,
+        context: ServerContext,
+        failed: Callable[[OSError, str], None],
+        sockets: Sequence[tuple[str, socket.socket]] | None = None,
+    ) -> None:
         self._context = context
+        self._sockets = sockets
         self._failed = failed
         self._servers: list[asyncio.Server] = []
         self._timer: Timer | None = None
@@ -56,36 +67,51 @@ class Listeners:
 
     async def start(self) -> None:
         """Binds every address, or none: ListenError names the one that could not be had, and why."""
-        loop = asyncio.get_running_loop()
         context = self._context
-        for scheme, host, port in context.options.listeners:
-            is_tls = scheme == "smtps"
-            place = _Place()
-
-            def make(place: _Place = place) -> SmtpConnection:
-                return SmtpConnection(context, place.endpoint)
-
+        if self._sockets is not None:
+            for scheme, sock in self._sockets:
+                await self._listen(scheme, sock=sock)
+        for scheme, host, port in context.options.listeners if self._sockets is None else ():
             try:
-                if scheme == "unix":
-                    server = await _listen_unix(make, host)
-                else:
-                    server = await loop.create_server(
-                        make,
-                        host,
-                        port,
-                        backlog=BACKLOG,
-                        reuse_address=True,
-                        ssl=context.tls if is_tls else None,
-                        ssl_handshake_timeout=HANDSHAKE_S if is_tls else None,
-                    )
+                await self._listen(scheme, host, port)
             except OSError as error:
                 await self._undo()
                 where = host if scheme == "unix" else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
                 self._failed(error, where)
-                raise ListenError(error.errno or 0, _listen_hint(error, where, port)) from None
-            self._servers.append(server)
-            place.learn(server)
+                raise ListenError(error.errno or 0, listen_fault(error, where, port)) from None
         self._timer = context.clock.call_later(SWEEP_S, self._sweep)
+
+    async def _listen(self, scheme: str, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
+        """One listener, on a socket that is bound already, or on one of its own."""
+        loop, context, place = asyncio.get_running_loop(), self._context, _Place()
+
+        def make() -> SmtpConnection:
+            return SmtpConnection(context, place.endpoint)
+
+        tls = context.tls if scheme == "smtps" else None
+        handshake_s = HANDSHAKE_S if tls is not None else None
+        if scheme == "unix" and sock is None:
+            server = await _listen_unix(make, host)
+        elif scheme == "unix":
+            server = await loop.create_unix_server(make, sock=sock, backlog=BACKLOG)
+        elif sock is not None:
+            # A copy: closing ours leaves the other one, and what waits in the socket's queue.
+            own = sock.dup()
+            server = await loop.create_server(
+                make, sock=own, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s
+            )
+        else:
+            server = await loop.create_server(
+                make,
+                host,
+                port,
+                backlog=BACKLOG,
+                reuse_address=True,
+                ssl=tls,
+                ssl_handshake_timeout=handshake_s,
+            )
+        self._servers.append(server)
+        place.learn(server)
 
     def is_ours(self, host: str, port: int) -> bool:
         """True when a connection to that address and port would reach this very server."""
@@ -120,17 +146,25 @@ class Listeners:
             session.sweep(now)
 
     async def stop(self, grace_s: float) -> None:
-        """No new sessions; 421 4.3.2 to idle ones; running transactions may finish within the grace."""
+        """No new sessions; 421 4.3.2 to idle ones; running transactions may finish within the grace.
+
+        A client that has just connected, or is between two commands, is not idle: it may bring what it came for.
+        """
         context = self._context
         context.is_closing = True
         for server in self._servers:
             server.close()
         self._servers.clear()
+        if grace_s > 0:
+            # Who was accepted in this turn of the loop has its session in the next.
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
         deadline = context.clock.monotonic() + grace_s
+        idle = _IdleWatch()
         while context.sessions:
             is_over = self._is_over or context.clock.monotonic() >= deadline
             for session in list(context.sessions.values()):
-                if is_over or not session.is_busy:
+                if is_over or idle.may_leave(session):
                     session.leave(_LEAVING, "shutdown", at_once=True)
             if is_over:
                 break
@@ -148,6 +182,27 @@ class Listeners:
         for session in list(self._context.sessions.values()):
             session.cut_off()
         await asyncio.sleep(0)
+
+
+class _IdleWatch:
+    """Which sessions of a server that closes may be sent away: those that are outside a transaction, and silent.
+
+    In real time, whatever clock the server has: so is the client's.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._seen: dict[str, tuple[int, float]] = {}
+
+    def may_leave(self, session: SmtpSession) -> bool:
+        """Asked again and again."""
+        now = time.monotonic()
+        arrivals, since = self._seen.get(session.facts.client_id, (-1, now))
+        if arrivals != session.arrivals:
+            since = now
+            self._seen[session.facts.client_id] = (session.arrivals, now)
+        # Who brings one message after the other has had its time.
+        return not session.is_busy and (now - since >= SILENT_S or now - self._began >= LAST_MESSAGES_S)
 
 
 async def _turn(context: ServerContext) -> None:
@@ -189,7 +244,7 @@ def _is_local(host: str) -> bool:
         return True
 
 
-def _listen_hint(error: OSError, where: str, port: int) -> str:
+def listen_fault(error: OSError, where: str, port: int) -> str:
     if isinstance(error, socket.gaierror):
         return f"cannot listen on {where}: {error.strerror}; give an IP address or a name of this machine"
     text = f"cannot listen on {where}: {os.strerror(error.errno) if error.errno else error}"

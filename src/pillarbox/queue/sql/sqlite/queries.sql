@@ -181,5 +181,47 @@ DELETE FROM attempt WHERE message_id = ?;
 -- name: forget_message
 DELETE FROM message WHERE id = ?;
 
+-- name: export_messages
+SELECT id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at, finished_at, facts,
+       spool, spool_offset, spool_bytes
+FROM message ORDER BY id LIMIT ?;
+
+-- name: export_contents
+SELECT message_id, octets FROM content WHERE message_id BETWEEN ? AND ?;
+
+-- name: export_recipients
+SELECT message_id, number, address, state, due_at, leased, attempts, next_hop, last_reply, last_stage, notify, orcpt,
+       delay_reported
+FROM recipient WHERE message_id BETWEEN ? AND ?;
+
+-- name: export_attempts
+SELECT message_id, number, at, seconds, outcome, next_hop, remote, stage, reply
+FROM attempt WHERE message_id BETWEEN ? AND ?;
+
+-- name: known_uids
+SELECT uid FROM message WHERE uid IN (VALUES :rows);
+
+-- name: import_messages
+INSERT INTO message (id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at,
+                     finished_at, facts, spool, spool_offset, spool_bytes)
+VALUES :rows;
+
+-- name: import_recipients
+INSERT INTO recipient (message_id, number, address, state, due_at, leased, attempts, next_hop, last_reply, last_stage,
+                       notify, orcpt, delay_reported)
+VALUES :rows;
+
+-- name: forget_span_of_attempts
+DELETE FROM attempt WHERE message_id BETWEEN ? AND ?;
+
+-- name: forget_span_of_recipients
+DELETE FROM recipient WHERE message_id BETWEEN ? AND ?;
+
+-- name: forget_span_of_contents
+DELETE FROM content WHERE message_id BETWEEN ? AND ?;
+
+-- name: forget_span
+DELETE FROM message WHERE id BETWEEN ? AND ?;
+
 -- name: spool_names
 SELECT spool FROM message WHERE spool IS NOT NULL AND finished_at IS NULL;

@@ -1,0 +1,81 @@
+"""Becoming a new process image without closing what listens: exec keeps descriptors, children and the process's number.
+
+What the next image needs to know stands in an environment variable. The same command with "check" in that variable only
+says whether it could start: a broken option must not end a server that works.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from .sockets import Row
+
+HANDOVER = "PILLARBOX_HANDOVER"
+_CHECK = "check"
+_CHECK_S = 60.0
+
+
+@dataclass(frozen=True, slots=True)
+class Handover:
+    """What a process image leaves to the next: its sockets, the pipe that tells workers of it, workers by slot."""
+
+    rows: list[Row]
+    life: tuple[int, int] | None = None
+    pids: dict[int, int] = field(default_factory=dict)
+
+
+def is_check() -> bool:
+    """True in a process that only says whether it could start."""
+    return os.environ.get(HANDOVER) == _CHECK
+
+
+def fault_of_command() -> str | None:
+    """Why this command could not start now (its options may have changed), or None; takes a second."""
+    command = [sys.executable, *sys.orig_argv[1:]]
+    environment = {**os.environ, HANDOVER: _CHECK}
+    try:
+        check = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_CHECK_S, check=False)
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return str(error)
+    return (check.stderr.strip()[-2000:] or f"status {check.returncode}") if check.returncode else None
+
+
+def become_new(left: Handover) -> NoReturn:
+    """The same command again, from its beginning, in this process."""
+    kept = [sock.fileno() for row in left.rows for _, sock in row] + [*(left.life or ())]
+    for number in kept:
+        os.set_inheritable(number, True)
+    state = {
+        "rows": [[(scheme, sock.fileno()) for scheme, sock in row] for row in left.rows],
+        "life": left.life,
+        "pids": left.pids,
+    }
+    sys.stdout.flush()
+    logging.shutdown()
+    os.execve(sys.executable, [sys.executable, *sys.orig_argv[1:]], {**os.environ, HANDOVER: json.dumps(state)})
+
+
+def received() -> Handover | None:
+    """What the process image before has left, once."""
+    text = os.environ.pop(HANDOVER, "")
+    if not text or text == _CHECK:
+        return None
+    state = json.loads(text)
+    known: dict[int, socket.socket] = {}
+    for row in state["rows"]:
+        for _, number in row:
+            if number not in known:
+                os.set_inheritable(number, False)
+                known[number] = socket.socket(fileno=number)
+    for number in state["life"] or ():
+        os.set_inheritable(number, False)
+    rows = [[(scheme, known[number]) for scheme, number in row] for row in state["rows"]]
+    life = (state["life"][0], state["life"][1]) if state["life"] else None
+    return Handover(rows, life, {int(number): pid for number, pid in state["pids"].items()})

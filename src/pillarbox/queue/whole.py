@@ -1,0 +1,208 @@
+"""The queue as a whole: every shard in the data directory, whichever worker is asked, whether it runs or not.
+
+A shard is asked through its worker's control socket, or opened here, under its lock, while nobody runs it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+from ..errors import StoreError, StoreLockedError
+from ..mail.content import Content
+from .commit import GroupCommit
+from .control import LiveSteering, Rows, StoppedSteering, Uids, ask, perform
+from .model import Action, Query, View
+from .shards import database, find_shards, spool_folder
+from .sqlite import SqliteStore
+from .sqlite_read import SqliteReader, connect
+
+T = TypeVar("T")
+# A worker that is just starting, or just ending, holds its lock without answering: for a moment.
+PATIENCE_S = 10.0
+_PAUSE_S = 0.05
+
+
+def ask_shard(folder: str, shard: int, request: dict[str, Any], patience_s: float = PATIENCE_S) -> Any:
+    """One request to one shard, running or not; blocks. StoreError: it says no, or cannot be asked; ValueError: a bad one."""
+    deadline = time.monotonic() + patience_s
+    store = SqliteStore(folder, shard)
+    while True:
+        try:
+            store.open()
+            break
+        except StoreLockedError:
+            try:
+                return ask(folder, {**request, "scope": "shard"}, shard=shard)
+            except StoreError as error:
+                _judge_refusal(error, deadline)
+        time.sleep(_PAUSE_S)
+    try:
+        return asyncio.run(perform(StoppedSteering(store, time.time), request))
+    finally:
+        store.close()
+
+
+def _judge_refusal(error: StoreError, deadline: float) -> None:
+    """Returns when it is worth to try again: there is a lock, but no socket yet."""
+    text = str(error)
+    if text.startswith("bad request: "):
+        raise ValueError(text.removeprefix("bad request: ")) from None
+    is_absent = isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
+    if not is_absent or time.monotonic() > deadline:
+        raise error
+
+
+def ask_all(folder: str, request: dict[str, Any]) -> Any:
+    """One request to every shard of a data directory, and what they say together; blocks. Errors as in ask_shard."""
+    return merge(request, [ask_shard(folder, shard, request) for shard in find_shards(folder)])
+
+
+def merge(request: dict[str, Any], answers: list[Any]) -> Any:
+    """What the shards' answers to one request mean for the whole."""
+    verb = request.get("verb")
+    if len(answers) == 1:
+        return answers[0]
+    if verb == "show":
+        return next((answer for answer in answers if answer is not None), None)
+    if verb == "list":
+        limit = (request.get("query") or {}).get("limit")
+        return sorted((row for rows in answers for row in rows), key=lambda row: (row["received_at"], row["uid"]))[
+            :limit
+        ]
+    if verb == "status":
+        return _merge_status(answers)
+    if verb in ("pause", "resume"):
+        return None
+    return [uid for uids in answers for uid in uids]
+
+
+def _merge_status(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    recipients: dict[str, int] = {}
+    for answer in answers:
+        for state, count in answer["recipients"].items():
+            recipients[state] = recipients.get(state, 0) + count
+    running = [answer for answer in answers if answer["running"]]
+    return {
+        "running": bool(running),
+        "paused": any(answer["paused"] for answer in answers),
+        "in_hand": sum(answer["in_hand"] for answer in answers),
+        "recipients": recipients,
+        "waiting_for": next((a["waiting_for"] for a in running or answers if a["waiting_for"]), None),
+    }
+
+
+class WholeQueue:
+    """A worker's view of all shards: its own through its scheduler, the others by reading their files and asking their workers.
+
+    In a server of one process there are no others, and nothing but its own is asked.
+    """
+
+    def __init__(self, own: LiveSteering, commit: GroupCommit, folder: str, *, shard: int, is_alone: bool) -> None:
+        self._own = own
+        self._commit = commit
+        self._folder = folder
+        self._shard = shard
+        self._is_alone = is_alone
+        self._threads = ThreadPoolExecutor(4, "pillarbox-shards")
+
+    def close(self) -> None:
+        """No more questions."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _others(self) -> list[int]:
+        return [] if self._is_alone else [shard for shard in find_shards(self._folder) if shard != self._shard]
+
+    async def _ask(self, request: dict[str, Any]) -> Any:
+        """The own answer and those of the others, together."""
+        loop = asyncio.get_running_loop()
+        asked = [
+            loop.run_in_executor(self._threads, ask_shard, self._folder, shard, request) for shard in self._others()
+        ]
+        own = await perform(self._own, request)
+        return merge(request, [own, *await asyncio.gather(*asked)])
+
+    # ----------------------------------------------------------------- reading
+
+    async def _read(self, look: Callable[[Any], T]) -> list[T]:
+        """`look(reader)` on each shard; what is committed there can be read whoever owns it."""
+        loop = asyncio.get_running_loop()
+        asked = [loop.run_in_executor(self._threads, self._look, shard, look) for shard in self._others()]
+        return [await self._commit.read(look), *await asyncio.gather(*asked)]
+
+    def _look(self, shard: int, look: Callable[[Any], T]) -> T:
+        connection = connect(database(self._folder, shard), is_read_only=True)
+        try:
+            return look(SqliteReader(connection, spool_folder(self._folder, shard)))
+        finally:
+            connection.close()
+
+    async def search(self, query: Query) -> list[View]:
+        """Messages, oldest first."""
+        found: list[list[View]] = await self._read(lambda reader: reader.search(query))
+        if len(found) == 1:
+            return found[0]
+        views = sorted((view for views in found for view in views), key=lambda view: (view.received_at, view.uid))
+        return views[: query.limit]
+
+    async def content(self, uid: str) -> Content | None:
+        """The content of a message that is not final."""
+        found = await self._read(lambda reader: reader.content(uid))
+        return next((content for content in found if content is not None), None)
+
+    # ---------------------------------------------------------------- steering
+
+    async def list(self, query: Query) -> Rows:
+        """Oldest first."""
+        rows: Rows = await self._ask({"verb": "list", "query": _fields(query)})
+        return rows
+
+    async def show(self, uid: str) -> dict[str, Any] | None:
+        """One message, its attempts, and why it waits."""
+        found: dict[str, Any] | None = await self._ask({"verb": "show", "uid": uid})
+        return found
+
+    async def change(self, action: Action, query: Query) -> Uids:
+        """The uids that were changed, in every shard."""
+        request = {"verb": action.value, "query": _fields(query), "is_everything": True}
+        changed: Uids = await self._ask(request)
+        return changed
+
+    async def pause(self) -> None:
+        """All workers: running sends finish, nothing else begins."""
+        await self._ask({"verb": "pause"})
+
+    async def resume(self) -> None:
+        """All workers go on."""
+        await self._ask({"verb": "resume"})
+
+    async def status(self) -> dict[str, Any]:
+        """Counts and flags of the whole."""
+        status: dict[str, Any] = await self._ask({"verb": "status"})
+        return status
+
+
+def _fields(query: Query) -> dict[str, Any]:
+    fields = {name: getattr(query, name) for name in Query.__slots__}
+    fields["uids"] = list(query.uids)
+    return {name: value for name, value in fields.items() if value not in (None, [], False)}
+
+
+def is_paused(folder: str) -> bool:
+    """True when any shard of a data directory was paused: new workers begin so, too."""
+    for shard in find_shards(folder):
+        path = database(folder, shard)
+        if os.path.getsize(path):
+            connection = connect(path, is_read_only=True)
+            try:
+                if SqliteReader(connection, folder).flag("paused") is not None:
+                    return True
+            except Exception as error:
+                raise StoreError(f"the queue at {path} cannot be read: {error}") from error
+            finally:
+                connection.close()
+    return False

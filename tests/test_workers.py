@@ -1,0 +1,224 @@
+"""Several worker processes, and restarts without a refused connection, as processes of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import smtplib
+import subprocess
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from pillarbox.daemon.sockets import bind_all, close_all
+from pillarbox.errors import ListenError
+from pillarbox.options import parse_options
+from tests.conftest import free_port
+from tests.daemon import Daemon, pillarbox, sink, smtp_source, wait_until
+
+CONTENT = b"Subject: hello\r\n\r\nbody\r\n"
+
+
+def workers_of(pid: int) -> list[int]:
+    """The pids of a supervisor's children."""
+    return [int(text) for text in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def send(port: int, recipient: str, count: int = 1, size: int = 0) -> None:
+    for _ in range(count):
+        with smtplib.SMTP("127.0.0.1", port) as client:
+            client.sendmail("a@b.test", [recipient], CONTENT + (b"y" * 76 + b"\r\n") * (size // 78))
+
+
+def log_events(daemon: Daemon) -> list[str]:
+    return [json.loads(line)["event"] for line in daemon.log.read_text().splitlines() if line.startswith("{")]
+
+
+def test_the_queue_is_one_whichever_worker_has_the_mail(tmp_path: Path) -> None:
+    with Daemon(tmp_path, "--workers=3", "--paused") as daemon:
+        assert "workers: 3" in daemon.ready
+        assert len(workers_of(daemon.process.pid)) == 3
+        for number in range(24):
+            send(daemon.port, f"r{number}@c.test")
+        rows = daemon.queue()
+        assert {row["recipients"][0]["address"] for row in rows} == {f"r{n}@c.test" for n in range(24)}
+        assert [row["received_at"] for row in rows] == sorted(row["received_at"] for row in rows)
+        sessions = {row["received"]["session"].partition("-")[0] for row in rows}
+        assert len(sessions) > 1, "the kernel gave everything to one worker"
+        assert len(daemon.queue("--limit=5")) == 5
+        for row in (rows[0], rows[-1]):
+            shown = json.loads(daemon.pillarbox("show", row["uid"], "--json").stdout)
+            assert shown["waiting_for"] == "the queue is paused: pillarbox queue resume"
+        assert "24 messages held" in daemon.pillarbox("hold", "--all").stdout
+        assert "1 message cancelled" in daemon.pillarbox("cancel", rows[3]["uid"]).stdout
+        assert len(daemon.queue("--state=held")) == 23
+    # The same with nobody running.
+    assert len(daemon.queue("--state=held")) == 23
+    assert "23 messages released" in daemon.pillarbox("release", "--all").stdout
+
+
+def test_pause_is_for_all_workers_those_of_later_too(tmp_path: Path) -> None:
+    with sink(tmp_path / "sink") as (port, _):
+        relay = f"--relay=127.0.0.1:{port}"
+        with Daemon(tmp_path, "--workers=2", relay) as daemon:
+            daemon.pillarbox("pause")
+            for number in range(12):
+                send(daemon.port, f"r{number}@c.test")
+            assert len(daemon.queue("--state=queued")) == 12
+        with Daemon(tmp_path, "--workers=3", relay) as daemon:
+            for number in range(12, 24):
+                send(daemon.port, f"r{number}@c.test")
+            assert len(daemon.queue("--state=queued")) == 24
+            daemon.pillarbox("resume")
+            wait_until(lambda: not daemon.queue(), 30)
+            assert len(daemon.queue("--all", "--state=delivered")) == 24
+
+
+def test_a_worker_that_dies_is_started_again_and_nothing_is_lost(tmp_path: Path) -> None:
+    with Daemon(tmp_path, "--workers=2", "--paused") as daemon:
+        for number in range(10):
+            send(daemon.port, f"r{number}@c.test")
+        before = workers_of(daemon.process.pid)
+        os.kill(before[0], signal.SIGKILL)
+        # Whoever connects meanwhile waits in the socket's queue.
+        for number in range(10, 30):
+            send(daemon.port, f"r{number}@c.test")
+        after = wait_until(lambda: len(found := workers_of(daemon.process.pid)) == 2 and found)
+        assert before[0] not in after
+        assert before[1] in after
+        assert {row["recipients"][0]["address"] for row in daemon.queue()} == {f"r{n}@c.test" for n in range(30)}
+        assert any("was ended by signal SIGKILL" in event for event in log_events(daemon))
+
+
+def test_workers_leave_when_their_supervisor_is_gone(tmp_path: Path) -> None:
+    daemon = Daemon(tmp_path, "--workers=2", "--paused")
+    send(daemon.port, "r@c.test")
+    workers = workers_of(daemon.process.pid)
+    daemon.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}/exe").exists() for pid in workers), 20)
+    assert len(daemon.queue()) == 1
+    assert daemon.process.stdout is not None
+    daemon.process.stdout.close()
+
+
+def test_fewer_workers_take_over_the_mail_of_the_others(tmp_path: Path) -> None:
+    large = 400_000
+    with Daemon(tmp_path, "--workers=4", "--paused") as daemon:
+        for number in range(40):
+            send(daemon.port, f"r{number}@c.test", size=large if number % 4 == 0 else 0)
+        uids = {row["uid"] for row in daemon.queue()}
+        cancelled = daemon.queue()[7]["uid"]
+        daemon.pillarbox("cancel", cancelled)
+    assert (daemon.data / "queue-3.db").exists()
+    with sink(tmp_path / "sink", "-d", "%M.") as (port, folder):
+        with Daemon(tmp_path, "--workers=1", f"--relay=127.0.0.1:{port}") as daemon:
+            wait_until(lambda: not list(daemon.data.glob("queue-[1-9].db")), 30)
+            assert {row["uid"] for row in daemon.queue("--all")} == uids
+            daemon.pillarbox("resume")
+            wait_until(lambda: not daemon.queue(), 30)
+            states = {row["uid"]: row["state"] for row in daemon.queue("--all")}
+            assert states.pop(cancelled) == "cancelled"
+            assert set(states.values()) == {"delivered"}
+        assert not list(daemon.data.glob("spool*/*"))
+        bodies = [path.read_text() for path in folder.iterdir()]
+        found = [re.search(r"^X-Rcpt-Args: <(r\d+)@", body, re.M) for body in bodies]
+        assert len({match[1] for match in found if match}) == len(bodies) == 39
+        assert sum(len(body) > large * 0.9 for body in bodies) == 10
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_rolling_restart_refuses_nobody_and_loses_nothing(tmp_path: Path, workers: int) -> None:
+    count = 1500 if os.environ.get("CI") else 5000
+    with Daemon(tmp_path, f"--workers={workers}", "--paused", "--log-level=info") as daemon:
+        pids = [daemon.process.pid] if workers == 1 else workers_of(daemon.process.pid)
+        done: list[subprocess.CompletedProcess[bytes]] = []
+        source = threading.Thread(
+            target=lambda: done.append(smtp_source(daemon.port, count, "-s", "20", "-l", "4096", "-N"))
+        )
+        source.start()
+        wait_until(lambda: len(daemon.queue("--limit=100")) == 100)
+        daemon.process.send_signal(signal.SIGUSR2)
+        source.join()
+        assert done[0].returncode == 0, done[0].stderr
+        if workers > 1:
+            wait_until(lambda: len(new := workers_of(daemon.process.pid)) == workers and not set(new) & set(pids))
+        wait_until(lambda: any("restarting" in event for event in log_events(daemon)))
+        assert daemon.process.stdout is not None
+        assert "ready on" in daemon.process.stdout.readline()
+        addresses = [row["recipients"][0]["address"] for row in daemon.queue()]
+        assert len(addresses) == len(set(addresses)) == count
+        send(daemon.port, "last@c.test")
+
+
+def test_a_restart_that_could_not_start_is_not_begun(tmp_path: Path, certificate: dict[str, str]) -> None:
+    key = tmp_path / "key.pem"
+    key.write_text(Path(certificate["key"]).read_text())
+    tls = (f"--tls-cert={certificate['cert']}", f"--tls-key={key}")
+    with Daemon(tmp_path, "--workers=2", "--paused", *tls) as daemon:
+        pids = workers_of(daemon.process.pid)
+        key.write_text("this is no key")
+        daemon.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: any("no restart" in event and str(key) in event for event in log_events(daemon)))
+        assert workers_of(daemon.process.pid) == pids
+        send(daemon.port, "r@c.test")
+
+
+def test_what_is_in_the_way_at_the_start_is_said_in_one_line(tmp_path: Path) -> None:
+    with Daemon(tmp_path, "--workers=2", "--paused") as daemon:
+        where = f"--data-dir={daemon.data}"
+        second = pillarbox("serve", "--listen=127.0.0.1:0", "--workers=2", where, ok=False)
+        assert second.returncode == 1
+        assert second.stderr.splitlines()[-1].startswith("pillarbox: a server (pid ")
+        taken = pillarbox(
+            "serve", f"--listen={daemon.address}", "--workers=2", f"--data-dir={tmp_path / 'other'}", ok=False
+        )
+        assert taken.returncode == 1
+        assert f"cannot listen on {daemon.address}: Address already in use" in taken.stderr
+    for wrong in ("0", "x", "-1", "65", ""):
+        refused = pillarbox("serve", f"--workers={wrong}", where, ok=False)
+        assert refused.returncode == 2
+        assert "give a number from 1 to 64, or auto" in refused.stderr
+    memory = pillarbox("serve", "--workers=2", "--store=memory", where, ok=False)
+    assert memory.returncode == 2
+    assert "of one process" in memory.stderr
+
+
+def test_several_sockets_share_a_port_among_themselves_alone() -> None:
+    port = free_port()
+    options = parse_options({"listen": [f"127.0.0.1:{port}"]})
+    rows = bind_all(options, 3)
+    try:
+        assert {sock.getsockname() for row in rows for _, sock in row} == {("127.0.0.1", port)}
+        rows[0][0][1].listen()
+        with pytest.raises(ListenError, match="Address already in use"):
+            bind_all(options, 3)
+    finally:
+        close_all(rows)
+
+
+def test_many_clients_at_a_worker_that_is_restarted_are_all_answered(tmp_path: Path) -> None:
+    """Sessions between greeting and MAIL, and in the middle of content, get their time."""
+    with Daemon(tmp_path, "--workers=1", "--paused", "--log-level=info") as daemon:
+        clients = [smtplib.SMTP("127.0.0.1", daemon.port) for _ in range(5)]
+        for client in clients[:2]:
+            client.ehlo()
+            assert client.mail("a@b.test")[0] == 250
+        daemon.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: any("restarting" in event for event in log_events(daemon)))
+        for client in clients[:2]:
+            assert client.rcpt("c@d.test")[0] == 250
+            assert client.data(CONTENT)[0] == 250
+        # Those that say nothing are sent away, with a reason.
+        assert clients[4].sock is not None
+        clients[4].sock.settimeout(10)
+        assert clients[4].getreply()[0] == 421
+        begun = time.monotonic()
+        send(daemon.port, "r@c.test")
+        assert time.monotonic() - begun < 20
+        assert len(daemon.queue()) == 3
+        for client in clients:
+            client.close()
