@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 from pillarbox.daemon.serve import serve
@@ -26,9 +27,16 @@ class Async:
 def main(kind: str, port: int, folder: str) -> None:
     """Serves until SIGTERM, as `pillarbox serve --paused` does."""
     logging.captureWarnings(capture=True)
-    plugin = Plain() if kind == "sync" else Async()
-    options = {"listen": f"127.0.0.1:{port}", "hostname": "bench.test", "data_dir": folder, "paused": True}
-    serve({**options, "plugins": {kind: plugin}, "max_sessions": 20_000}, log_level="warning", grace_s=5.0)
+    name = "Plain" if kind == "sync" else "Async"
+    config = Path(f"{folder}.toml")
+    config.write_text(
+        f'python_path = ["{Path(__file__).parent}"]\nlog_level = "warning"\ngrace_s = 5.0\nmax_sessions = 20000\n'
+        f'[[plugins]]\nuse = "plugin_server:{name}"\n'
+    )
+    serve(
+        str(config),
+        {"listen": [f"127.0.0.1:{port}"], "hostname": "bench.test", "data_dir": folder, "paused": True},
+    )
 
 
 if __name__ == "__main__":

@@ -9,9 +9,12 @@ import dataclasses
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
+from pillarbox.daemon.config import DaemonOptions
 from pillarbox.events.catalogue import CATALOGUE
 from pillarbox.options import Options
+from pillarbox.parts import RELOADABLE
 from pillarbox.smtp.command import COMMANDS
 from pillarbox.smtp.extension import EXTENSIONS
 from pillarbox.smtp.state import TRANSITIONS
@@ -64,27 +67,35 @@ def events_page() -> str:
     )
 
 
-def options_page() -> str:
-    """Every option."""
+def option_rows(fields: dict[str, Any]) -> list[list[str]]:
+    """A row for each option."""
     rows = []
-    for name, field in Options.model_fields.items():
+    for name, field in fields.items():
         kind = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
         kind = re.sub(r"typing\.|collections\.abc\.", "", kind)
         if field.default_factory is not None:
             default = {
                 "hostname": "the machine's full name",
                 "data_dir": "`/var/lib/pillarbox` as root, else `$XDG_STATE_HOME/pillarbox`",
-            }.get(
-                name,
-                f"`{field.default_factory()!r}`",  # type: ignore[call-arg]
-            )
+            }.get(name, f"`{field.default_factory()!r}`")
         else:
             default = f"`{field.default!r}`"
-        rows.append([f"`{name}`", f"`{kind}`", default, field.description or ""])
+        when = "reload" if name in RELOADABLE else "restart"
+        rows.append([f"`{name}`", f"`{kind}`", default, field.description or "", when])
+    return rows
+
+
+def options_page() -> str:
+    """Every option."""
+    head = ["option", "type", "default", "meaning", "changed by"]
     return (
-        "# Options\n\nGenerated from `options.py` by `make docs`. Keyword arguments of `MailServer(...)`, `MailServer.spawn(...)` and\n"
-        "`MailServer.run(...)`; `pillarbox serve --help` shows the flags. Sizes in octets, times in seconds.\n\n"
-        + table(["option", "type", "default", "meaning"], rows)
+        "# Options\n\nGenerated from `options.py` and `daemon/config.py` by `make docs`. Sizes in octets, times in seconds.\n\n"
+        "These are keyword arguments of `MailServer(...)`, `MailServer.spawn(...)` and `MailServer.run(...)`, keys of `pillarbox.toml`\n"
+        "(but `resolver`, which is an object), and environment variables (`PILLARBOX_MAX_SESSIONS=100`, lists with commas); `pillarbox\n"
+        "serve --help` shows the flags. What a [reload](../guides/configuration.md) changes is in force for new sessions and connections.\n\n"
+        + table(head, option_rows(Options.model_fields))
+        + "\n## Of the daemon alone\n\n"
+        + table(head, option_rows(DaemonOptions.model_fields))
     )
 
 

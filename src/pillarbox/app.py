@@ -26,7 +26,7 @@ from .events.pipeline import Pipeline
 from .events.subscribers import ALL
 from .mail.content import Content
 from .options import Options, parse_options
-from .parts import Parts
+from .parts import RELOADABLE, Parts
 from .places import Slot
 from .queue.control import make_query
 from .queue.enqueue import Stamp, build_message, parse_enqueue
@@ -147,6 +147,23 @@ class MailServer:
         if self._parts.listeners.is_listening:
             raise StateError("this server listens already")
         await self._parts.listeners.start()
+
+    def reload(self, **options: Any) -> list[str]:
+        """Other options while it runs: for new sessions and connections. The names that only a restart can change.
+
+        All options are given, as at the start; certificates and account files are read again. OptionError, and nothing has
+        changed, when one is wrong.
+        """
+        parts, wanted = self._running(), parse_options(options)
+        handlers = parse_handlers(wanted.handlers, self._for_event)
+        names = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(self.options, name)]
+        update = {name: getattr(wanted, name) for name in names if name in RELOADABLE}
+        merged = self.options.model_copy(update=update)
+        parts.reload(merged)
+        self.options = merged
+        if "handlers" in update:
+            self._handlers.replace(handlers)
+        return [name for name in names if name not in RELOADABLE]
 
     async def shutdown(self, *, grace_s: float = 30.0) -> None:
         """421 to idle sessions, running transactions finish within the grace, then everything is closed. Loses nothing."""

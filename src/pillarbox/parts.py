@@ -51,6 +51,20 @@ from .smtp.server import Rules
 ListenerFailed = Callable[[OSError, str], None]
 
 
+# What may change while the server runs. Everything else is built in: it wants a restart.
+RELOADABLE = frozenset(
+    (
+        "tls_cert", "tls_key", "domains", "trust", "authenticator", "auth_file", "origin", "retry_first_s", "retry_longest_s",
+        "expire_s", "delay_notice_s", "history_s", "history_messages", "spool_above_bytes", "relay", "relay_auth",
+        "relay_user", "relay_pass", "relay_tls", "relay_ca", "relay_auth_in_clear", "time_out", "maxrelay",
+        "maxrelay_per_next_hop", "direct", "mx_port", "mx_tls", "mx_networks", "mx_cname", "ip_preference", "max_size_bytes",
+        "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer", "max_errors",
+        "max_junk", "client_time_out", "min_rate_bytes_s", "bare_line_ends", "bare_lf_commands", "local_parts",
+        "strict_envelope", "max_received", "handlers",
+    )
+)  # fmt: skip
+
+
 class Parts:
     """Everything behind a MailServer. Building opens nothing: `start` does."""
 
@@ -101,15 +115,19 @@ class Parts:
         return MemoryStore(self._spool_folder) if options.store == "memory" else NullStore(self._spool_folder)
 
     def _make_scheduler(self) -> Scheduler:
+        return Scheduler(self.commit, self.clock, self._retry_policy(), history=self._history(), rng=self._rng)
+
+    def _retry_policy(self) -> RetryPolicy:
         options = self.options
-        policy = RetryPolicy(
+        return RetryPolicy(
             first_s=options.retry_first_s,
             longest_s=max(options.retry_first_s, options.retry_longest_s),
             expire_s=options.expire_s,
             delay_notice_s=options.delay_notice_s,
         )
-        history = History(options.history_s, options.history_messages)
-        return Scheduler(self.commit, self.clock, policy, history=history, rng=self._rng)
+
+    def _history(self) -> History:
+        return History(self.options.history_s, self.options.history_messages)
 
     def _make_resolver(self) -> CachingResolver:
         given: Resolver | None = self.options.resolver
@@ -131,15 +149,19 @@ class Parts:
             tls=self._slot.tls or (server_context(options.tls_cert, options.tls_key) if options.tls_cert else None),
             authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
             default_senders=self._default_senders,
-            rules=Rules(
-                max_line_bytes=options.max_line_bytes,
-                normalise_bare=options.bare_line_ends == "normalise",
-                accept_bare_lf_commands=options.bare_lf_commands == "accept",
-                is_strict=options.strict_envelope,
-                local_domain=options.hostname if options.local_parts else "",
-            ),
+            rules=self._rules(),
             wiretap=wiretap.tap if options.options.get("trace") else None,
             client_prefix=f"s{self._slot.number}-" if self._slot.number else "s",
+        )
+
+    def _rules(self) -> Rules:
+        options = self.options
+        return Rules(
+            max_line_bytes=options.max_line_bytes,
+            normalise_bare=options.bare_line_ends == "normalise",
+            accept_bare_lf_commands=options.bare_lf_commands == "accept",
+            is_strict=options.strict_envelope,
+            local_domain=options.hostname if options.local_parts else "",
         )
 
     def _ways(self) -> Ways:
@@ -199,6 +221,43 @@ class Parts:
             return (account.name,)
         homes = [*(d for d in self.options.domains if not d.startswith(".")), self.options.hostname]
         return tuple(f"{account.name}@{home}" for home in homes)
+
+    # ------------------------------------------------------------------ reload
+
+    def reload(self, options: Options) -> None:
+        """Other options while the server runs, for what begins from now on. OptionError, and nothing has changed."""
+        before = self.options
+        self.options = options
+        try:
+            tls = server_context(options.tls_cert, options.tls_key) if options.tls_cert else None
+            authenticate = AuthFile(options.auth_file) if options.auth_file else options.authenticator
+            self.router.relay, old_relay = relay_next_hop(options.relay), self.router.relay
+            try:
+                ways = self._ways()
+            except BaseException:
+                self.router.relay = old_relay
+                raise
+        except BaseException:
+            self.options = before
+            raise
+        context = self.context
+        if tls is not None and context.tls is not None:
+            # The listeners that begin with TLS have this very context: it gets the new certificate, read twice so that
+            # a broken one is found before it is touched.
+            context.tls.load_cert_chain(options.tls_cert or "", options.tls_key)
+        else:
+            context.tls = tls
+        context.authenticate = authenticate
+        self.router.is_direct = options.direct
+        self.rule.change(tuple(options.domains), options.trusted_networks)
+        self.lanes.change(ways)
+        self.scheduler.change_policy(self._retry_policy(), self._history())
+        context.change(options, self._rules())
+        context.admission.change(self._slot.share(options.max_sessions), options.max_sessions_per_peer)
+        simple = self.dispatcher.pipeline.get(SIMPLE)
+        if isinstance(simple, Simple):
+            simple.change(options.max_recipients)
+        self.scheduler.wake()
 
     # -------------------------------------------------------------------- life
 

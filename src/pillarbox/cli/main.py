@@ -1,4 +1,4 @@
-"""The `pillarbox` command: serve, queue, send, passwd. Exit codes: 0 done, 1 refused or faults found, 2 usage."""
+"""The `pillarbox` command: serve, reload, config, queue, send, passwd. Exit codes: 0 done, 1 refused or faults found, 2 usage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import typer
 from .. import __version__
 from ..daemon.logs import LEVELS
 from ..errors import OptionError, PillarboxError
-from . import passwd, send
+from . import passwd, reload, send
+from .config import config_app
 from .queue import queue_app
 
 app = typer.Typer(
@@ -21,7 +22,9 @@ app = typer.Typer(
     help="Pillarbox, a programmable mail server.",
 )
 app.add_typer(queue_app, name="queue")
+app.add_typer(config_app, name="config")
 app.command("send")(send.send)
+app.command("reload")(reload.reload)
 app.command("passwd")(passwd.passwd)
 
 
@@ -42,10 +45,17 @@ def _root(
 
 @app.command()
 def serve(
+    config: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Configuration; flags win over it. [default: /etc/pillarbox/pillarbox.toml]"),
+    ] = None,
     listen: Annotated[
-        list[str],
-        typer.Option(metavar="HOST:PORT", help="Listen here; repeat for more. smtps://HOST:PORT: TLS at once."),
-    ] = ["127.0.0.1:2525"],  # noqa: B006
+        list[str] | None,
+        typer.Option(
+            metavar="HOST:PORT",
+            help="Listen here; repeat for more. smtps://HOST:PORT: TLS at once. [default: 127.0.0.1:2525]",
+        ),
+    ] = None,
     hostname: Annotated[
         str | None, typer.Option(help="Our name in greeting, Received and EHLO. [default: this machine's]")
     ] = None,
@@ -54,8 +64,9 @@ def serve(
         typer.Option(metavar="HOST[:PORT]", help="Smart host; repeat for failover. Without: to the MX of each domain."),
     ] = None,
     direct: Annotated[
-        bool, typer.Option("--direct/--no-direct", help="Without --relay: deliver to the MX, or keep the mail queued.")
-    ] = True,
+        bool | None,
+        typer.Option("--direct/--no-direct", help="Without --relay: deliver to the MX, or keep the mail queued."),
+    ] = None,
     nameserver: Annotated[
         list[str] | None,
         typer.Option(metavar="ADDRESS[:PORT]", help="Ask this one; repeat for more. [default: system's]"),
@@ -64,8 +75,8 @@ def serve(
         list[str] | None, typer.Option(metavar="ZONE", help="Refuse clients on this DNS list; repeat for more.")
     ] = None,
     sender_verify: Annotated[
-        bool, typer.Option("--sender-verify", help="Refuse senders whose domain takes no mail.")
-    ] = False,
+        bool | None, typer.Option("--sender-verify", help="Refuse senders whose domain takes no mail.")
+    ] = None,
     domain: Annotated[
         list[str] | None,
         typer.Option(metavar="DOMAIN", help="Take mail for this domain from strangers, too; repeat for more."),
@@ -76,7 +87,7 @@ def serve(
     data_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the queue. [default: /var/lib/pillarbox or XDG]")
     ] = None,
-    paused: Annotated[bool, typer.Option("--paused", help="Keep mail until `pillarbox queue resume`.")] = False,
+    paused: Annotated[bool | None, typer.Option("--paused", help="Keep mail until `pillarbox queue resume`.")] = None,
     tls_cert: Annotated[
         str | None, typer.Option(metavar="FILE", help="PEM certificate chain: offers STARTTLS.")
     ] = None,
@@ -90,7 +101,9 @@ def serve(
     relay_ca: Annotated[
         str | None, typer.Option(metavar="FILE", help="PEM CAs for the smart host's certificate.")
     ] = None,
-    relay_auth_in_clear: Annotated[bool, typer.Option("--relay-auth-in-clear", help="Allow AUTH without TLS.")] = False,
+    relay_auth_in_clear: Annotated[
+        bool | None, typer.Option("--relay-auth-in-clear", help="Allow AUTH without TLS.")
+    ] = None,
     maxrelay: Annotated[
         int | None, typer.Option(metavar="N", help="Outgoing connections at once. [default: 100]")
     ] = None,
@@ -115,17 +128,17 @@ def serve(
         str | None, typer.Option(metavar="KIND", help="sqlite; memory and null keep nothing (tests).")
     ] = None,
     workers: Annotated[
-        str,
+        str | None,
         typer.Option(metavar="N|auto", help="Worker processes; auto: one for each processor. SIGUSR2 restarts them."),
-    ] = "1",
-    grace: Annotated[float, typer.Option(metavar="SECONDS", help="How long SIGTERM lets running work go on.")] = 30.0,
-    log_level: Annotated[str, typer.Option(metavar="LEVEL", help=", ".join(LEVELS))] = "info",
+    ] = None,
+    grace: Annotated[
+        float | None, typer.Option(metavar="SECONDS", help="How long SIGTERM lets running work go on.")
+    ] = None,
+    log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help=", ".join(LEVELS))] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C. Prints a line with the address once it listens."""
     from ..daemon.serve import serve as run
 
-    if log_level not in LEVELS:
-        raise OptionError(f"--log-level {log_level!r}: there are {', '.join(LEVELS)}")
     given = {
         "listen": listen,
         "hostname": hostname,
@@ -134,19 +147,19 @@ def serve(
         "nameservers": nameserver,
         "dnsbl_enable": bool(dnsbl) or None,
         "dnsbl": dnsbl or None,
-        "sender_verify": sender_verify or None,
+        "sender_verify": sender_verify,
         "domains": domain,
         "trust": trust,
         "data_dir": data_dir,
-        "paused": paused or None,
+        "paused": paused,
         "tls_cert": tls_cert,
         "tls_key": tls_key,
         "auth_file": auth_file,
         "relay_user": relay_user,
-        "relay_pass": _secret(relay_pass_file),
+        "relay_pass_file": relay_pass_file,
         "relay_tls": relay_tls,
         "relay_ca": relay_ca,
-        "relay_auth_in_clear": relay_auth_in_clear or None,
+        "relay_auth_in_clear": relay_auth_in_clear,
         "maxrelay": maxrelay,
         "max_size_bytes": max_size,
         "max_sessions": max_sessions,
@@ -156,23 +169,11 @@ def serve(
         "delay_notice_s": delay_notice,
         "bare_line_ends": bare_line_ends,
         "store": store,
+        "workers": workers,
+        "grace_s": grace,
+        "log_level": log_level,
     }
-    run(
-        {name: value for name, value in given.items() if value is not None},
-        workers=workers,
-        log_level=log_level,
-        grace_s=grace,
-    )
-
-
-def _secret(path: str | None) -> str | None:
-    if path is None:
-        return None
-    try:
-        with open(path, encoding="utf-8") as file:
-            return file.readline().rstrip("\r\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise OptionError(f"--relay-pass-file {path}: {error}") from None
+    run(config, {name: value for name, value in given.items() if value is not None})
 
 
 def main() -> None:
@@ -189,7 +190,8 @@ def main() -> None:
 
 def _die(error: Exception, code: int) -> None:
     text = error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else str(error)
-    print(f"pillarbox: {text}", file=sys.stderr)
+    for line in text.splitlines() or [""]:
+        print(f"pillarbox: {line}", file=sys.stderr)
     sys.exit(code)
 
 

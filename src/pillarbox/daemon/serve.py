@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ..app import MailServer
@@ -18,54 +18,106 @@ from ..options import Options, parse_options
 from ..places import Slot
 from ..queue.whole import is_paused
 from ..server.tls import server_context
+from .config import Config, DaemonOptions, find_file, load
 from .handover import Handover, become_new, fault_of_command, is_check, received
+from .loading import resolve
 from .logs import configure_logs
-from .sockets import Row, bind_all, close_all
+from .pid import claim
+from .sockets import Row, bind_all, close_all, rows_of
 from .supervisor import Supervisor
 
 _log = logging.getLogger("pillarbox.daemon")
 SWITCH_S = 0.0003
 # `pillarbox queue` has a shard's lock for a moment while its worker is not there.
 LOCKED_S = 3.0
-MOST_WORKERS = 64
+DEFAULT_LISTEN = "127.0.0.1:2525"
 
 
-def parse_workers(text: str) -> int:
+def count_workers(wanted: int | str) -> int:
     """The number of workers; "auto" is one for each processor that this process may use."""
-    if text == "auto":
+    if wanted == "auto":
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MOST_WORKERS:
-        raise OptionError(f"--workers {text!r}: give a number from 1 to {MOST_WORKERS}, or auto")
-    return int(text)
+    return int(wanted)
 
 
-def serve(given: dict[str, Any], *, workers: str, log_level: str, grace_s: float) -> None:
-    """Blocks until the server has been shut down. Raises PillarboxError for what is in its way."""
-    count = parse_workers(workers)
-    configure_logs(log_level)
+def read_config(file: str | None, flags: Mapping[str, Any]) -> Config:
+    """The configuration as it is now. ConfigError with all faults."""
+    config = load(find_file(file, os.environ), os.environ, flags)
+    if not {"listen", "address", "port"} & set(config.settings):
+        # Port 25 wants root and a decision; the command is for a first look, too.
+        config.options["listen"] = [DEFAULT_LISTEN]
+    return config
+
+
+def serve(file: str | None, flags: Mapping[str, Any]) -> None:
+    """Blocks until the server has been shut down. `flags` by option name. Raises PillarboxError for what is in its way."""
+    config = read_config(file, flags)
+    daemon, given = config.daemon, resolve(config)
+    options = parse_options(given)
+    count = count_workers(daemon.workers)
+    as_json = None if daemon.log_format == "auto" else daemon.log_format == "json"
+    configure_logs(daemon.log_level, as_json=as_json)
     # The queue is nobody else's business.
     os.umask(0o077)
-    options = parse_options(given)
     if count > 1 and options.store != "sqlite":
-        raise OptionError(f"--workers {count}: option 'store' {options.store!r} is of one process; use sqlite")
+        raise OptionError(f"workers {count}: option 'store' {options.store!r} is of one process; use sqlite")
     if is_check():
         MailServer(**given)
         return
+    pid_file = claim(options.data_dir) if options.store == "sqlite" else None
     left = received()
     rows = left.rows if left is not None else bind_all(options, count)
+    running = _Running(given, config, lambda: read_config(file, flags), pid_file)
     if count == 1 and not (left and left.pids):
-        _serve_alone(given, rows, grace_s)
+        _serve_alone(running, rows)
     else:
-        _supervise(given, options, count, rows, left, grace_s)
+        _supervise(running, options, count, rows, left)
+    if pid_file is not None:
+        os.close(pid_file)
 
 
-def _serve_alone(given: dict[str, Any], rows: list[Row], grace_s: float) -> None:
+class _Running:
+    """What a process serves by, and how it is read anew."""
+
+    def __init__(self, given: dict[str, Any], config: Config, read: Callable[[], Config], pid_file: int | None) -> None:
+        self.pid_file = pid_file
+        self.given = given
+        self.config = config
+        self._read = read
+        self.grace_s = config.daemon.grace_s
+
+    def reload(self, server: MailServer) -> None:
+        """SIGHUP: what can change changes for new sessions; with a fault everything stays, and the log says which."""
+        try:
+            config = self._read()
+            names = server.reload(**{**resolve(config), "plugins": self.given.get("plugins", {})})
+        except OptionError as error:
+            for line in str(error).splitlines():
+                _log.error("not reloaded, everything stays as it was: %s", line)
+            return
+        if config.entries("plugins") != self.config.entries("plugins"):
+            names.append("plugins")
+        names += [
+            name for name in type(config.daemon).model_fields if _differs(config.daemon, self.config.daemon, name)
+        ]
+        # Only what was taken: the rest is told of again next time.
+        _log.info("reloaded: in force for new sessions and connections")
+        if names:
+            _log.warning("only a restart changes %s: `pillarbox reload --restart`", ", ".join(sorted(names)))
+
+
+def _differs(one: DaemonOptions, other: DaemonOptions, name: str) -> bool:
+    return name != "relay_pass_file" and getattr(one, name) != getattr(other, name)
+
+
+def _serve_alone(running: _Running, rows: list[Row]) -> None:
     """One process. SIGUSR2: it finishes what it has, and becomes a new one; who connects meanwhile waits in the socket."""
     wants_restart = False
 
     def announce(server: MailServer) -> None:
         _settle_in()
         loop = asyncio.get_running_loop()
+        loop.add_signal_handler(signal.SIGHUP, running.reload, server)
         loop.add_signal_handler(signal.SIGUSR2, lambda: tasks.append(loop.create_task(restart(server))))
         _say_ready(server.getsocknames(), server.options, 1)
 
@@ -77,27 +129,27 @@ def _serve_alone(given: dict[str, Any], rows: list[Row], grace_s: float) -> None
             return
         _log.info("restarting")
         wants_restart = True
-        await server.shutdown(grace_s=grace_s)
+        await server.shutdown(grace_s=running.grace_s)
 
     tasks: list[asyncio.Task[None]] = []
-    MailServer.run(on_ready=announce, grace_s=grace_s, slot=Slot(sockets=tuple(rows[0])), **given)
+    MailServer.run(
+        on_ready=announce, grace_s=running.grace_s, slot=Slot(sockets=tuple(rows_of(rows, 0, 1))), **running.given
+    )
     if wants_restart:
         become_new(Handover(rows))
     close_all(rows)
 
 
-def _supervise(
-    given: dict[str, Any], options: Options, count: int, rows: list[Row], left: Handover | None, grace_s: float
-) -> None:
+def _supervise(running: _Running, options: Options, count: int, rows: list[Row], left: Handover | None) -> None:
     """Several processes."""
     tls = server_context(options.tls_cert, options.tls_key) if options.tls_cert else None
     # What is paused is the queue as a whole, workers that it did not have before included.
-    given = {**given, "paused": options.paused or is_paused(options.data_dir)}
+    running.given["paused"] = options.paused or is_paused(options.data_dir)
 
     def work(slot: Slot, ready: Callable[[], None], life: int) -> None:
-        _work(given, grace_s, slot, ready, life)
+        _work(running, slot, ready, life)
 
-    supervisor = Supervisor(work, rows, count, tls=tls, grace_s=grace_s)
+    supervisor = Supervisor(work, rows, count, tls=tls, grace_s=running.grace_s)
     if left is not None:
         supervisor.take_over(left.pids, left.life)
     names = [_name(sock.getsockname()) for _, sock in rows[0]]
@@ -108,19 +160,24 @@ def _name(name: Any) -> tuple[str, int]:
     return (name, 0) if isinstance(name, str) else (str(name[0]), int(name[1]))
 
 
-def _work(options: dict[str, Any], grace_s: float, slot: Slot, ready: Callable[[], None], life: int) -> None:
+def _work(running: _Running, slot: Slot, ready: Callable[[], None], life: int) -> None:
     """One worker's life, in its own process."""
+    if running.pid_file is not None:
+        # The lock says which process is the server: that is the supervisor, over its restarts too.
+        os.close(running.pid_file)
 
     def announce(server: MailServer) -> None:
         _settle_in()
         # The supervisor is gone when its end of this is closed: then nobody keeps our sockets, nor starts us again.
-        asyncio.get_running_loop().add_reader(life, _left_alone, server, life)
+        loop = asyncio.get_running_loop()
+        loop.add_reader(life, _left_alone, server, life)
+        loop.add_signal_handler(signal.SIGHUP, running.reload, server)
         ready()
 
     deadline = time.monotonic() + LOCKED_S
     while True:
         try:
-            MailServer.run(on_ready=announce, grace_s=grace_s, slot=slot, **options)
+            MailServer.run(on_ready=announce, grace_s=running.grace_s, slot=slot, **running.given)
         except StoreLockedError:
             if time.monotonic() > deadline:
                 raise

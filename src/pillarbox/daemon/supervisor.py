@@ -94,7 +94,7 @@ class Supervisor:
         for sock in self._wakes:
             sock.setblocking(False)
         signal.set_wakeup_fd(self._wakes[1].fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGUSR2, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD):
             signal.signal(number, lambda number, frame: self._signals.append(number))
         self._selector.register(self._wakes[0], selectors.EVENT_READ)
         for worker in self._workers:
@@ -139,6 +139,10 @@ class Supervisor:
             self._stop()
         elif number == signal.SIGUSR2 and not self._is_stopping:
             self._become_new()
+        elif number == signal.SIGHUP:
+            for worker in self._workers:
+                if worker.pid and worker.is_ready:
+                    os.kill(worker.pid, signal.SIGHUP)
 
     def _stop(self) -> None:
         self._is_stopping = True

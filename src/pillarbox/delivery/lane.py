@@ -103,6 +103,11 @@ class Lane:
         self._calm: asyncio.Future[None] | None = None
         self._is_stopping = False
 
+    def change(self, settings: LaneSettings) -> None:
+        """Other settings, for connections that are opened from now on."""
+        self._settings, self._limit = settings.client, settings.limit
+        self._find_targets = settings.find_targets
+
     # -------------------------------------------------------------------- work
 
     @property

@@ -67,6 +67,13 @@ class Lanes:
         self._has_refused = False
         self._is_stopping = False
 
+    def change(self, ways: Ways) -> None:
+        """Other servers and settings, for connections that are opened from now on."""
+        self._ways = ways
+        for key, lane in self._lanes.items():
+            if (ways.router.relay is not None) if not key.startswith(MX) else (ways.mx is not None):
+                lane.change(self._settings(key))
+
     def start(self) -> None:
         """Begins to sweep."""
         self._timer = self._clock.call_later(SWEEP_S, self._sweep)

@@ -47,6 +47,11 @@ class RelayRule:
     can_deliver: Callable[[str], bool]
     _trusted: dict[str, bool] = field(default_factory=dict)
 
+    def change(self, domains: tuple[str, ...], networks: tuple[Network, ...]) -> None:
+        """Other domains and networks, from now on."""
+        self.domains, self.networks = domains, networks
+        self._trusted.clear()
+
     def is_trusted(self, host: str) -> bool:
         """True for an IP address inside the trusted networks."""
         known = self._trusted.get(host)
@@ -121,6 +126,11 @@ class Simple:
         }
         if self._greeting is not None:
             self._answers["connection"] = self._greeting
+
+    def change(self, max_recipients: int) -> None:
+        """Another bound, and other extensions to tell of."""
+        self._max_recipients = max_recipients
+        self._hello_cache.clear()
 
     def answer_for(self, name: str, method: Any) -> Reply | Answer | None:
         """For the dispatcher, where nobody else listens: the answer, or what gives one without an event.

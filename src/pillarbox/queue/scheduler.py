@@ -102,6 +102,10 @@ class Scheduler:
         self._on_outcome = on_outcome
         self._remove_spool = remove_spool
 
+    def change_policy(self, policy: RetryPolicy, history: History) -> None:
+        """Other pauses and bounds, from the next outcome on."""
+        self.policy, self._history = policy, history
+
     # ----------------------------------------------------------------- life
 
     async def start(self) -> None:

@@ -68,6 +68,11 @@ class ServerContext:
     guess_delay_s: float = 1.0
     _first_facts: dict[bool, Facts] = field(default_factory=dict)
 
+    def change(self, options: Options, rules: Rules) -> None:
+        """Other options, for sessions that begin from now on; bounds for all."""
+        self.options, self.rules = options, rules
+        self._first_facts.clear()
+
     def protocol_facts(self, session: Session) -> Facts:
         """What EHLO offers in a session that begins, in clear or with TLS."""
         is_tls = bool(session.tls)

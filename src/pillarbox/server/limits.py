@@ -33,6 +33,10 @@ class Admission:
         self._per_peer: dict[str, int] = {}
         self.sessions = 0
 
+    def change(self, max_sessions: int, max_per_peer: int) -> None:
+        """Other bounds, for who comes from now on."""
+        self._max_sessions, self._max_per_peer = max_sessions, max_per_peer
+
     def enter(self, key: str, *, is_trusted: bool) -> str | None:
         """Counts a session in; a text when it should be sent away (it has to `leave` all the same)."""
         self.sessions += 1

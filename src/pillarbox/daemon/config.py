@@ -1,0 +1,407 @@
+"""Configuration of the daemon: pillarbox.toml, environment, command line; where each value came from; every fault at once.
+
+Precedence: a flag of the command line, then the environment (PILLARBOX_<OPTION>), then the file, then the default. Must
+not build a server: `loading.py` finds the objects that the file names.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import stat
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import OptionError
+from ..options import Options
+
+DEFAULT_FILE = "/etc/pillarbox/pillarbox.toml"
+ENVIRONMENT = "PILLARBOX_"
+# Given by name in the file, found and built by loading.py.
+NAMED = ("plugins", "handlers", "authenticator")
+# Objects of a program; a file has none.
+_NOT_IN_FILES = ("resolver",)
+SECRETS = frozenset(("relay_pass",))
+# Options that are files of the operator's: relative to the configuration file.
+PATHS = frozenset(("tls_cert", "tls_key", "auth_file", "relay_ca", "relay_pass_file", "data_dir"))
+
+
+class DaemonOptions(BaseModel):
+    """What only the daemon has, an embedded server has not."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    workers: int | Literal["auto"] = Field(1, ge=1, le=64, description="worker processes; auto: one for each processor")
+    grace_s: float = Field(30.0, ge=0, description="how long SIGTERM lets running work go on")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="JSON lines or text for people; auto: text on a terminal"
+    )
+    relay_pass_file: str | None = Field(None, description="file whose first line is the password for relay_user")
+    python_path: list[str] = Field(
+        default_factory=list, description="folders where plugins and handlers are looked for"
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """A value and where it came from: "default", "FILE:LINE", "environment NAME" or "--flag"."""
+
+    value: Any
+    source: str = "default"
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """Something wrong: where (file and line, or the variable, or the flag), and what, with its mend."""
+
+    place: str
+    text: str
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.text}" if self.place else self.text
+
+
+class ConfigError(OptionError):
+    """All that is wrong with a configuration; `faults` in the order of the file, `config` what could be read of it."""
+
+    def __init__(self, faults: list[Fault], config: Config) -> None:
+        self.faults = sorted(faults, key=_order)
+        super().__init__("\n".join(str(fault) for fault in self.faults))
+        self.config = config
+
+
+@dataclass(slots=True)
+class Config:
+    """What was read and judged. `settings` holds every option by name; `options` what MailServer is given."""
+
+    path: str | None
+    settings: dict[str, Setting]
+    options: dict[str, Any] = field(default_factory=dict)
+    daemon: DaemonOptions = field(default_factory=lambda: DaemonOptions.model_validate({}))
+
+    def entries(self, key: str) -> list[Any]:
+        """The `[[plugins]]` or `[[handlers]]` tables as they stand in the file."""
+        setting = self.settings.get(key)
+        return [entry.table for entry in setting.value] if setting is not None else []
+
+    def place(self, key: str) -> str:
+        """Where an option stands, for people; empty where it is a default."""
+        setting = self.settings.get(key)
+        return "" if setting is None or setting.source == "default" else setting.source
+
+
+def known_keys() -> dict[str, Any]:
+    """Every key that a file may have, with its field (type, default, one line of help)."""
+    fields = {name: one for name, one in Options.model_fields.items() if name not in _NOT_IN_FILES}
+    return {**fields, **DaemonOptions.model_fields}
+
+
+def find_file(given: str | None, environment: Mapping[str, str]) -> str | None:
+    """The file to read: the one that was named, else the usual one where there is one, else none."""
+    named = given or environment.get(f"{ENVIRONMENT}CONFIG")
+    return named or (DEFAULT_FILE if os.path.exists(DEFAULT_FILE) else None)
+
+
+def load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
+    """Reads and judges everything. `flags` by option name, only those that were given. ConfigError with all faults."""
+    faults: list[Fault] = []
+    settings: dict[str, Setting] = {}
+    if path is not None:
+        settings.update(_of_file(path, faults))
+    settings.update(_of_environment(environment))
+    settings.update({name: Setting(value, _flag(name)) for name, value in flags.items()})
+    config = Config(path, settings)
+    _judge(config, faults)
+    if faults:
+        raise ConfigError(faults, config)
+    return config
+
+
+def _order(fault: Fault) -> tuple[str, int]:
+    name, _, line = fault.place.rpartition(":")
+    return (name, int(line)) if line.isdigit() else (fault.place, 0)
+
+
+# ------------------------------------------------------------------------ sources
+
+
+def _flag(name: str) -> str:
+    known = {"max_size_bytes": "max-size", "domains": "domain", "nameservers": "nameserver", "grace_s": "grace"}
+    return "--" + known.get(name, name.removesuffix("_s")).replace("_", "-")
+
+
+def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
+    """PILLARBOX_MAX_SESSIONS=100, lists with commas. What stands there for no option is somebody else's."""
+    for name, field_info in known_keys().items():
+        variable = ENVIRONMENT + name.upper()
+        text = environment.get(variable)
+        if text is None or name in ("plugins", "handlers", "options"):
+            continue
+        kinds = (field_info.annotation, *get_args(field_info.annotation))
+        is_list = any(get_origin(kind) is list for kind in kinds)
+        value = [word.strip() for word in text.split(",") if word.strip()] if is_list or name == "dnsbl" else text
+        yield name, Setting(value, f"environment {variable}")
+
+
+def _of_file(path: str, faults: list[Fault]) -> Iterator[tuple[str, Setting]]:
+    try:
+        with open(path, "rb") as file:
+            text = file.read().decode("utf-8")
+        found = tomllib.loads(text)
+    except OSError as error:
+        faults.append(Fault(path, f"cannot be read: {error.strerror}; name another with --config"))
+        return
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        faults.append(Fault(f"{path}:{line}", "is not UTF-8: save the file as UTF-8"))
+        return
+    except tomllib.TOMLDecodeError as error:
+        faults.append(_toml_fault(path, text, str(error)))
+        return
+    lines = key_lines(text)
+    folder = os.path.dirname(os.path.abspath(path))
+    known = known_keys()
+    for key, value in found.items():
+        place = f"{path}:{lines.get((key,), 1)}"
+        if key not in known:
+            faults.append(Fault(place, _unknown("option", key, known)))
+        elif key in ("plugins", "handlers"):
+            yield key, Setting([_Entry(one, lines.get((key, n), 1)) for n, one in enumerate(_list(value))], place)
+        else:
+            if key == "relay_pass" and _others_may_read(path):
+                faults.append(
+                    Fault(
+                        place, f"'relay_pass' in a file that others may read: chmod 600 {path}, or use relay_pass_file"
+                    )
+                )
+            yield key, Setting(_relative(key, value, folder), place)
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A `[[plugins]]` or `[[handlers]]` table, and its line."""
+
+    table: Any
+    line: int
+
+
+def _list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _relative(key: str, value: Any, folder: str) -> Any:
+    if key in PATHS and isinstance(value, str) and value:
+        return os.path.join(folder, value)
+    if key == "python_path" and isinstance(value, list):
+        return [os.path.join(folder, one) if isinstance(one, str) else one for one in value]
+    return value
+
+
+def _others_may_read(path: str) -> bool:
+    return bool(os.stat(path).st_mode & (stat.S_IRGRP | stat.S_IROTH))
+
+
+def _toml_fault(path: str, text: str, message: str) -> Fault:
+    found = re.search(r" \(at (?:line (\d+), column \d+|end of document)\)\Z", message)
+    line = int(found[1]) if found and found[1] else len(text.splitlines()) or 1
+    rows = text.splitlines()
+    what = rows[line - 1].strip() if 0 < line <= len(rows) else ""
+    key = re.match(r"[\w.\"-]+", what)
+    shown = f"key {key[0]}: " if key else ""
+    return Fault(
+        f"{path}:{line}",
+        f'{shown}{message[: found.start()] if found else message}; TOML is wanted, such as hostname = "mail.example.org"',
+    )
+
+
+def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
+    """The line of each key, and of each `[[table]]` by (name, number), in a TOML text that is right.
+
+    The parser does not tell: so it is given one line more at a time, and what is new then began behind what was whole
+    before. Exact for every form of TOML, and quick for files that people write.
+    """
+    lines: dict[tuple[str | int, ...], int] = {}
+    rows = text.splitlines(keepends=True)
+    begin, so_far = 0, ""
+    for number, row in enumerate(rows):
+        so_far += row
+        try:
+            found = tomllib.loads(so_far)
+        except tomllib.TOMLDecodeError:
+            continue
+        while begin < number and re.match(r"\s*(#|$)", rows[begin]):
+            begin += 1
+        for key in _paths(found):
+            lines.setdefault(key, begin + 1)
+        begin = number + 1
+    return lines
+
+
+def _paths(found: Mapping[str, Any]) -> Iterator[tuple[str | int, ...]]:
+    for key, value in found.items():
+        yield (key,)
+        if isinstance(value, list):
+            yield from ((key, number) for number in range(len(value)))
+
+
+# ----------------------------------------------------------------------- judging
+
+
+def _unknown(what: str, key: str, known: Mapping[str, Any]) -> str:
+    near = difflib.get_close_matches(key, known, 1)
+    hint = f"did you mean {near[0]!r}?" if near else "`pillarbox config init -` shows all that there are"
+    return f"{what} {key!r} is not known; {hint}"
+
+
+def _judge(config: Config, faults: list[Fault]) -> None:
+    """Types and bounds of every option, by the models that have them."""
+    given = {name: setting.value for name, setting in config.settings.items()}
+    ours = {name: given.pop(name) for name in list(given) if name in DaemonOptions.model_fields}
+    for name in ("plugins", "handlers", "authenticator"):
+        given.pop(name, None)
+    if isinstance(ours.get("workers"), str) and ours["workers"].isdigit():
+        ours["workers"] = int(ours["workers"])
+    try:
+        config.daemon = DaemonOptions(**ours)
+    except ValidationError as error:
+        faults += _faults_of(config, error)
+    _take_secret(config.daemon.relay_pass_file, config, given, faults)
+    try:
+        Options(**given)
+    except ValidationError as error:
+        faults += _faults_of(config, error)
+    config.options = given
+
+
+def _faults_of(config: Config, error: ValidationError) -> list[Fault]:
+    found: dict[str, Fault] = {}
+    for one in error.errors():
+        path = one["loc"]
+        key = str(path[0]) if path else ""
+        text = str(one["msg"]).removeprefix("Value error, ")
+        if not key:
+            # About several options together: it stands where the first of them is that the file has.
+            named = [name for name in re.findall(r"\w+", text) if name in config.settings]
+            found[text] = Fault(config.place(named[0]) if named else "", text)
+            continue
+        shown = "***" if key in SECRETS else repr(_plain(one["input"]))
+        # Of the alternatives of a union one line is enough.
+        found.setdefault(key, Fault(config.place(key), f"option {key!r}: {shown} is not allowed: {text}"))
+    return list(found.values())
+
+
+def _plain(value: Any) -> Any:
+    return value if len(repr(value)) < 200 else f"{repr(value)[:200]}..."
+
+
+def _take_secret(path: str | None, config: Config, given: dict[str, Any], faults: list[Fault]) -> None:
+    if path is None:
+        return
+    place = config.place("relay_pass_file")
+    if "relay_pass" in given:
+        faults.append(Fault(place, "'relay_pass' and 'relay_pass_file' are both given: one of them decides"))
+        return
+    # Whatever is wrong with the file: what belongs to a password is judged as if there were one.
+    given["relay_pass"] = "unreadable"
+    try:
+        with open(path, encoding="utf-8") as file:
+            given["relay_pass"] = secret = file.readline().rstrip("\r\n")
+    except (OSError, UnicodeDecodeError) as error:
+        faults.append(Fault(place, f"option 'relay_pass_file': cannot read {path}: {error}"))
+        return
+    if not secret:
+        faults.append(Fault(place, f"option 'relay_pass_file': the first line of {path} is empty"))
+
+
+# ------------------------------------------------------------------------- showing
+
+
+def template() -> str:
+    """A commented file with every option, its help and its default."""
+    lines = [
+        "# pillarbox.toml: every option with its default. Take the # away from what you change; `pillarbox config check`",
+        "# says what is wrong, `pillarbox config show` what is in force and where it came from.",
+        "",
+    ]
+    for name, info in known_keys().items():
+        if name in ("plugins", "handlers", "options", "control", "relay_pass"):
+            continue
+        value = info.get_default(call_default_factory=True)
+        is_example = name in _EXAMPLES and (value is None or name in _OF_THE_MACHINE)
+        lines.append(
+            f"# {info.description}{'; an example, there is no default:' if is_example and value is None else ''}"
+        )
+        lines += [f"#{name} = {_as_toml(_EXAMPLES[name] if is_example else value)}", ""]
+    lines += [
+        "# Your own code: module:object, or the name of an installed entry point `pillarbox.plugins`; in this order.",
+        "#[[plugins]]",
+        '#use = "greylist:Greylist"',
+        '#name = "greylist"',
+        "#options = { delay_s = 300 }",
+        "",
+        "# Recipients that go to your own function, from the queue.",
+        "#[[handlers]]",
+        "#match = '^orders@'",
+        '#use = "shop.mail:take_order"',
+        "#in_thread = true",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+# What depends on the machine, and what has no default, is shown by an example.
+_OF_THE_MACHINE = ("hostname", "data_dir")
+_EXAMPLES: dict[str, Any] = {
+    "hostname": "mail.example.org",
+    "data_dir": "/var/lib/pillarbox",
+    "tls_cert": "/etc/ssl/mail.pem",
+    "tls_key": "/etc/ssl/mail.key",
+    "authenticator": "accounts:check",
+    "auth_file": "/etc/pillarbox/accounts",
+    "delay_notice_s": 14400.0,
+    "relay_auth": "PLAIN",
+    "relay_user": "us@example.net",
+    "relay_tls": "verify",
+    "relay_ca": "/etc/pillarbox/ca.pem",
+    "time_out": 300.0,
+    "relay_pass_file": "/etc/pillarbox/relay-password",
+}
+
+
+def _as_toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, (list, tuple)):
+        return "[" + ", ".join(_as_toml(one) for one in value) + "]"
+    if isinstance(value, dict):
+        return "{ " + ", ".join(f'"{key}" = {_as_toml(one)}' for key, one in value.items()) + " }" if value else "{}"
+    if isinstance(value, str):
+        return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+    return str(value)
+
+
+def shown(config: Config) -> list[tuple[str, str, str]]:
+    """(option, value, where it came from) of every option; secrets are not shown."""
+    rows = []
+    judged = {**Options(**config.options).model_dump(exclude=set(NAMED)), **config.daemon.model_dump()}
+    for name in known_keys():
+        setting = config.settings.get(name)
+        source = setting.source if setting is not None else "default"
+        if name in ("plugins", "handlers"):
+            value = _as_toml([entry.table.get("use", "?") for entry in setting.value]) if setting is not None else "[]"
+        elif name == "authenticator":
+            value = _as_toml(setting.value) if setting is not None else ""
+        elif name in SECRETS:
+            is_set = judged.get(name) is not None
+            value = "***" if is_set else ""
+            source = config.place("relay_pass_file") or source if is_set else source
+        else:
+            value = "" if judged[name] is None else _as_toml(judged[name])
+        rows.append((name, value, source))
+    return rows

@@ -1,0 +1,183 @@
+"""Plugins, handlers and the authenticator that a configuration names: `module:object`, or an installed entry point.
+
+Every fault has the line of the table that it is in. Must not start anything.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import os
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import entry_points
+from typing import Any
+
+from ..delivery.handlers import Handler
+from ..errors import OptionError
+from ..options import Options, parse_options
+from ..queue.whole import is_paused
+from ..server.accounts import AuthFile
+from ..server.tls import server_context
+from .config import Config, ConfigError, Fault, load
+
+GROUP = "pillarbox.plugins"
+_PLUGIN_KEYS = ("use", "name", "options")
+_HANDLER_KEYS = ("match", "use", "concurrency", "time_out_s", "in_thread")
+
+
+def resolve(config: Config) -> dict[str, Any]:
+    """What MailServer is given: the options, with plugins, handlers and authenticator built. ConfigError with all faults."""
+    for folder in reversed(config.daemon.python_path):
+        if folder not in sys.path:
+            sys.path.insert(0, folder)
+    faults: list[Fault] = []
+    options = dict(config.options)
+    plugins: dict[str, Any] = {}
+    for entry in _entries(config, "plugins"):
+        place = _place(config, entry.line)
+        try:
+            alias, plugin = _plugin(entry.table)
+            if alias in plugins:
+                raise OptionError(f"the name {alias!r} is taken by another plugin: give it another 'name'")
+            plugins[alias] = plugin
+        except OptionError as error:
+            faults.append(Fault(place, f"plugins: {error}"))
+    handlers = []
+    for entry in _entries(config, "handlers"):
+        try:
+            handlers.append(_handler(entry.table))
+        except OptionError as error:
+            faults.append(Fault(_place(config, entry.line), f"handlers: {error}"))
+    if plugins:
+        options["plugins"] = plugins
+    if handlers:
+        options["handlers"] = handlers
+    if "authenticator" in config.settings:
+        try:
+            options["authenticator"] = _find(config.settings["authenticator"].value)
+        except OptionError as error:
+            faults.append(Fault(config.place("authenticator"), f"option 'authenticator': {error}"))
+    if faults:
+        raise ConfigError(faults, config)
+    return options
+
+
+def check(path: str, environment: Mapping[str, str]) -> None:
+    """All that can be found out without starting: options, names, certificates, account files. ConfigError with all faults."""
+    faults: list[Fault] = []
+    try:
+        config = load(path, environment, {})
+    except ConfigError as error:
+        faults += error.faults
+        config = error.config
+    is_right = not faults
+    options: dict[str, Any] = dict(config.options)
+    try:
+        options = resolve(config)
+    except ConfigError as error:
+        faults += error.faults
+    if is_right:
+        faults += _look_at_files(config, options)
+    if faults:
+        raise ConfigError(faults, config)
+
+
+def _look_at_files(config: Config, options: dict[str, Any]) -> list[Fault]:
+    faults: list[Fault] = []
+    judged: Options | None = None
+    try:
+        judged = parse_options(options)
+    except OptionError as error:
+        faults.append(Fault(config.place("authenticator"), str(error)))
+    looks: tuple[tuple[str, Callable[[], Any]], ...] = (
+        ("tls_cert", lambda: judged and judged.tls_cert and server_context(judged.tls_cert, judged.tls_key)),
+        ("auth_file", lambda: judged and judged.auth_file and AuthFile(judged.auth_file)),
+        ("relay_ca", lambda: judged and judged.relay_ca and _readable("relay_ca", judged.relay_ca)),
+        ("data_dir", lambda: judged and is_paused(judged.data_dir)),
+    )
+    for key, look in looks:
+        try:
+            look()
+        except Exception as error:
+            faults.append(Fault(config.place(key), str(error)))
+    return faults
+
+
+def _readable(key: str, path: str) -> bool:
+    if not os.access(path, os.R_OK):
+        raise OptionError(f"option {key!r}: cannot read {path}")
+    return True
+
+
+def _entries(config: Config, key: str) -> Any:
+    setting = config.settings.get(key)
+    return setting.value if setting is not None else ()
+
+
+def _place(config: Config, line: int) -> str:
+    return f"{config.path}:{line}"
+
+
+def _plugin(table: Any) -> tuple[str, Any]:
+    _check_keys(table, _PLUGIN_KEYS)
+    use, options = table["use"], table.get("options", {})
+    found = _find(use)
+    if not isinstance(options, dict):
+        raise OptionError(f"key 'options': {options!r} is no table")
+    alias = table.get("name", use.rpartition(":")[2])
+    if not isinstance(alias, str) or not alias:
+        raise OptionError(f"key 'name': {alias!r} is no name")
+    if inspect.isclass(found) or inspect.isroutine(found):
+        try:
+            return alias, found(**options)
+        except Exception as error:
+            raise OptionError(
+                f"key 'use': {use} could not be made with {options}: {type(error).__name__}: {error}"
+            ) from None
+    if options:
+        raise OptionError(
+            f"key 'options': {use} is an object and takes none: name a class, or a function that makes one"
+        )
+    return alias, found
+
+
+def _handler(table: Any) -> Handler:
+    _check_keys(table, _HANDLER_KEYS)
+    if "match" not in table:
+        raise OptionError("key 'match' is missing: give a regular expression")
+    more = {key: table[key] for key in ("concurrency", "time_out_s", "in_thread") if key in table}
+    return Handler(table["match"], _find(table["use"]), **more)
+
+
+def _check_keys(table: Any, known: tuple[str, ...]) -> None:
+    if not isinstance(table, dict):
+        raise OptionError(f"{table!r} is no table: write [[plugins]] or [[handlers]], and the keys below")
+    for key in table:
+        if key not in known:
+            raise OptionError(f"key {key!r} is not known: there are {', '.join(known)}")
+    if not isinstance(table.get("use"), str):
+        raise OptionError("key 'use' is missing: give module:object, or the name of an installed plugin")
+
+
+def _find(name: Any) -> Any:
+    """The object behind `module:object` or an entry point. OptionError says what could not be found, and where."""
+    if not isinstance(name, str) or not name:
+        raise OptionError(f"{name!r} is no name: give module:object")
+    module_name, colon, path = name.partition(":")
+    if not colon:
+        for point in entry_points(group=GROUP):
+            if point.name == name:
+                return point.load()
+        raise OptionError(f"key 'use': {name!r} is no installed plugin (entry point {GROUP}): give module:object")
+    try:
+        found: Any = importlib.import_module(module_name)
+    except Exception as error:
+        raise OptionError(
+            f"key 'use': cannot import {module_name!r}: {type(error).__name__}: {error}; see python_path"
+        ) from None
+    for part in path.split("."):
+        if not hasattr(found, part):
+            raise OptionError(f"key 'use': {module_name!r} has no {path!r}")
+        found = getattr(found, part)
+    return found
