@@ -38,7 +38,7 @@ def tool(name: str) -> str:
 
 def run_async(main: Callable[[], Awaitable[Any]], *, timeout_s: float = 60.0) -> Any:
     """A coroutine function in a loop of its own, uvloop where it is installed; bounded in time."""
-    from pillarbox.app import loop_factory
+    from pillarbox.clock import loop_factory
 
     async def bounded() -> Any:
         async with asyncio.timeout(timeout_s):

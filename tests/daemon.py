@@ -34,6 +34,7 @@ class Daemon:
             f"--data-dir={self.data}",
             "--hostname=mx.test",
             "--no-direct",
+            *(() if any(one.startswith("--admin") for one in arguments) else ("--admin=off",)),
         ]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)

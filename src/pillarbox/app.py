@@ -7,7 +7,6 @@ async with MailServer(hostname="mail.example.org", relay="smart.example.org") as
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import os
 import random
@@ -16,7 +15,7 @@ import uuid
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from typing import IO, Any
 
-from .clock import Clock, SystemClock
+from .clock import Clock, SystemClock, loop_factory
 from .delivery.handlers import Handler, Handlers, Item, parse_handlers
 from .errors import DuplicateUidError, ListenError, OptionError, StateError
 from .events import catalogue as e
@@ -31,6 +30,7 @@ from .places import Slot
 from .queue.control import make_query
 from .queue.enqueue import Stamp, build_message, parse_enqueue
 from .queue.model import Action, Query, View
+from .queue.whole import WholeQueue
 from .server.diverted import is_writable
 from .server.intake import announce
 from .server.raw import ReplyLines
@@ -86,29 +86,39 @@ class MailServer:
 
     @classmethod
     def run(
-        cls, *, on_ready: Callable[[MailServer], None] | None = None, grace_s: float = 30.0, **options: Any
+        cls,
+        *,
+        on_ready: Callable[[MailServer], Any] | None = None,
+        on_closing: Callable[[MailServer], Any] | None = None,
+        grace_s: float = 30.0,
+        **options: Any,
     ) -> None:
-        """For scripts: serves until SIGTERM or SIGINT, then shuts down gracefully."""
+        """For scripts: serves until SIGTERM or SIGINT, then shuts down gracefully. What is called may be plain or async."""
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(cls._serve(on_ready, grace_s, options))
+            runner.run(cls._serve(on_ready, on_closing, grace_s, options))
 
     @classmethod
     async def _serve(
-        cls, on_ready: Callable[[MailServer], None] | None, grace_s: float, options: dict[str, Any]
+        cls,
+        on_ready: Callable[[MailServer], Any] | None,
+        on_closing: Callable[[MailServer], Any] | None,
+        grace_s: float,
+        options: dict[str, Any],
     ) -> None:
         server = await cls.spawn(**options)
         loop = asyncio.get_running_loop()
         stop = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, stop.set)
-        if on_ready is not None:
-            on_ready(server)
-        closed = asyncio.ensure_future(server.wait_closed())
-        stopped = asyncio.ensure_future(stop.wait())
-        await asyncio.wait((closed, stopped), return_when=asyncio.FIRST_COMPLETED)
-        stopped.cancel()
-        await server.shutdown(grace_s=grace_s)
-        await closed
+        try:
+            await _called(on_ready, server)
+            closed = asyncio.ensure_future(server.wait_closed())
+            stopped = asyncio.ensure_future(stop.wait())
+            await asyncio.wait((closed, stopped), return_when=asyncio.FIRST_COMPLETED)
+            stopped.cancel()
+        finally:
+            await _called(on_closing, server)
+            await server.shutdown(grace_s=grace_s)
 
     async def start(self) -> None:
         """Opens the queue, binds the listeners, begins to deliver."""
@@ -382,6 +392,11 @@ class MailServer:
 
     # ----------------------------------------------------------------- queue
 
+    @property
+    def queue(self) -> WholeQueue:
+        """The queue of all workers, as the admin API looks at it. StateError when the server does not run."""
+        return self._running().queue
+
     def _running(self) -> Parts:
         if self._closed is None or self._closed.is_set() or self._stopping is not None:
             raise StateError("this server does not run: start it first, and ask before it is shut down")
@@ -470,16 +485,13 @@ def _posted_done(task: asyncio.Future[Any]) -> None:
         _log.error("what was posted failed: %s", task.exception())
 
 
+async def _called(callback: Callable[[MailServer], Any] | None, server: MailServer) -> None:
+    result = callback(server) if callback is not None else None
+    if result is not None:
+        await result
+
+
 def _kind(kind: str) -> str:
     if kind not in ("SMTPD", "SMTPC"):
         raise OptionError(f"kind {kind!r}: there are 'SMTPD' (events) and 'SMTPC' (replies about to be sent)")
     return kind
-
-
-def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
-    """uvloop's where it is installed, else asyncio's own."""
-    with contextlib.suppress(ImportError):
-        import uvloop
-
-        return uvloop.new_event_loop
-    return asyncio.new_event_loop

@@ -7,6 +7,7 @@ the wall clock expires nothing), `call_later` arms a timer.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 import time
 from collections.abc import Callable
@@ -78,3 +79,12 @@ class UidSource:
             # What the next ids have in common: the time, and the counter's first three digits.
             self._millisecond, self._prefix = now, _base32(now, 9) + _base32(counter >> 20, 3)
         return self._prefix + _PAIRS[counter >> 10 & 1023] + _PAIRS[counter & 1023]
+
+
+def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
+    """What makes event loops here: uvloop where it is installed, else asyncio's own."""
+    with contextlib.suppress(ImportError):
+        import uvloop
+
+        return uvloop.new_event_loop
+    return asyncio.new_event_loop

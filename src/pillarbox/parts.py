@@ -9,6 +9,8 @@ import os
 import random
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict
+from typing import Any
 
 from .clock import Clock, UidSource
 from .delivery.bounce import BounceMaker
@@ -42,12 +44,15 @@ from .server import wiretap
 from .server.accounts import Account, AuthFile
 from .server.connection import Outbox
 from .server.context import ServerContext, facts_of_session
+from .server.describe import describe
 from .server.limits import Admission
 from .server.listener import Listeners
 from .server.tls import server_context
 from .smtp.sasl import Credentials
 from .smtp.server import Rules
 
+# Sessions that are told of one by one.
+MOST_SESSIONS = 1000
 ListenerFailed = Callable[[OSError, str], None]
 
 
@@ -95,7 +100,7 @@ class Parts:
         self.context = self._make_context()
         self.listeners = Listeners(self.context, listener_failed, slot.sockets)
         self.lanes = Lanes(self._ways(), clock, rng)
-        self._steering = LiveSteering(self.scheduler, self.commit, self.lanes.why_waiting)
+        self._steering = LiveSteering(self.scheduler, self.commit, self.lanes.why_waiting, self._live)
         is_alone = slot.count == 1 or options.store != "sqlite"
         self.queue = WholeQueue(self._steering, self.commit, options.data_dir, shard=slot.number, is_alone=is_alone)
         self._control: ControlServer | None = None
@@ -221,6 +226,18 @@ class Parts:
             return (account.name,)
         homes = [*(d for d in self.options.domains if not d.startswith(".")), self.options.hostname]
         return tuple(f"{account.name}@{home}" for home in homes)
+
+    def _live(self) -> dict[str, Any]:
+        """What goes on in this process now, as JSON."""
+        counters = asdict(self.context.counters)
+        counters |= {
+            "commits": self.commit.commits,
+            "committed": self.commit.committed,
+            "open": len(self.context.sessions),
+        }
+        now = self.clock.monotonic()
+        sessions = [describe(session, now) for session in list(self.context.sessions.values())[:MOST_SESSIONS]]
+        return {"counters": counters, "sessions": sessions, "lanes": self.lanes.describe()}
 
     # ------------------------------------------------------------------ reload
 

@@ -1,15 +1,16 @@
-"""The `pillarbox` command: serve, reload, config, queue, send, passwd. Exit codes: 0 done, 1 refused or faults found, 2 usage."""
+"""The `pillarbox` command. Exit codes: 0 done, 1 refused or faults found, 2 usage."""
 
 from __future__ import annotations
 
 import sys
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .. import __version__
 from ..daemon.logs import LEVELS
 from ..errors import OptionError, PillarboxError
+from . import admin as admin_command
 from . import passwd, reload, send
 from .config import config_app
 from .queue import queue_app
@@ -25,6 +26,7 @@ app.add_typer(queue_app, name="queue")
 app.add_typer(config_app, name="config")
 app.command("send")(send.send)
 app.command("reload")(reload.reload)
+app.command("admin")(admin_command.admin)
 app.command("passwd")(passwd.passwd)
 
 
@@ -127,6 +129,12 @@ def serve(
     store: Annotated[
         str | None, typer.Option(metavar="KIND", help="sqlite; memory and null keep nothing (tests).")
     ] = None,
+    admin: Annotated[
+        str | None,
+        typer.Option(
+            metavar="HOST:PORT|off", help="Admin API and dashboard. [default: 127.0.0.1:8025, or any free port]"
+        ),
+    ] = None,
     workers: Annotated[
         str | None,
         typer.Option(metavar="N|auto", help="Worker processes; auto: one for each processor. SIGUSR2 restarts them."),
@@ -169,11 +177,19 @@ def serve(
         "delay_notice_s": delay_notice,
         "bare_line_ends": bare_line_ends,
         "store": store,
+        "admin": admin,
         "workers": workers,
         "grace_s": grace,
         "log_level": log_level,
     }
-    run(config, {name: value for name, value in given.items() if value is not None})
+    run(config, {name: value for name, value in given.items() if value is not None}, _admin)
+
+
+def _admin(server: Any, address: tuple[str, int] | None) -> Any:
+    # Not on top: whoever switches it off need not wait for it.
+    from ..admin.server import Admin
+
+    return Admin(server, address)
 
 
 def main() -> None:

@@ -15,10 +15,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..errors import OptionError
 from ..options import Options
+from ..places import parse_endpoint
 
 DEFAULT_FILE = "/etc/pillarbox/pillarbox.toml"
 ENVIRONMENT = "PILLARBOX_"
@@ -31,17 +32,38 @@ SECRETS = frozenset(("relay_pass",))
 PATHS = frozenset(("tls_cert", "tls_key", "auth_file", "relay_ca", "relay_pass_file", "data_dir"))
 
 
+def admin_address(text: str | None) -> tuple[str, int] | Literal["off"] | None:
+    """None: the usual one. ValueError for what is no address."""
+    if text is None or text == "off":
+        return text  # type: ignore[return-value]
+    scheme, host, port = parse_endpoint(text, default_port=8025)
+    if scheme != "smtp" or "://" in text:
+        raise ValueError(f"{text!r}: give HOST:PORT, or off")
+    return host, port
+
+
 class DaemonOptions(BaseModel):
     """What only the daemon has, an embedded server has not."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     workers: int | Literal["auto"] = Field(1, ge=1, le=64, description="worker processes; auto: one for each processor")
+    admin: str | None = Field(
+        None,
+        description="HOST:PORT of the admin API and dashboard, or off; default: 127.0.0.1:8025, or a free port if that is taken",
+    )
     grace_s: float = Field(30.0, ge=0, description="how long SIGTERM lets running work go on")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="JSON lines or text for people; auto: text on a terminal"
     )
+
+    @field_validator("admin")
+    @classmethod
+    def _check_admin(cls, value: str | None) -> str | None:
+        admin_address(value)
+        return value
+
     relay_pass_file: str | None = Field(None, description="file whose first line is the password for relay_user")
     python_path: list[str] = Field(
         default_factory=list, description="folders where plugins and handlers are looked for"
@@ -370,6 +392,7 @@ _EXAMPLES: dict[str, Any] = {
     "relay_tls": "verify",
     "relay_ca": "/etc/pillarbox/ca.pem",
     "time_out": 300.0,
+    "admin": "127.0.0.1:8025",
     "relay_pass_file": "/etc/pillarbox/relay-password",
 }
 

@@ -10,7 +10,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 from ..app import MailServer
 from ..errors import OptionError, StoreLockedError
@@ -18,13 +18,13 @@ from ..options import Options, parse_options
 from ..places import Slot
 from ..queue.whole import is_paused
 from ..server.tls import server_context
-from .config import Config, DaemonOptions, find_file, load
+from .config import Config, DaemonOptions, admin_address, find_file, load
 from .handover import Handover, become_new, fault_of_command, is_check, received
 from .loading import resolve
 from .logs import configure_logs
 from .pid import claim
 from .sockets import Row, bind_all, close_all, rows_of
-from .supervisor import Supervisor
+from .supervisor import Ready, Supervisor
 
 _log = logging.getLogger("pillarbox.daemon")
 SWITCH_S = 0.0003
@@ -49,7 +49,22 @@ def read_config(file: str | None, flags: Mapping[str, Any]) -> Config:
     return config
 
 
-def serve(file: str | None, flags: Mapping[str, Any]) -> None:
+class Side(Protocol):
+    """What runs beside a server and looks at it: the admin API."""
+
+    url: str
+
+    async def start(self) -> None: ...
+
+    async def stop(self) -> None: ...
+
+    def login_url(self) -> str: ...
+
+
+MakeSide = Callable[[MailServer, tuple[str, int] | None], Side]
+
+
+def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None = None) -> None:
     """Blocks until the server has been shut down. `flags` by option name. Raises PillarboxError for what is in its way."""
     config = read_config(file, flags)
     daemon, given = config.daemon, resolve(config)
@@ -67,7 +82,7 @@ def serve(file: str | None, flags: Mapping[str, Any]) -> None:
     pid_file = claim(options.data_dir) if options.store == "sqlite" else None
     left = received()
     rows = left.rows if left is not None else bind_all(options, count)
-    running = _Running(given, config, lambda: read_config(file, flags), pid_file)
+    running = _Running(given, config, lambda: read_config(file, flags), pid_file, make_side)
     if count == 1 and not (left and left.pids):
         _serve_alone(running, rows)
     else:
@@ -79,12 +94,36 @@ def serve(file: str | None, flags: Mapping[str, Any]) -> None:
 class _Running:
     """What a process serves by, and how it is read anew."""
 
-    def __init__(self, given: dict[str, Any], config: Config, read: Callable[[], Config], pid_file: int | None) -> None:
+    def __init__(
+        self,
+        given: dict[str, Any],
+        config: Config,
+        read: Callable[[], Config],
+        pid_file: int | None,
+        make_side: MakeSide | None,
+    ) -> None:
+        self._make_side = make_side
+        self._side: Side | None = None
         self.pid_file = pid_file
         self.given = given
         self.config = config
         self._read = read
         self.grace_s = config.daemon.grace_s
+
+    async def start_side(self, server: MailServer) -> dict[str, str]:
+        """The admin API, where it is wanted: its URL and one to log in by."""
+        address = admin_address(self.config.daemon.admin)
+        if address == "off" or self._make_side is None:
+            return {}
+        os.makedirs(server.options.data_dir, mode=0o700, exist_ok=True)
+        self._side = self._make_side(server, address)
+        await self._side.start()
+        return {"admin": self._side.url, "login": self._side.login_url()}
+
+    async def stop_side(self, server: MailServer) -> None:
+        """Ends it."""
+        if self._side is not None:
+            await self._side.stop()
 
     def reload(self, server: MailServer) -> None:
         """SIGHUP: what can change changes for new sessions; with a fault everything stays, and the log says which."""
@@ -114,12 +153,13 @@ def _serve_alone(running: _Running, rows: list[Row]) -> None:
     """One process. SIGUSR2: it finishes what it has, and becomes a new one; who connects meanwhile waits in the socket."""
     wants_restart = False
 
-    def announce(server: MailServer) -> None:
+    async def announce(server: MailServer) -> None:
+        side = await running.start_side(server)
         _settle_in()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, running.reload, server)
         loop.add_signal_handler(signal.SIGUSR2, lambda: tasks.append(loop.create_task(restart(server))))
-        _say_ready(server.getsocknames(), server.options, 1)
+        _say_ready(server.getsocknames(), server.options, 1, side)
 
     async def restart(server: MailServer) -> None:
         nonlocal wants_restart
@@ -129,11 +169,16 @@ def _serve_alone(running: _Running, rows: list[Row]) -> None:
             return
         _log.info("restarting")
         wants_restart = True
+        await running.stop_side(server)
         await server.shutdown(grace_s=running.grace_s)
 
     tasks: list[asyncio.Task[None]] = []
     MailServer.run(
-        on_ready=announce, grace_s=running.grace_s, slot=Slot(sockets=tuple(rows_of(rows, 0, 1))), **running.given
+        on_ready=announce,
+        on_closing=running.stop_side,
+        grace_s=running.grace_s,
+        slot=Slot(sockets=tuple(rows_of(rows, 0, 1))),
+        **running.given,
     )
     if wants_restart:
         become_new(Handover(rows))
@@ -146,38 +191,42 @@ def _supervise(running: _Running, options: Options, count: int, rows: list[Row],
     # What is paused is the queue as a whole, workers that it did not have before included.
     running.given["paused"] = options.paused or is_paused(options.data_dir)
 
-    def work(slot: Slot, ready: Callable[[], None], life: int) -> None:
+    def work(slot: Slot, ready: Ready, life: int) -> None:
         _work(running, slot, ready, life)
 
     supervisor = Supervisor(work, rows, count, tls=tls, grace_s=running.grace_s)
     if left is not None:
         supervisor.take_over(left.pids, left.life)
     names = [_name(sock.getsockname()) for _, sock in rows[0]]
-    supervisor.run(lambda: _say_ready(names, options, count))
+    supervisor.run(lambda words: _say_ready(names, options, count, words))
 
 
 def _name(name: Any) -> tuple[str, int]:
     return (name, 0) if isinstance(name, str) else (str(name[0]), int(name[1]))
 
 
-def _work(running: _Running, slot: Slot, ready: Callable[[], None], life: int) -> None:
+def _work(running: _Running, slot: Slot, ready: Ready, life: int) -> None:
     """One worker's life, in its own process."""
     if running.pid_file is not None:
         # The lock says which process is the server: that is the supervisor, over its restarts too.
         os.close(running.pid_file)
 
-    def announce(server: MailServer) -> None:
+    async def announce(server: MailServer) -> None:
+        # One is enough: it looks at all of them.
+        side = await running.start_side(server) if slot.number == 0 else {}
         _settle_in()
         # The supervisor is gone when its end of this is closed: then nobody keeps our sockets, nor starts us again.
         loop = asyncio.get_running_loop()
         loop.add_reader(life, _left_alone, server, life)
         loop.add_signal_handler(signal.SIGHUP, running.reload, server)
-        ready()
+        ready(side)
 
     deadline = time.monotonic() + LOCKED_S
     while True:
         try:
-            MailServer.run(on_ready=announce, grace_s=running.grace_s, slot=slot, **running.given)
+            MailServer.run(
+                on_ready=announce, on_closing=running.stop_side, grace_s=running.grace_s, slot=slot, **running.given
+            )
         except StoreLockedError:
             if time.monotonic() > deadline:
                 raise
@@ -200,9 +249,12 @@ def _settle_in() -> None:
     sys.setswitchinterval(SWITCH_S)
 
 
-def _say_ready(names: Sequence[tuple[str, int]], options: Options, workers: int) -> None:
+def _say_ready(names: Sequence[tuple[str, int]], options: Options, workers: int, side: Mapping[str, str]) -> None:
     listed = " ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names)
     relay = ",".join(options.relay) or ("none, delivers to the MX" if options.direct else "none, mail stays queued")
     several = f", workers: {workers}" if workers > 1 else ""
-    sys.stdout.write(f"pillarbox: ready on {listed} (queue: {options.data_dir}, relay: {relay}{several})\n")
+    admin = f", admin: {side['admin']}" if side else ""
+    sys.stdout.write(f"pillarbox: ready on {listed} (queue: {options.data_dir}, relay: {relay}{several}{admin})\n")
+    if side:
+        sys.stdout.write(f"pillarbox: dashboard, for one log-in within ten minutes: {side['login']}\n")
     sys.stdout.flush()

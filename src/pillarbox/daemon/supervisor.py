@@ -36,7 +36,8 @@ PAUSE_LONGEST_S = 30.0
 CLOSING_S = 10.0
 EX_CONFIG = 78
 
-Work = Callable[[Slot, Callable[[], None], int], None]
+Ready = Callable[[dict[str, str]], None]
+Work = Callable[[Slot, Ready, int], None]
 
 
 @dataclass(slots=True)
@@ -54,7 +55,10 @@ class _Worker:
 
 
 class Supervisor:
-    """`work(slot, ready, life)` runs a worker: calls `ready` once it listens, leaves when `life` (a descriptor) ends."""
+    """`work(slot, ready, life)` runs a worker: calls `ready` (with what is to be told) once it listens.
+
+    It leaves when `life` (a descriptor) ends.
+    """
 
     def __init__(self, work: Work, rows: list[Row], count: int, *, tls: ssl.SSLContext | None, grace_s: float) -> None:
         self._work = work
@@ -73,6 +77,7 @@ class Supervisor:
         self._is_stopping = False
         self._was_ready = False
         self._failure = ""
+        self._words: dict[str, str] = {}
 
     def take_over(self, pids: dict[int, int], life: tuple[int, int] | None) -> None:
         """The workers of the process image before, by slot: they go on until it is their turn to be replaced."""
@@ -87,8 +92,8 @@ class Supervisor:
                 self._leaving.append(worker)
         self._rolling = [worker for worker in self._workers if worker.pid]
 
-    def run(self, on_ready: Callable[[], None]) -> None:
-        """Until everything has ended. PillarboxError when the workers could not start at all."""
+    def run(self, on_ready: Ready) -> None:
+        """Until everything has ended; `on_ready` gets what the workers told. PillarboxError when they could not start."""
         gc.collect()
         gc.freeze()
         for sock in self._wakes:
@@ -107,7 +112,7 @@ class Supervisor:
                 break
             if not self._was_ready and not self._rolling and all(worker.is_ready for worker in self._workers):
                 self._was_ready = True
-                on_ready()
+                on_ready(self._words)
             for key, _ in self._selector.select(self._patience()):
                 if key.fileobj is self._wakes[0]:
                     with contextlib.suppress(BlockingIOError):
@@ -194,7 +199,7 @@ class Supervisor:
                 if sock.fileno() not in own:
                     sock.close()
             slot = Slot(worker.number, self._count, tuple(sockets), self._tls)
-            self._work(slot, lambda: _tell(pipe, {}), self._life[0])
+            self._work(slot, lambda word: _tell(pipe, word), self._life[0])
             code = 0
         except PillarboxError as error:
             _tell(pipe, {"error": error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else str(error)})
@@ -218,6 +223,7 @@ class Supervisor:
         word = json.loads(data)
         if "error" not in word:
             worker.is_ready = True
+            self._words |= word
             if self._rolling and self._rolling[0] is worker:
                 _log.info("worker %d is new (pid %d)", worker.number, worker.pid)
                 self._rolling.pop(0)

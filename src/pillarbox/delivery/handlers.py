@@ -321,6 +321,18 @@ class HandlerLane:
         """False while enough waits."""
         return self._waiting.has_room and not self._is_stopping
 
+    def describe(self) -> dict[str, Any]:
+        """The lane as JSON, as delivery.lane.Lane does it."""
+        return {
+            "next_hop": self.key,
+            "state": "busy" if self._running else "idle",
+            "waiting": len(self._waiting),
+            "busy": len(self._running),
+            "connections": 0,
+            "retry_at": None,
+            "reason": None,
+        }
+
     @property
     def is_idle(self) -> bool:
         """Nothing waits or runs."""

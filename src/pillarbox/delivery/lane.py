@@ -160,6 +160,21 @@ class Lane:
         seconds = max(0, round(self._retry_at - self._clock.monotonic()))
         return f"{self.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
 
+    def describe(self) -> dict[str, Any]:
+        """The lane as JSON, for people who watch: its state is idle, busy, probing or down."""
+        state = (
+            "down" if self.is_down else "probing" if self._retry_at is not None else "busy" if self._busy else "idle"
+        )
+        return {
+            "next_hop": self.key,
+            "state": state,
+            "waiting": len(self._waiting),
+            "busy": self._busy,
+            "connections": len(self._connections) + len(self._opening),
+            "retry_at": self.retry_at_wall(),
+            "reason": self.why_waiting(),
+        }
+
     def push(self, work: Work) -> None:
         """Takes work."""
         if self.is_down or self._is_stopping:

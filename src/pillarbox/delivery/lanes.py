@@ -9,6 +9,7 @@ import asyncio
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 from ..clock import Clock, Timer
 from ..queue.work import Result, Work
@@ -130,6 +131,11 @@ class Lanes:
         """See lane.Lanes."""
         if self._has_refused and any(other.is_hungry for other in self._lanes.values() if other is not lane):
             lane.spare()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Every lane as JSON."""
+        everyone: list[Lane | HandlerLane] = [*self._lanes.values(), *self._handler_lanes.values()]
+        return [lane.describe() for lane in everyone]
 
     @property
     def connections(self) -> int:

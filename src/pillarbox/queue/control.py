@@ -53,6 +53,8 @@ class Steering(Protocol):
 
     async def status(self) -> dict[str, Any]: ...
 
+    async def live(self) -> dict[str, Any]: ...
+
 
 def parse_query(fields: dict[str, Any]) -> Query:
     """A Query from JSON. ValueError names the field that is unknown or of the wrong type."""
@@ -97,6 +99,8 @@ async def perform(steering: Steering, request: Any) -> Any:
         return await steering.resume()
     if verb == "status":
         return await steering.status()
+    if verb == "live":
+        return await steering.live()
     fields = request.get("query", {})
     if not isinstance(fields, dict):
         raise ValueError("query is an object")
@@ -116,10 +120,17 @@ async def perform(steering: Steering, request: Any) -> Any:
 class LiveSteering:
     """Through the scheduler and the group commit of this process."""
 
-    def __init__(self, scheduler: Scheduler, commit: GroupCommit, why_waiting: Callable[[], str | None]) -> None:
+    def __init__(
+        self,
+        scheduler: Scheduler,
+        commit: GroupCommit,
+        why_waiting: Callable[[], str | None],
+        live: Callable[[], dict[str, Any]] = dict,
+    ) -> None:
         self._scheduler = scheduler
         self._commit = commit
         self._why_waiting = why_waiting
+        self._live = live
 
     async def list(self, query: Query) -> Rows:
         """Oldest first."""
@@ -161,6 +172,10 @@ class LiveSteering:
             "recipients": counts,
             "waiting_for": self._why_waiting(),
         }
+
+    async def live(self) -> dict[str, Any]:
+        """What goes on in this process now: counters, sessions, lanes."""
+        return self._live()
 
 
 class ControlServer:
@@ -314,3 +329,7 @@ class StoppedSteering:
             "recipients": self._store.counts(),
             "waiting_for": "the server is not running",
         }
+
+    async def live(self) -> dict[str, Any]:
+        """Nothing goes on."""
+        return {}

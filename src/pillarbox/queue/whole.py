@@ -25,6 +25,8 @@ T = TypeVar("T")
 # A worker that is just starting, or just ending, holds its lock without answering: for a moment.
 PATIENCE_S = 10.0
 _PAUSE_S = 0.05
+# What a lane may be, the worst last.
+LANE_STATES = ("idle", "busy", "probing", "down")
 
 
 def ask_shard(folder: str, shard: int, request: dict[str, Any], patience_s: float = PATIENCE_S) -> Any:
@@ -76,6 +78,8 @@ def merge(request: dict[str, Any], answers: list[Any]) -> Any:
         ]
     if verb == "status":
         return _merge_status(answers)
+    if verb == "live":
+        return _merge_live(answers)
     if verb in ("pause", "resume"):
         return None
     return [uid for uids in answers for uid in uids]
@@ -94,6 +98,23 @@ def _merge_status(answers: list[dict[str, Any]]) -> dict[str, Any]:
         "recipients": recipients,
         "waiting_for": next((a["waiting_for"] for a in running or answers if a["waiting_for"]), None),
     }
+
+
+def _merge_live(answers: list[dict[str, Any]]) -> dict[str, Any]:
+    whole: dict[str, Any] = {"counters": {}, "sessions": [], "lanes": []}
+    lanes: dict[str, dict[str, Any]] = {}
+    for answer in answers:
+        for name, count in answer.get("counters", {}).items():
+            whole["counters"][name] = whole["counters"].get(name, 0) + count
+        whole["sessions"] += answer.get("sessions", [])
+        for lane in answer.get("lanes", []):
+            known = lanes.setdefault(lane["next_hop"], {**lane, "waiting": 0, "busy": 0, "connections": 0})
+            for name in ("waiting", "busy", "connections"):
+                known[name] += lane[name]
+            known["state"] = max(known["state"], lane["state"], key=LANE_STATES.index)
+            known["reason"] = known["reason"] or lane["reason"]
+    whole["lanes"] = list(lanes.values())
+    return whole
 
 
 class WholeQueue:
@@ -179,6 +200,11 @@ class WholeQueue:
     async def resume(self) -> None:
         """All workers go on."""
         await self._ask({"verb": "resume"})
+
+    async def live(self) -> dict[str, Any]:
+        """Counters, sessions and lanes of all workers."""
+        live: dict[str, Any] = await self._ask({"verb": "live"})
+        return live
 
     async def status(self) -> dict[str, Any]:
         """Counts and flags of the whole."""

@@ -45,9 +45,9 @@ class SmtpSession:
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
-        "_account", "_authentication", "_began", "_command", "_connection", "_context", "_deadlines", "_dispatcher", "_early",
+        "_account", "_authentication", "_command", "_connection", "_context", "_deadlines", "_dispatcher", "_early",
         "_errors", "_event", "_greeted", "_is_content", "_junk", "_may_answer", "_pumping", "_waiting", "arrivals",
-        "awaits_program", "commands", "content_bytes", "facts", "intake", "is_lost", "protocol", "reason",
+        "awaits_program", "began", "commands", "content_bytes", "facts", "intake", "is_lost", "protocol", "reason",
     )  # fmt: skip
 
     def __init__(
@@ -79,7 +79,7 @@ class SmtpSession:
         self.arrivals = self.commands = 0
         # Most sessions have ended before the first sweep, which makes it.
         self._deadlines: Deadlines | None = None
-        self._began = context.clock.monotonic()
+        self.began = context.clock.monotonic()
         self.content_bytes = 0
 
     # ------------------------------------------------------------------ greeting
@@ -477,7 +477,7 @@ class SmtpSession:
         if self.protocol.is_closed:
             self._connection.sweep()
         else:
-            self._deadlines = self._deadlines or Deadlines(self._context.options, self._began)
+            self._deadlines = self._deadlines or Deadlines(self._context.options, self.began)
             self._deadlines.sweep(self, now)
 
     @property

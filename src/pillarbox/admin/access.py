@@ -1,0 +1,143 @@
+"""Who may use the admin API: a token always; a browser by a login URL that works once; Host and Origin are checked.
+
+The Host check keeps a web site away whose name was made to point here (DNS rebinding), the Origin check one that makes the
+browser send requests with our cookie (CSRF). Must not know what is behind it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import json
+import os
+import secrets
+import time
+from http.cookies import CookieError, SimpleCookie
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+FILE = "admin.json"
+COOKIE = "pillarbox"
+LOGIN_S = 600.0
+_SAFE = ("GET", "HEAD", "OPTIONS")
+_OPEN = ("/healthz", "/login")
+_HEADERS = {
+    "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "no-store",
+}
+
+
+class Access:
+    """Tokens of one server. `hosts` are the names (host:port) by which it may be called."""
+
+    def __init__(self, hosts: set[str], token: str | None = None) -> None:
+        self.token = token or secrets.token_urlsafe(32)
+        self.hosts = hosts
+        self._logins: dict[str, float] = {}
+        # What the browser keeps is made from the token, so that it outlives no change of it.
+        self._cookie = hashlib.sha256(b"cookie " + self.token.encode()).hexdigest()
+
+    def new_login(self) -> str:
+        """A code for `/login?code=...`, good once, for ten minutes."""
+        now = time.monotonic()
+        self._logins = {code: until for code, until in self._logins.items() if until > now}
+        code = secrets.token_urlsafe(16)
+        self._logins[code] = now + LOGIN_S
+        return code
+
+    def login(self, request: Request) -> Response:
+        """Trades a code for the cookie."""
+        until = self._logins.pop(request.query_params.get("code", ""), 0.0)
+        if until <= time.monotonic():
+            return PlainTextResponse(
+                "This login link was used already, or is too old: `pillarbox admin` prints a new one.\n", 403
+            )
+        response = RedirectResponse("/", 303)
+        response.set_cookie(COOKIE, self._cookie, httponly=True, samesite="strict", path="/")
+        return response
+
+    def refusal(self, scope: Scope) -> Response | None:
+        """Why this request is not let in, or None."""
+        headers = Headers(scope=scope)
+        if headers.get("host", "").lower() not in self.hosts:
+            return JSONResponse({"error": "this Host is not ours"}, 421)
+        origin = headers.get("origin")
+        if origin is not None and urlsplit(origin).netloc.lower() not in self.hosts:
+            return JSONResponse({"error": "this Origin is not ours"}, 403)
+        if scope["path"] in _OPEN:
+            return None
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode()):
+            return None
+        if self._has_cookie(headers.get("cookie", "")):
+            # A browser says where a request that changes something comes from; what does not say it is none of ours.
+            if scope["method"] in _SAFE or origin is not None:
+                return None
+            return JSONResponse({"error": "a request with the cookie wants an Origin"}, 403)
+        return JSONResponse(
+            {"error": "a token is wanted: Authorization: Bearer TOKEN; it stands in admin.json in the data directory"},
+            401,
+            {"WWW-Authenticate": "Bearer"},
+        )
+
+    def _has_cookie(self, text: str) -> bool:
+        try:
+            found = SimpleCookie(text).get(COOKIE)
+        except CookieError:
+            return False
+        return found is not None and hmac.compare_digest(found.value.encode(), self._cookie.encode())
+
+
+class Guard:
+    """The middleware in front of everything."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app = app
+        self._access = access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request."""
+        if scope["type"] != "http":
+            return
+        refusal = self._access.refusal(scope)
+
+        async def send_with_headers(message: dict[str, object]) -> None:
+            if message["type"] == "http.response.start":
+                headers = message["headers"]
+                assert isinstance(headers, list)
+                there = {name.lower() for name, _ in headers}
+                headers += [
+                    (name.lower().encode(), value.encode())
+                    for name, value in _HEADERS.items()
+                    if name.lower().encode() not in there
+                ]
+            await send(message)
+
+        await (refusal or self._app)(scope, receive, send_with_headers)  # type: ignore[arg-type]
+
+
+def write_file(folder: str, url: str, token: str) -> str:
+    """admin.json, readable by the owner alone: where the API is, and its token."""
+    path = os.path.join(folder, FILE)
+    temporary = f"{path}.{os.getpid()}.tmp"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        json.dump({"url": url, "token": token}, file)
+    os.replace(temporary, path)
+    return path
+
+
+def read_token(folder: str) -> str | None:
+    """The token of before, so that a restart logs nobody out."""
+    try:
+        with open(os.path.join(folder, FILE), encoding="utf-8") as file:
+            found = json.load(file).get("token")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return found if isinstance(found, str) and len(found) >= 32 else None

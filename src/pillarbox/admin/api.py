@@ -1,0 +1,350 @@
+"""The REST API: a table of routes, each with its method, path, summary and parameters; OpenAPI is made from the same rows."""
+
+from __future__ import annotations
+
+import email
+import email.policy
+import json
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from email.message import EmailMessage
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+
+from .. import __version__
+from ..app import MailServer
+from ..errors import DuplicateUidError, OptionError, PillarboxError, StateError
+from ..options import Options
+from ..queue.control import parse_query
+from ..queue.model import Action, Query
+from . import metrics, stream
+
+Handle = Callable[[Request], Awaitable[Response]]
+MOST_ROWS = 1000
+MOST_PARSED_BYTES = 8 << 20
+_SECRETS = ("relay_pass", "authenticator", "resolver", "plugins", "handlers")
+_FILTERS = {
+    "state": "queued, deferred, held, delivered, bounced, expired or cancelled",
+    "sender": "a part of the reverse-path; <> for the null one",
+    "recipient": "a part of a recipient's address",
+    "next_hop": "the next hop, as a message shows it",
+    "received_before": "unix seconds",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A route. `query`: parameters with their meaning. `answer`: what 200 gives."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: str
+    query: dict[str, str]
+
+
+ROWS = (
+    Row("GET", "/healthz", "healthz", "The process answers", "ok", {}),
+    Row("GET", "/readyz", "readyz", "It listens, and the queue can be read; 503 otherwise", "{ready, why}", {}),
+    Row("GET", "/metrics", "metrics", "Prometheus text format", "text", {}),
+    Row("GET", "/api/status", "status", "Counts, flags, counters since the start", "{recipients, paused, counters}", {}),
+    Row("GET", "/api/sessions", "sessions", "Sessions that are open now", "[session]", {}),
+    Row("GET", "/api/lanes", "lanes", "Next hops with their state", "[lane]", {}),
+    Row("GET", "/api/options", "options", "Options in force; secrets are left out", "{option: value}", {}),
+    Row(
+        "GET", "/api/messages", "messages", "Messages, oldest first",
+        "[message]", {**_FILTERS, "is_all": "1: finished ones, too", "limit": f"at most so many, {MOST_ROWS} at most"},
+    ),
+    Row(
+        "POST", "/api/messages", "inject", "Puts mail into the queue: JSON {reverse_path, recipients, content} or, as "
+        "message/rfc822, the message itself with ?from= and ?to=; header Idempotency-Key: the same key is queued once",
+        "{uid}", {"from": "reverse-path of a raw message", "to": "its recipients; repeat for more"},
+    ),
+    Row("GET", "/api/messages/{uid}", "message", "One message: recipients, attempts, why it waits", "message", {}),
+    Row("GET", "/api/messages/{uid}/content", "content", "Its content, as it is sent", "message/rfc822", {}),
+    Row("GET", "/api/messages/{uid}/parsed", "parsed", "Its headers, texts and attachments", "{headers, text, html}", {}),
+    Row(
+        "POST", "/api/messages/{uid}/{action}", "act", "hold, release, retry or cancel one message", "{changed: [uid]}", {}
+    ),
+    Row(
+        "POST", "/api/queue/{action}", "queue_act",
+        "pause or resume sending; hold, release, retry or cancel by filter (everything=1 for all)",
+        "{changed: [uid]}", {**_FILTERS, "everything": "1: every message that is not final"},
+    ),
+    Row(
+        "GET", "/api/events", "events", "What happens, as server-sent events",
+        "text/event-stream", {"names": "events with commas, or all", "text": "only those that have this text"},
+    ),
+    Row("POST", "/api/logins", "new_login", "A link that logs a browser in, once, within ten minutes", "{url}", {}),
+    Row("GET", "/api/openapi.json", "openapi", "This table as OpenAPI 3.1", "OpenAPI", {}),
+)  # fmt: skip
+
+
+class Api:
+    """The handlers of the rows, by name."""
+
+    def __init__(self, server: MailServer, login_url: Callable[[], str]) -> None:
+        self._server = server
+        self._login_url = login_url
+
+    async def new_login(self, request: Request) -> Response:
+        """For `pillarbox admin`."""
+        return JSONResponse({"url": self._login_url()}, 201)
+
+    # ------------------------------------------------------------------ health
+
+    async def healthz(self, request: Request) -> Response:
+        """The process answers."""
+        return PlainTextResponse("ok\n")
+
+    async def readyz(self, request: Request) -> Response:
+        """It listens, and the queue answers."""
+        try:
+            names = self._server.getsocknames()
+            await self._server.queue.status()
+        except (PillarboxError, OSError) as error:
+            return JSONResponse({"ready": False, "why": str(error)}, 503)
+        why = None if names else "no listener is open"
+        return JSONResponse({"ready": bool(names), "why": why}, 200 if names else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        """For Prometheus."""
+        queue = self._server.queue
+        body, kind = metrics.render(await queue.live(), await queue.status())
+        return Response(body, media_type=None, headers={"content-type": kind})
+
+    # ----------------------------------------------------------------- looking
+
+    async def status(self, request: Request) -> Response:
+        """Counts and flags."""
+        queue = self._server.queue
+        live, status = await queue.live(), await queue.status()
+        listeners = [f"{host}:{port}" if port else host for host, port in self._server.getsocknames()]
+        return JSONResponse({**status, "counters": live["counters"], "listeners": listeners, "version": __version__})
+
+    async def sessions(self, request: Request) -> Response:
+        """Who is here."""
+        return JSONResponse((await self._server.queue.live())["sessions"])
+
+    async def lanes(self, request: Request) -> Response:
+        """Where mail goes."""
+        return JSONResponse((await self._server.queue.live())["lanes"])
+
+    async def options(self, request: Request) -> Response:
+        """What is in force."""
+        options: Options = self._server.options
+        return JSONResponse(options.model_dump(exclude=set(_SECRETS), mode="json"))
+
+    async def messages(self, request: Request) -> Response:
+        """The queue."""
+        query = _query(request)
+        query.limit = min(query.limit if query.limit is not None else 100, MOST_ROWS)
+        return JSONResponse(await self._server.queue.list(query))
+
+    async def message(self, request: Request) -> Response:
+        """One message."""
+        found = await self._server.queue.show(request.path_params["uid"])
+        return JSONResponse(found) if found is not None else _unknown(request)
+
+    async def content(self, request: Request) -> Response:
+        """What is sent."""
+        found = await self._server.queued_content(request.path_params["uid"])
+        if found is None:
+            return _unknown(request)
+        # Never shown by a browser as a page of ours.
+        headers = {"content-disposition": "attachment; filename=message.eml", "content-length": str(found.size_bytes)}
+        return StreamingResponse(found.chunks(), media_type="message/rfc822", headers=headers)
+
+    async def parsed(self, request: Request) -> Response:
+        """What a reader sees."""
+        found = await self._server.queued_content(request.path_params["uid"])
+        if found is None:
+            return _unknown(request)
+        return JSONResponse(parsed_view(b"".join(_up_to(found.chunks(), MOST_PARSED_BYTES))))
+
+    async def events(self, request: Request) -> Response:
+        """What happens."""
+        names = stream.wanted_events(request.query_params.get("names", ""))
+        octets = stream.stream(self._server, names, request.query_params.get("text", ""))
+        return StreamingResponse(octets, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
+
+    async def openapi(self, request: Request) -> Response:
+        """The table."""
+        return JSONResponse(openapi())
+
+    # ---------------------------------------------------------------- steering
+
+    async def act(self, request: Request) -> Response:
+        """One message."""
+        action, uid = request.path_params["action"], request.path_params["uid"]
+        changed = await self._server.queue.change(_action(action), Query(uids=[uid]))
+        if changed:
+            return JSONResponse({"changed": changed})
+        if await self._server.queue.show(uid) is None:
+            return _unknown(request)
+        return JSONResponse({"error": f"{action}: {uid} is final, or not in a state for it"}, 409)
+
+    async def queue_act(self, request: Request) -> Response:
+        """Many."""
+        action = request.path_params["action"]
+        if action == "pause":
+            await self._server.pause_queue()
+            return JSONResponse({"paused": True})
+        if action == "resume":
+            await self._server.resume_queue()
+            return JSONResponse({"paused": False})
+        query = _query(request, "everything")
+        if query == Query() and request.query_params.get("everything") != "1":
+            raise ValueError(f"{action}: name messages by a filter, or say everything=1")
+        return JSONResponse({"changed": await self._server.queue.change(_action(action), query)})
+
+    async def inject(self, request: Request) -> Response:
+        """Mail by HTTP."""
+        limit = self._server.options.max_size_bytes
+        body = bytearray()
+        async for piece in request.stream():
+            body += piece
+            if len(body) > 2 * limit:
+                return JSONResponse({"error": f"larger than {limit} octets"}, 413)
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind == "message/rfc822":
+            item: Any = {
+                "reverse_path": request.query_params.get("from", ""),
+                "recipients": request.query_params.getlist("to"),
+                "content": bytes(body),
+            }
+        else:
+            item = json.loads(bytes(body))
+            if not isinstance(item, dict):
+                raise ValueError("the body is an object with reverse_path, recipients and content")
+        key = request.headers.get("idempotency-key")
+        if key is not None:
+            item["uid"] = _uid_of(key)
+        try:
+            uid = await self._server.enqueue(**item)
+        except DuplicateUidError:
+            if key is None:
+                raise
+            return JSONResponse({"uid": item["uid"], "queued": "before"})
+        return JSONResponse({"uid": uid}, 201)
+
+
+def _uid_of(key: str) -> str:
+    if not 1 <= len(key) <= 64 or not all(c.isascii() and (c.isalnum() or c in "-_") for c in key):
+        raise ValueError("Idempotency-Key: 1 to 64 letters, digits, - and _")
+    return f"k-{key}"
+
+
+def _action(name: str) -> Action:
+    try:
+        return Action(name)
+    except ValueError:
+        raise ValueError(f"there is no action {name!r}: there are {', '.join(a.value for a in Action)}") from None
+
+
+def _query(request: Request, *others: str) -> Query:
+    fields: dict[str, Any] = {}
+    for name, text in request.query_params.items():
+        if name in others:
+            continue
+        if name == "limit":
+            fields[name] = int(text) if text.isascii() and text.isdigit() else text
+        elif name == "received_before":
+            fields[name] = float(text)
+        elif name == "is_all":
+            fields[name] = text == "1"
+        elif not text:
+            raise ValueError(f"the filter {name!r} is empty: it would mean every message")
+        else:
+            fields[name] = text
+    return parse_query(fields)
+
+
+def _unknown(request: Request) -> Response:
+    return JSONResponse(
+        {"error": f"no message {request.path_params['uid']}, or it is final and its content is gone"}, 404
+    )
+
+
+def _up_to(pieces: Any, limit: int) -> Any:
+    for piece in pieces:
+        yield piece[:limit]
+        limit -= len(piece)
+        if limit <= 0:
+            return
+
+
+def parsed_view(octets: bytes) -> dict[str, Any]:
+    """Headers, texts and attachments, for people; what is broken is replaced, never an error."""
+    message = email.message_from_bytes(octets, policy=email.policy.default)
+    assert isinstance(message, EmailMessage)
+    view: dict[str, Any] = {"headers": [], "text": None, "html": None, "attachments": []}
+    for name, value in message.raw_items():
+        try:
+            shown = str(message.policy.header_fetch_parse(name, value))
+        except Exception:
+            shown = str(value)
+        view["headers"].append([name, shown.encode("utf-8", "replace").decode()])
+    for kind, key in (("plain", "text"), ("html", "html")):
+        try:
+            part = message.get_body((kind,))
+            if part is not None:
+                view[key] = str(part.get_content()).encode("utf-8", "replace").decode()
+        except Exception as error:
+            view[key] = f"(cannot be read: {type(error).__name__})"
+    try:
+        for part in message.iter_attachments():
+            payload = part.get_payload(decode=True)
+            size = len(payload) if isinstance(payload, bytes) else 0
+            view["attachments"].append({"name": part.get_filename(), "type": part.get_content_type(), "bytes": size})
+    except Exception as error:
+        view["attachments"].append({"name": f"(cannot be read: {type(error).__name__})", "type": "", "bytes": 0})
+    return view
+
+
+def answering_errors(handle: Handle) -> Handle:
+    """Every error of ours as JSON that says what to do."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except (ValueError, OptionError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+        except DuplicateUidError as error:
+            return JSONResponse({"error": str(error)}, 409)
+        except (StateError, PillarboxError) as error:
+            return JSONResponse({"error": str(error)}, 503)
+
+    return answered
+
+
+def openapi() -> dict[str, Any]:
+    """The API's description (OpenAPI 3.1)."""
+    paths: dict[str, Any] = {}
+    for row in ROWS:
+        in_path = [part[1:-1] for part in row.path.split("/") if part.startswith("{")]
+        parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in in_path]
+        parameters += [
+            {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
+            for name, text in row.query.items()
+        ]
+        paths.setdefault(row.path, {})[row.method.lower()] = {
+            "operationId": row.name,
+            "summary": row.summary,
+            "parameters": parameters,
+            "responses": {
+                "200": {"description": row.answer},
+                "default": {"description": "{error: what is wrong and what to do}"},
+            },
+            **({"security": []} if row.path == "/healthz" else {}),
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Pillarbox", "version": __version__},
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"token": []}],
+        "paths": paths,
+    }

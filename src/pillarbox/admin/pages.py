@@ -1,0 +1,157 @@
+"""The dashboard: pages made here by templates, a little JavaScript that asks the API; works without any other host."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, JSONResponse, Response
+from starlette.routing import Route
+
+from .. import __version__
+from ..app import MailServer
+from ..queue.model import Query
+from .api import parsed_view
+
+HERE = Path(__file__).parent
+STATIC = HERE / "static"
+# A sample of the counters every so often, for the charts: an hour of them.
+SAMPLE_S = 5.0
+SAMPLES = 720
+PAGE_ROWS = 200
+_PARSED_BYTES = 1 << 20
+_TITLES = (("/", "Overview"), ("/queue", "Queue"), ("/sessions", "Sessions"), ("/events", "Events"))
+
+
+def _age(seconds: float) -> str:
+    for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):
+        if abs(seconds) >= length:
+            return f"{seconds / length:.0f}{unit}"
+    return f"{seconds:.0f}s"
+
+
+def _size(octets: int) -> str:
+    for unit, length in (("MB", 1 << 20), ("KB", 1 << 10)):
+        if octets >= length:
+            return f"{octets / length:.1f} {unit}"
+    return f"{octets} B"
+
+
+def _moment(unix_s: float | None) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(unix_s)) if unix_s is not None else ""
+
+
+class Samples:
+    """The counters of the last hour."""
+
+    def __init__(self) -> None:
+        self._rows: deque[dict[str, float]] = deque(maxlen=SAMPLES)
+
+    def add(self, counters: dict[str, Any]) -> None:
+        """One more."""
+        names = ("accepted", "delivered", "deferred", "bounced", "refused", "open")
+        self._rows.append({"at": time.time(), **{name: counters.get(name, 0) for name in names}})
+
+    def list(self) -> list[dict[str, float]]:
+        """Oldest first."""
+        return list(self._rows)
+
+
+class Pages:
+    """What the routes show."""
+
+    def __init__(self, server: MailServer, samples: Samples) -> None:
+        self._server = server
+        self._samples = samples
+        self._templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True)
+        self._templates.filters |= {"age": _age, "size": _size, "moment": _moment}
+
+    def _page(self, template: str, request: Request, *, status: int = 200, **values: Any) -> Response:
+        options = self._server.options
+        text = self._templates.get_template(template).render(
+            hostname=options.hostname,
+            version=__version__,
+            titles=_TITLES,
+            path=request.url.path,
+            now=time.time(),
+            **values,
+        )
+        return HTMLResponse(text, status)
+
+    async def overview(self, request: Request) -> Response:
+        """Rates, counts, next hops."""
+        queue = self._server.queue
+        return self._page(
+            "overview.html",
+            request,
+            status_=await queue.status(),
+            live=await queue.live(),
+            samples=self._samples.list(),
+        )
+
+    async def samples(self, request: Request) -> Response:
+        """For the charts."""
+        return JSONResponse(self._samples.list())
+
+    async def queue(self, request: Request) -> Response:
+        """Messages, by state, address or next hop."""
+        asked = {
+            name: request.query_params.get(name, "").strip() for name in ("state", "sender", "recipient", "next_hop")
+        }
+        given: dict[str, Any] = {name: text for name, text in asked.items() if text}
+        is_all = request.query_params.get("is_all") == "1"
+        rows = await self._server.queue.list(Query(**given, is_all=is_all, limit=PAGE_ROWS))
+        return self._page(
+            "queue.html",
+            request,
+            rows=rows,
+            asked=asked,
+            is_all=is_all,
+            most=PAGE_ROWS,
+            status_=await self._server.queue.status(),
+        )
+
+    async def message(self, request: Request) -> Response:
+        """One message: timeline, content."""
+        uid = request.path_params["uid"]
+        row = await self._server.queue.show(uid)
+        if row is None:
+            return self._page("missing.html", request, status=404, uid=uid)
+        content = await self._server.queued_content(uid)
+        parsed = None
+        if content is not None:
+            octets = b""
+            for piece in content.chunks():
+                octets += piece
+                if len(octets) >= _PARSED_BYTES:
+                    break
+            parsed = parsed_view(octets[:_PARSED_BYTES])
+        return self._page("message.html", request, row=row, parsed=parsed)
+
+    async def sessions(self, request: Request) -> Response:
+        """Who is connected."""
+        live = await self._server.queue.live()
+        return self._page("sessions.html", request, sessions=live["sessions"])
+
+    async def events(self, request: Request) -> Response:
+        """What happens, live."""
+        return self._page("events.html", request)
+
+
+def page_routes(server: MailServer, samples: Samples) -> list[Route]:
+    """The dashboard's routes."""
+    pages = Pages(server, samples)
+    rows: tuple[tuple[str, Callable[..., Any]], ...] = (
+        ("/", pages.overview),
+        ("/samples", pages.samples),
+        ("/queue", pages.queue),
+        ("/message/{uid}", pages.message),
+        ("/sessions", pages.sessions),
+        ("/events", pages.events),
+    )
+    return [Route(path, handle, methods=["GET"]) for path, handle in rows]

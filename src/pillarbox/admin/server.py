@@ -1,0 +1,158 @@
+"""The HTTP server of the admin side: uvicorn in the mail server's own loop, on a socket of ours.
+
+deviates: nothing of it runs in a thread or process of its own, for it reads what belongs to the loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import os
+import socket
+from collections.abc import Iterator
+
+import uvicorn
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from ..app import MailServer
+from ..errors import ListenError, PillarboxError
+from .access import FILE, Access, Guard, read_token, write_file
+from .api import ROWS, Api, answering_errors
+from .pages import SAMPLE_S, STATIC, Samples, page_routes
+
+DEFAULT = ("127.0.0.1", 8025)
+_STOP_S = 3.0
+
+
+class _Quiet(uvicorn.Server):
+    """Signals are the mail server's."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """None of them."""
+        yield
+
+
+class Admin:
+    """The admin side of one server. `address` None: the usual one, or any free port if that is taken."""
+
+    def __init__(self, server: MailServer, address: tuple[str, int] | None = None) -> None:
+        self._server = server
+        self._address = address
+        self._uvicorn: _Quiet | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._samples = Samples()
+        self._sampling: asyncio.Task[None] | None = None
+        self.access: Access
+        self.url = ""
+
+    async def start(self) -> None:
+        """Listens. ListenError when an address that was asked for cannot be had."""
+        sock = self._bind()
+        host, port = sock.getsockname()[:2]
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        self.url = f"http://{shown}"
+        folder = self._server.options.data_dir
+        names = {
+            shown,
+            f"localhost:{port}",
+            f"127.0.0.1:{port}",
+            f"[::1]:{port}",
+            f"{self._server.options.hostname}:{port}",
+        }
+        self.access = Access({name.lower() for name in names}, read_token(folder))
+        write_file(folder, self.url, self.access.token)
+        config = uvicorn.Config(
+            Guard(self._app(), self.access),
+            loop="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_graceful_shutdown=1,
+            limit_concurrency=500,
+            h11_max_incomplete_event_size=64 * 1024,
+        )
+        self._uvicorn = _Quiet(config)
+        loop = asyncio.get_running_loop()
+        self._task = loop.create_task(self._uvicorn.serve([sock]))
+        self._sampling = loop.create_task(self._sample())
+
+    async def _sample(self) -> None:
+        """The counters, now and then, for the charts."""
+        while True:
+            with contextlib.suppress(PillarboxError):
+                self._samples.add((await self._server.queue.live())["counters"])
+            await asyncio.sleep(SAMPLE_S)
+
+    def _bind(self) -> socket.socket:
+        host, port = self._address or DEFAULT
+        try:
+            return _listen(host, port)
+        except OSError as error:
+            if self._address is None and error.errno == errno.EADDRINUSE:
+                return _listen(host, 0)
+            reason = os.strerror(error.errno) if error.errno else str(error)
+            raise ListenError(
+                error.errno or 0,
+                f"cannot listen on {host}:{port} for the admin API: {reason}; use --admin HOST:PORT or off",
+            ) from None
+
+    def _app(self) -> Starlette:
+        api = Api(self._server, self.login_url)
+        routes: list[Route | Mount] = [
+            Route(row.path, answering_errors(getattr(api, row.name)), methods=[row.method]) for row in ROWS
+        ]
+        routes.append(Route("/login", self._login))
+        routes += page_routes(self._server, self._samples)
+        routes.append(Mount("/static", StaticFiles(directory=STATIC)))
+        return Starlette(routes=routes, exception_handlers={Exception: _failed})
+
+    async def _login(self, request: Request) -> Response:
+        return self.access.login(request)
+
+    def login_url(self) -> str:
+        """A URL that logs a browser in, once."""
+        return f"{self.url}/login?code={self.access.new_login()}"
+
+    async def stop(self) -> None:
+        """Ends it; open streams are cut."""
+        if self._uvicorn is None or self._task is None:
+            return
+        if self._sampling is not None:
+            self._sampling.cancel()
+        self._uvicorn.should_exit = True
+        done, _ = await asyncio.wait([self._task], timeout=_STOP_S)
+        if not done:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        with contextlib.suppress(FileNotFoundError):
+            # The token stays: whoever is logged in stays so over a restart.
+            write_file(self._server.options.data_dir, "", self.access.token)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    sock = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        sock.bind((host, port))
+        sock.listen(128)
+        sock.setblocking(False)
+    except BaseException:
+        sock.close()
+        raise
+    return sock
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    return JSONResponse({"error": "internal fault: see the server's log"}, 500)
+
+
+__all__ = ["DEFAULT", "FILE", "Admin"]

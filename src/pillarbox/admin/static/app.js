@@ -1,0 +1,71 @@
+"use strict";
+// The dashboard's live parts. Everything comes from this server; nothing else is asked.
+const say = (text) => { const p = document.getElementById("said"); p.textContent = text; setTimeout(() => { if (p.textContent === text) p.textContent = ""; }, 6000); };
+
+for (const button of document.querySelectorAll("[data-post]")) {
+  button.addEventListener("click", async () => {
+    if (button.dataset.confirm && !confirm(button.dataset.confirm)) return;
+    button.disabled = true;
+    try {
+      const answer = await fetch(button.dataset.post, { method: "POST" });
+      const body = await answer.json();
+      if (!answer.ok) { say(body.error || "That did not work."); return; }
+      location.reload();
+    } catch (error) { say("The server does not answer."); } finally { button.disabled = false; }
+  });
+}
+
+// ---- overview: counters and charts
+const KEYS = ["accepted", "delivered", "deferred", "bounced"];
+function rates(samples, key) {
+  const found = [];
+  for (let i = 1; i < samples.length; i++) {
+    const seconds = samples[i].at - samples[i - 1].at, grown = samples[i][key] - samples[i - 1][key];
+    found.push(seconds > 0 && grown >= 0 ? grown / seconds : 0);
+  }
+  return found;
+}
+function draw(samples) {
+  for (const key of KEYS) {
+    const values = rates(samples, key).slice(-360), svg = document.querySelector(`[data-chart="${key}"]`);
+    const most = Math.max(1, ...values), step = 300 / Math.max(1, values.length - 1);
+    const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+    line.setAttribute("points", values.map((v, i) => `${(i * step).toFixed(1)},${(57 - 54 * v / most).toFixed(1)}`).join(" "));
+    svg.replaceChildren(line);
+    const last = values.length ? values[values.length - 1] : 0;
+    document.querySelector(`[data-rate="${key}"]`).textContent = last >= 10 ? last.toFixed(0) : last.toFixed(1);
+  }
+}
+async function refresh() {
+  if (document.hidden) return;
+  try {
+    const [samples, status] = await Promise.all([fetch("/samples").then((r) => r.json()), fetch("/api/status").then((r) => r.json())]);
+    draw(samples);
+    for (const one of document.querySelectorAll("[data-counter]")) one.textContent = status.counters[one.dataset.counter];
+  } catch (error) { say("The server does not answer."); }
+}
+if (document.querySelector("[data-chart]")) { refresh(); setInterval(refresh, 5000); }
+
+// ---- events
+const rows = document.getElementById("stream");
+if (rows) {
+  const names = document.getElementById("names"), text = document.getElementById("text"), pause = document.getElementById("pause");
+  let source = null, isPaused = false, timer = 0;
+  const add = (told) => {
+    if (isPaused) return;
+    const row = rows.insertRow(0), { event, ...rest } = told;
+    row.insertCell().textContent = new Date().toLocaleTimeString("en-GB");
+    row.insertCell().textContent = event;
+    row.insertCell().textContent = Object.entries(rest).filter(([, v]) => v !== null && v !== "").map(([k, v]) => `${k}=${typeof v === "object" ? JSON.stringify(v) : v}`).join("  ");
+    while (rows.rows.length > 500) rows.deleteRow(-1);
+  };
+  const open = () => {
+    if (source) source.close();
+    source = new EventSource(`/api/events?names=${encodeURIComponent(names.value)}&text=${encodeURIComponent(text.value)}`);
+    source.onmessage = (e) => add(JSON.parse(e.data));
+  };
+  names.addEventListener("change", open);
+  text.addEventListener("input", () => { clearTimeout(timer); timer = setTimeout(open, 400); });
+  pause.addEventListener("click", () => { isPaused = !isPaused; pause.textContent = isPaused ? "Go on" : "Pause"; pause.setAttribute("aria-pressed", isPaused); });
+  open();
+}
