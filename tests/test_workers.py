@@ -7,7 +7,10 @@ import os
 import re
 import signal
 import smtplib
+import socket
+import sqlite3
 import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -17,8 +20,9 @@ import pytest
 from pillarbox.daemon.sockets import bind_all, close_all
 from pillarbox.errors import ListenError
 from pillarbox.options import parse_options
+from pillarbox.queue.whole import ask_all
 from tests.conftest import free_port
-from tests.daemon import Daemon, pillarbox, sink, smtp_source, wait_until
+from tests.daemon import Daemon, is_open, pillarbox, sink, smtp_source, wait_until
 
 CONTENT = b"Subject: hello\r\n\r\nbody\r\n"
 
@@ -222,3 +226,114 @@ def test_many_clients_at_a_worker_that_is_restarted_are_all_answered(tmp_path: P
         assert len(daemon.queue()) == 3
         for client in clients:
             client.close()
+
+
+# ---------------------------------------------------------------- what a review found
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("pause_s", [0.0, 0.3, 0.8])
+def test_sigterm_during_a_restart_ends_it(tmp_path: Path, workers: int, pause_s: float) -> None:
+    """Wherever it comes: during the trial, at exec, before the new image has its handlers."""
+    with Daemon(tmp_path, f"--workers={workers}", "--paused", "--grace=1") as daemon:
+        send(daemon.port, "r@c.test")
+        daemon.process.send_signal(signal.SIGUSR2)
+        time.sleep(pause_s)
+        daemon.process.send_signal(signal.SIGTERM)
+        assert daemon.process.wait(20) == 0
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_several_restarts_asked_for_at_once(tmp_path: Path, workers: int) -> None:
+    with Daemon(tmp_path, f"--workers={workers}", "--paused", "--grace=1") as daemon:
+        for _ in range(12):
+            daemon.process.send_signal(signal.SIGUSR2)
+            time.sleep(0.15)
+        wait_until(lambda: any("restarting" in event for event in log_events(daemon)))
+        for number in range(3):
+            send(daemon.port, f"r{number}@c.test")
+        assert daemon.process.poll() is None
+        assert len(daemon.queue()) == 3
+
+
+def test_sigterm_in_the_middle_of_a_start(tmp_path: Path) -> None:
+    """No worker forgets it, and what was half made is in nobody's way."""
+    for number in range(4):
+        folder = tmp_path / "data"
+        command = [sys.executable, "-m", "pillarbox", "serve", "--listen=127.0.0.1:0", f"--data-dir={folder}"]
+        child = subprocess.Popen(
+            [*command, "--workers=4", "--grace=1", "--admin=off"], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        time.sleep(0.5 + 0.12 * number)
+        child.send_signal(signal.SIGTERM)
+        began = time.monotonic()
+        child.communicate(timeout=30)
+        assert time.monotonic() - began < 8
+    (tmp_path / "data").mkdir(exist_ok=True)
+    with sqlite3.connect(tmp_path / "data" / "queue-2.db") as half:
+        half.execute("PRAGMA journal_mode = WAL")
+    half.close()
+    with Daemon(tmp_path, "--workers=4", "--paused") as daemon:
+        send(daemon.port, "r@c.test")
+        assert len(daemon.queue()) == 1
+
+
+def test_a_resumed_queue_stays_so_when_a_worker_dies(tmp_path: Path) -> None:
+    with Daemon(tmp_path, "--workers=2", "--paused") as daemon:
+        daemon.pillarbox("resume")
+        [first, second] = workers_of(daemon.process.pid)
+        os.kill(second, signal.SIGKILL)
+        wait_until(lambda: len(found := workers_of(daemon.process.pid)) == 2 and second not in found)
+        wait_until(lambda: json.loads(ask_status(daemon))["running"])
+        assert json.loads(ask_status(daemon))["paused"] is False
+        daemon.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: first not in workers_of(daemon.process.pid) and len(workers_of(daemon.process.pid)) == 2)
+        assert json.loads(ask_status(daemon))["paused"] is False
+
+
+def ask_status(daemon: Daemon) -> str:
+    return json.dumps(ask_all(str(daemon.data), {"verb": "status"}))
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unix_socket_over_restarts(tmp_path: Path, workers: int) -> None:
+    path = tmp_path / "s"
+    with Daemon(tmp_path, f"--workers={workers}", "--paused", f"--listen=unix:{path}", "--grace=1") as daemon:
+        taken = pillarbox("serve", f"--listen=unix:{path}", f"--data-dir={tmp_path / 'other'}", "--admin=off", ok=False)
+        assert taken.returncode == 1
+        assert "in use" in taken.stderr
+        daemon.process.send_signal(signal.SIGUSR2)
+        wait_until(lambda: any("restarting" in event for event in log_events(daemon)))
+        for _ in range(5):
+            with socket.socket(socket.AF_UNIX) as client:
+                client.settimeout(20)
+                client.connect(str(path))
+                assert client.recv(100).startswith(b"220 ")
+    assert not path.exists()
+
+
+def test_after_sigterm_clients_are_refused_at_once(tmp_path: Path) -> None:
+    for workers in (1, 2):
+        with Daemon(tmp_path / str(workers), f"--workers={workers}", "--paused", "--grace=5") as daemon:
+            busy = smtplib.SMTP("127.0.0.1", daemon.port)
+            busy.ehlo()
+            busy.mail("a@b.test")
+            daemon.process.send_signal(signal.SIGTERM)
+            wait_until(lambda port=daemon.port: not is_open(port), 3)
+            assert busy.rcpt("c@d.test")[0] == 250
+            assert busy.data(CONTENT)[0] == 250
+            busy.close()
+
+
+def test_the_queue_is_whole_while_it_is_taken_over(tmp_path: Path) -> None:
+    """Whenever it is asked, from before the first batch to after the last."""
+    with Daemon(tmp_path, "--workers=3", "--paused") as daemon:
+        smtp_source(daemon.port, 1500, "-s", "20", "-l", "500", "-N")
+        uids = {row["uid"] for row in daemon.queue()}
+        assert len(uids) == 1500
+    with Daemon(tmp_path, "--workers=1", "--paused") as daemon:
+        for _ in range(5):
+            assert {row["uid"] for row in daemon.queue()} == uids
+        wait_until(lambda: not list(daemon.data.glob("queue-[1-9].db")))
+        assert {row["uid"] for row in daemon.queue()} == uids
+        assert not list(daemon.data.glob("queue-[1-9].db"))

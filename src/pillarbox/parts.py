@@ -338,8 +338,6 @@ class Parts:
     async def stop(self, grace_s: float) -> None:
         """Everything, in the order in which nothing is lost."""
         await self.listeners.stop(grace_s)
-        if self._control is not None:
-            await self._control.stop()
         if self._adopter is not None:
             await self._adopter.stop()
         self.queue.close()
@@ -348,6 +346,9 @@ class Parts:
         await self.lanes.stop(grace_s)
         if self._is_connected:
             await self.scheduler.drained()
+        if self._control is not None:
+            # Until now whoever asks has an answer.
+            await self._control.stop()
         await self.commit.stop()
         await self.resolver.close()
         if self.context.spool is not None:

@@ -25,6 +25,8 @@ class Slot:
     count: int = 1
     sockets: tuple[tuple[str, socket.socket], ...] | None = None
     tls: ssl.SSLContext | None = None
+    # Of a server that starts; False for a worker that replaces another.
+    is_first: bool = True
 
     def share(self, total: int) -> int:
         """This worker's part of what the whole server may have."""

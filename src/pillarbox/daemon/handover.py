@@ -9,9 +9,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
+import tempfile
+import time
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -20,6 +23,7 @@ from .sockets import Row
 HANDOVER = "PILLARBOX_HANDOVER"
 _CHECK = "check"
 _CHECK_S = 60.0
+SIGNALS = frozenset((signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD))
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,19 +40,44 @@ def is_check() -> bool:
     return os.environ.get(HANDOVER) == _CHECK
 
 
-def fault_of_command() -> str | None:
-    """Why this command could not start now (its options may have changed), or None; takes a second."""
-    command = [sys.executable, *sys.orig_argv[1:]]
-    environment = {**os.environ, HANDOVER: _CHECK}
-    try:
-        check = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=_CHECK_S, check=False)
-    except (OSError, subprocess.TimeoutExpired) as error:
-        return str(error)
-    return (check.stderr.strip()[-2000:] or f"status {check.returncode}") if check.returncode else None
+class Trial:
+    """The same command in another process, that only says whether it could start: its options may have changed."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, HANDOVER: _CHECK}
+        self._said = tempfile.TemporaryFile()  # noqa: SIM115
+        self._until = time.monotonic() + _CHECK_S
+        self._process = subprocess.Popen(
+            [sys.executable, *sys.orig_argv[1:]], env=environment, stdout=subprocess.DEVNULL, stderr=self._said
+        )
+
+    def fault(self) -> str | None:
+        """None while it runs, "" when the command could start, else why not."""
+        code = self._process.poll()
+        if code is None:
+            if time.monotonic() < self._until:
+                return None
+            self._process.kill()
+            self._process.wait()
+            return f"the command did not say within {_CHECK_S:.0f} s whether it could start"
+        if not code:
+            return ""
+        self._said.seek(0)
+        return self._said.read()[-2000:].decode("utf-8", "replace").strip() or f"status {code}"
+
+
+def hold_signals() -> None:
+    """Signals wait from now on, also over exec, whose new image has no handlers at first: `let_signals` takes them."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+
+
+def let_signals() -> None:
+    """There are handlers for them."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
 
 
 def become_new(left: Handover) -> NoReturn:
-    """The same command again, from its beginning, in this process."""
+    """The same command again, from its beginning, in this process; with signals on hold."""
     kept = [sock.fileno() for row in left.rows for _, sock in row] + [*(left.life or ())]
     for number in kept:
         os.set_inheritable(number, True)

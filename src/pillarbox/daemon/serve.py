@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..app import MailServer
@@ -19,7 +19,7 @@ from ..places import Slot
 from ..queue.whole import is_paused
 from ..server.tls import server_context
 from .config import Config, DaemonOptions, admin_address, find_file, load
-from .handover import Handover, become_new, fault_of_command, is_check, received
+from .handover import Handover, Trial, become_new, hold_signals, is_check, let_signals, received
 from .loading import resolve
 from .logs import configure_logs
 from .pid import claim
@@ -81,10 +81,13 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
         return
     pid_file = claim(options.data_dir) if options.store == "sqlite" else None
     left = received()
+    if left is not None:
+        # Not the server starts, a new image of it: what was paused or resumed meanwhile counts.
+        given.pop("paused", None)
     rows = left.rows if left is not None else bind_all(options, count)
     running = _Running(given, config, lambda: read_config(file, flags), pid_file, make_side)
     if count == 1 and not (left and left.pids):
-        _serve_alone(running, rows)
+        _Alone(running, rows).serve()
     else:
         _supervise(running, options, count, rows, left)
     if pid_file is not None:
@@ -109,6 +112,8 @@ class _Running:
         self.config = config
         self._read = read
         self.grace_s = config.daemon.grace_s
+        self.data_dir = parse_options(given).data_dir
+        self.last: asyncio.Task[None] | None = None
 
     async def start_side(self, server: MailServer) -> dict[str, str]:
         """The admin API, where it is wanted: its URL and one to log in by."""
@@ -149,47 +154,84 @@ def _differs(one: DaemonOptions, other: DaemonOptions, name: str) -> bool:
     return name != "relay_pass_file" and getattr(one, name) != getattr(other, name)
 
 
-def _serve_alone(running: _Running, rows: list[Row]) -> None:
+class _Alone:
     """One process. SIGUSR2: it finishes what it has, and becomes a new one; who connects meanwhile waits in the socket."""
-    wants_restart = False
 
-    async def announce(server: MailServer) -> None:
-        side = await running.start_side(server)
+    def __init__(self, running: _Running, rows: list[Row]) -> None:
+        self._running = running
+        self._rows = rows
+        self._wants_restart = self._is_over = False
+        self._trial: Trial | None = None
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def serve(self) -> None:
+        """Blocks."""
+        running = self._running
+        MailServer.run(
+            on_ready=self._announce,
+            on_closing=running.stop_side,
+            grace_s=running.grace_s,
+            slot=Slot(sockets=tuple(rows_of(self._rows, 0, 1))),
+            **running.given,
+        )
+        hold_signals()
+        if self._wants_restart:
+            become_new(Handover(self._rows))
+        let_signals()
+        close_all(self._rows)
+
+    async def _announce(self, server: MailServer) -> None:
+        side = await self._running.start_side(server)
         _settle_in()
         loop = asyncio.get_running_loop()
-        loop.add_signal_handler(signal.SIGHUP, running.reload, server)
-        loop.add_signal_handler(signal.SIGUSR2, lambda: tasks.append(loop.create_task(restart(server))))
+        loop.add_signal_handler(signal.SIGHUP, self._running.reload, server)
+        loop.add_signal_handler(signal.SIGUSR2, self._begin, self._restart, server)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._begin, self._end, server)
+        let_signals()
         _say_ready(server.getsocknames(), server.options, 1, side)
 
-    async def restart(server: MailServer) -> None:
-        nonlocal wants_restart
-        fault = await asyncio.to_thread(fault_of_command)
-        if fault is not None:
-            _log.error("no restart, everything stays as it is: %s", fault)
-            return
-        _log.info("restarting")
-        wants_restart = True
-        await running.stop_side(server)
-        await server.shutdown(grace_s=running.grace_s)
+    def _begin(self, action: Callable[[MailServer], Coroutine[Any, Any, None]], server: MailServer) -> None:
+        self._tasks.append(asyncio.get_running_loop().create_task(action(server)))
 
-    tasks: list[asyncio.Task[None]] = []
-    MailServer.run(
-        on_ready=announce,
-        on_closing=running.stop_side,
-        grace_s=running.grace_s,
-        slot=Slot(sockets=tuple(rows_of(rows, 0, 1))),
-        **running.given,
-    )
-    if wants_restart:
-        become_new(Handover(rows))
-    close_all(rows)
+    async def _restart(self, server: MailServer) -> None:
+        if self._trial is not None or self._is_over:
+            return
+        fault: str | None
+        try:
+            self._trial = trial = Trial()
+            fault = await _outcome(trial)
+        except OSError as error:
+            fault = str(error)
+        self._trial = None
+        if fault:
+            _log.error("no restart, everything stays as it is: %s", fault)
+        elif not self._is_over:
+            _log.info("restarting")
+            self._wants_restart = True
+            await self._close(server)
+
+    async def _end(self, server: MailServer) -> None:
+        # For good: who connects now is refused, in place of waiting for nobody.
+        self._wants_restart, self._is_over = False, True
+        close_all(self._rows)
+        await self._close(server)
+
+    async def _close(self, server: MailServer) -> None:
+        await self._running.stop_side(server)
+        await server.shutdown(grace_s=self._running.grace_s)
+
+
+async def _outcome(trial: Trial) -> str:
+    # The trial is a process: its end comes when it comes.
+    while (fault := trial.fault()) is None:  # noqa: ASYNC110
+        await asyncio.sleep(0.05)
+    return fault
 
 
 def _supervise(running: _Running, options: Options, count: int, rows: list[Row], left: Handover | None) -> None:
     """Several processes."""
     tls = server_context(options.tls_cert, options.tls_key) if options.tls_cert else None
-    # What is paused is the queue as a whole, workers that it did not have before included.
-    running.given["paused"] = options.paused or is_paused(options.data_dir)
 
     def work(slot: Slot, ready: Ready, life: int) -> None:
         _work(running, slot, ready, life)
@@ -217,16 +259,21 @@ def _work(running: _Running, slot: Slot, ready: Ready, life: int) -> None:
         _settle_in()
         # The supervisor is gone when its end of this is closed: then nobody keeps our sockets, nor starts us again.
         loop = asyncio.get_running_loop()
-        loop.add_reader(life, _left_alone, server, life)
+        loop.add_reader(life, _left_alone, running, server, life)
         loop.add_signal_handler(signal.SIGHUP, running.reload, server)
+        # The listeners have copies: when those and the supervisor's are closed, nobody waits in vain.
+        for _, sock in slot.sockets or ():
+            sock.close()
         ready(side)
 
+    # What is paused is the queue as a whole, this worker's part included, if there was none before. Only who starts the
+    # server says otherwise, not who comes in place of a worker.
+    given = running.given
+    given["paused"] = (given.get("paused", False) and slot.is_first) or is_paused(str(running.data_dir))
     deadline = time.monotonic() + LOCKED_S
     while True:
         try:
-            MailServer.run(
-                on_ready=announce, on_closing=running.stop_side, grace_s=running.grace_s, slot=slot, **running.given
-            )
+            MailServer.run(on_ready=announce, on_closing=running.stop_side, grace_s=running.grace_s, slot=slot, **given)
         except StoreLockedError:
             if time.monotonic() > deadline:
                 raise
@@ -235,9 +282,10 @@ def _work(running: _Running, slot: Slot, ready: Ready, life: int) -> None:
             return
 
 
-def _left_alone(server: MailServer, life: int) -> None:
-    asyncio.get_running_loop().remove_reader(life)
-    server.post("shutdown")
+def _left_alone(running: _Running, server: MailServer, life: int) -> None:
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(life)
+    running.last = loop.create_task(server.shutdown(grace_s=running.grace_s))
 
 
 def _settle_in() -> None:

@@ -7,13 +7,15 @@ worker instead. Must not accept.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import socket
 import stat
+from typing import Any
 
 from ..errors import ListenError
 from ..options import Options
-from ..server.listener import listen_fault
+from ..server.listener import answers, listen_fault
 
 # (scheme, socket) of each listener.
 Row = list[tuple[str, socket.socket]]
@@ -35,9 +37,12 @@ def bind_all(options: Options, count: int) -> list[Row]:
 
 
 def close_all(rows: list[Row]) -> None:
-    """Gives them up, for good."""
+    """Gives them up, for good; closed ones are left as they are."""
     for row in rows:
-        for _, sock in row:
+        for scheme, sock in row:
+            if scheme == "unix" and sock.fileno() >= 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(sock.getsockname())
             sock.close()
 
 
@@ -68,7 +73,17 @@ def _bind(rows: list[Row], scheme: str, host: str, port: int) -> None:
 
 def _addresses(host: str, port: int) -> list[tuple[socket.AddressFamily, tuple[str, int]]]:
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    return list(dict.fromkeys((family, address) for family, _, _, _, address in found))  # type: ignore[misc]
+    pairs: list[Any] = list(dict.fromkeys((family, address) for family, _, _, _, address in found))
+    # A name may have addresses of a family that this machine has switched off.
+    return [pair for pair in pairs if len(pairs) == 1 or _has(pair[0])] or pairs
+
+
+def _has(family: socket.AddressFamily) -> bool:
+    try:
+        socket.socket(family, socket.SOCK_STREAM).close()
+    except OSError:
+        return False
+    return True
 
 
 def _probe(family: socket.AddressFamily, address: tuple[str, int]) -> None:
@@ -99,6 +114,8 @@ def _bind_unix(path: str) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise FileExistsError(17, "a file is in the way")
+        if answers(path):
+            raise OSError(errno.EADDRINUSE, "in use")
         os.unlink(path)
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     mask = os.umask(0o177)

@@ -24,7 +24,7 @@ from typing import NoReturn
 
 from ..errors import PillarboxError
 from ..places import Slot
-from .handover import Handover, become_new, fault_of_command
+from .handover import SIGNALS, Handover, Trial, become_new, hold_signals, let_signals
 from .sockets import Row, close_all, rows_of
 
 _log = logging.getLogger("pillarbox.supervisor")
@@ -36,7 +36,7 @@ PAUSE_LONGEST_S = 30.0
 CLOSING_S = 10.0
 EX_CONFIG = 78
 
-Ready = Callable[[dict[str, str]], None]
+Ready = Callable[[dict[str, str]], object]
 Work = Callable[[Slot, Ready, int], None]
 
 
@@ -52,6 +52,7 @@ class _Worker:
     start_at: float | None = None
     kill_at: float | None = None
     pipe: int = -1
+    lives: int = 0
 
 
 class Supervisor:
@@ -76,6 +77,9 @@ class Supervisor:
         self._signals: list[int] = []
         self._is_stopping = False
         self._was_ready = False
+        # Until all have been ready once, a worker that fails ends everything: nobody is served yet.
+        self._is_first_start = True
+        self._trial: Trial | None = None
         self._failure = ""
         self._words: dict[str, str] = {}
 
@@ -91,6 +95,7 @@ class Supervisor:
             if number >= self._count:
                 self._leaving.append(worker)
         self._rolling = [worker for worker in self._workers if worker.pid]
+        self._is_first_start = False
 
     def run(self, on_ready: Ready) -> None:
         """Until everything has ended; `on_ready` gets what the workers told. PillarboxError when they could not start."""
@@ -99,8 +104,9 @@ class Supervisor:
         for sock in self._wakes:
             sock.setblocking(False)
         signal.set_wakeup_fd(self._wakes[1].fileno())
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2, signal.SIGCHLD):
+        for number in SIGNALS:
             signal.signal(number, lambda number, frame: self._signals.append(number))
+        let_signals()
         self._selector.register(self._wakes[0], selectors.EVENT_READ)
         for worker in self._workers:
             if not worker.pid:
@@ -112,6 +118,7 @@ class Supervisor:
                 break
             if not self._was_ready and not self._rolling and all(worker.is_ready for worker in self._workers):
                 self._was_ready = True
+                self._is_first_start = False
                 on_ready(self._words)
             for key, _ in self._selector.select(self._patience()):
                 if key.fileobj is self._wakes[0]:
@@ -129,6 +136,9 @@ class Supervisor:
         return not self._is_stopping or any(worker.pid for worker in self._workers + self._leaving)
 
     def _patience(self) -> float | None:
+        if self._trial is not None:
+            # SIGCHLD tells of its end; this finds out when it takes too long.
+            return 1.0
         times = [
             t for worker in self._workers + self._leaving for t in (worker.start_at, worker.kill_at) if t is not None
         ]
@@ -143,7 +153,7 @@ class Supervisor:
                 self._kill_all()
             self._stop()
         elif number == signal.SIGUSR2 and not self._is_stopping:
-            self._become_new()
+            self._try_command()
         elif number == signal.SIGHUP:
             for worker in self._workers:
                 if worker.pid and worker.is_ready:
@@ -151,13 +161,16 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._is_stopping = True
+        # For good: who connects now is refused, and goes elsewhere, in place of waiting for nobody.
+        close_all(self._rows)
         for worker in self._workers + self._leaving:
             worker.start_at = None
             self._end(worker)
 
     def _end(self, worker: _Worker) -> None:
         if worker.pid and worker.kill_at is None:
-            worker.kill_at = time.monotonic() + self._grace_s + CLOSING_S
+            # Sessions have their grace, then what is being delivered.
+            worker.kill_at = time.monotonic() + 2 * self._grace_s + CLOSING_S
             os.kill(worker.pid, signal.SIGTERM)
 
     def _kill_all(self) -> None:
@@ -168,20 +181,36 @@ class Supervisor:
     # ------------------------------------------------------------------ workers
 
     def _start(self, worker: _Worker) -> None:
-        reading, writing = os.pipe()
         worker.start_at, worker.is_ready, worker.began = None, False, time.monotonic()
         sys.stdout.flush()
-        worker.pid = os.fork()
-        if worker.pid == 0:
-            os.close(reading)
-            self._be_worker(worker, writing)
+        try:
+            reading, writing = os.pipe()
+            # A signal that came before the child has handlers of its own would be lost in it.
+            hold_signals()
+            try:
+                pid = os.fork()
+            except OSError:
+                os.close(reading)
+                os.close(writing)
+                raise
+            if pid == 0:
+                os.close(reading)
+                self._be_worker(worker, writing)
+        except OSError as error:
+            worker.failures += 1
+            worker.start_at = worker.began + _pause(worker.failures)
+            _log.error("worker %d cannot be started: %s", worker.number, error)
+            return
+        finally:
+            let_signals()
+        worker.pid, worker.lives = pid, worker.lives + 1
         os.close(writing)
         worker.pipe = reading
         self._selector.register(reading, selectors.EVENT_READ, worker)
 
     def _be_worker(self, worker: _Worker, pipe: int) -> NoReturn:
         """In the child: nothing of the supervisor's stays, but the sockets of this slot."""
-        code = 70
+        code, word = 70, _Word(pipe)
         try:
             signal.set_wakeup_fd(-1)
             for default in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
@@ -189,6 +218,7 @@ class Supervisor:
             # Asked for the server as a whole: the supervisor sees to it.
             for ignored in (signal.SIGUSR2, signal.SIGHUP):
                 signal.signal(ignored, signal.SIG_IGN)
+            let_signals()
             self._selector.close()
             for sock in self._wakes:
                 sock.close()
@@ -198,11 +228,14 @@ class Supervisor:
             for _, sock in itertools.chain.from_iterable(self._rows):
                 if sock.fileno() not in own:
                     sock.close()
-            slot = Slot(worker.number, self._count, tuple(sockets), self._tls)
-            self._work(slot, lambda word: _tell(pipe, word), self._life[0])
+            is_first = self._is_first_start and not worker.lives
+            slot = Slot(worker.number, self._count, tuple(sockets), self._tls, is_first)
+            self._work(slot, word.tell, self._life[0])
             code = 0
         except PillarboxError as error:
-            _tell(pipe, {"error": error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else str(error)})
+            text = error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else str(error)
+            if not word.tell({"error": text}):
+                _log.error("worker %d: %s", worker.number, text)
             code = EX_CONFIG
         except KeyboardInterrupt:
             code = 0
@@ -227,7 +260,7 @@ class Supervisor:
             if self._rolling and self._rolling[0] is worker:
                 _log.info("worker %d is new (pid %d)", worker.number, worker.pid)
                 self._rolling.pop(0)
-        elif self._was_ready or self._rolling:
+        elif not self._is_first_start:
             _log.error("worker %d could not start: %s", worker.number, word["error"])
         else:
             # At the very start nobody is served yet: whoever started us is told.
@@ -256,12 +289,12 @@ class Supervisor:
         if was_asked:
             worker.start_at = now
             return
-        if not self._was_ready and not self._rolling:
+        if self._is_first_start:
             self._failure = self._failure or f"worker {worker.number} ended at its start ({_how(code)}); see the log"
             self._stop()
             return
         worker.failures = 0 if now - worker.began >= WORKED_S else worker.failures + 1
-        pause = min(PAUSE_FIRST_S * 2 ** (worker.failures - 1), PAUSE_LONGEST_S) if worker.failures else 0.0
+        pause = _pause(worker.failures)
         _log.error("worker %d (pid %d) %s: starting it again in %.1f s", worker.number, pid, _how(code), pause)
         worker.start_at = now + pause
 
@@ -277,6 +310,10 @@ class Supervisor:
                 self._start(worker)
         if self._is_stopping:
             return
+        fault = self._trial.fault() if self._trial is not None else None
+        if fault is not None:
+            self._trial = None
+            self._become_new(fault)
         if self._rolling:
             first = self._rolling[0]
             if first.is_ready:
@@ -287,14 +324,28 @@ class Supervisor:
 
     # ------------------------------------------------------------------ restart
 
-    def _become_new(self) -> None:
-        """The same command again in this very process: children stay."""
-        if self._rolling or not self._was_ready:
-            _log.warning("a restart is under way already")
+    def _try_command(self) -> None:
+        """Whether it could start is found out beside the work."""
+        # A roll that does not get on, for the new code does not start, may be replaced by another.
+        is_stuck = bool(self._rolling) and self._rolling[0].failures > 0
+        if self._trial is not None or self._is_first_start or (self._rolling and not is_stuck):
+            _log.warning("a start or restart is under way already")
             return
-        fault = fault_of_command()
-        if fault is not None:
+        try:
+            self._trial = Trial()
+        except OSError as error:
+            _log.error("no restart, everything stays as it is: %s", error)
+
+    def _become_new(self, fault: str) -> None:
+        """The same command again in this very process: children stay."""
+        if fault:
             _log.error("no restart, everything stays as it is: %s", fault)
+            return
+        hold_signals()
+        if self._signals:
+            # They come first; SIGTERM among them ends it all.
+            let_signals()
+            self._trial = Trial()
             return
         _log.info("restarting %d workers, one after the other", self._count)
         pids = {worker.number: worker.pid for worker in self._workers + self._leaving if worker.pid}
@@ -302,9 +353,24 @@ class Supervisor:
         become_new(Handover(self._rows, self._life, pids))
 
 
-def _tell(pipe: int, word: dict[str, str]) -> None:
-    os.write(pipe, json.dumps(word).encode())
-    os.close(pipe)
+class _Word:
+    """What a worker tells its supervisor, once."""
+
+    def __init__(self, pipe: int) -> None:
+        self._pipe = pipe
+
+    def tell(self, word: dict[str, str]) -> bool:
+        """False when it was told already: the number may be another file's by now."""
+        pipe, self._pipe = self._pipe, -1
+        if pipe < 0:
+            return False
+        os.write(pipe, json.dumps(word).encode())
+        os.close(pipe)
+        return True
+
+
+def _pause(failures: int) -> float:
+    return min(PAUSE_FIRST_S * 2 ** min(failures - 1, 10), PAUSE_LONGEST_S) if failures else 0.0
 
 
 def _how(code: int) -> str:

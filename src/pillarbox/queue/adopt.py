@@ -60,12 +60,14 @@ class Adopter:
 
     async def _adopt_all(self) -> None:
         for shard in self._orphans():
+            if self._is_stopping:
+                return
             orphan = SqliteStore(self._folder, shard)
             try:
-                await asyncio.to_thread(orphan.open)
-            except StoreLockedError:
+                await asyncio.to_thread(orphan.open, is_new_allowed=False)
+            except (StoreLockedError, FileNotFoundError):
                 continue
-            except PillarboxError as error:
+            except (PillarboxError, OSError) as error:
                 _log.error("the mail in %s waits: %s", orphan.path, error)
                 continue
             try:
@@ -91,6 +93,7 @@ class Adopter:
             batch = await asyncio.to_thread(Batch, orphan, rows)
             moved += await self._commit.run(batch.take_over)
             await asyncio.to_thread(batch.forget)
+            await asyncio.to_thread(orphan.maintain)
             self._wake()
         await asyncio.to_thread(orphan.close)
 
@@ -102,9 +105,10 @@ def _recover(orphan: SqliteStore, now: float) -> None:
 
 def _remove(orphan: SqliteStore) -> None:
     """The orphan is empty: its files go, so that nobody looks at it again."""
-    for name in os.listdir(orphan.spool):
-        os.unlink(os.path.join(orphan.spool, name))
-    os.rmdir(orphan.spool)
+    with contextlib.suppress(OSError):
+        for name in os.listdir(orphan.spool):
+            os.unlink(os.path.join(orphan.spool, name))
+        os.rmdir(orphan.spool)
     orphan.destroy()
 
 

@@ -279,7 +279,9 @@ def ask(folder: str, request: dict[str, Any], *, shard: int = 0, timeout_s: floa
                 f"a server runs on {folder} but its control socket does not answer: {error.strerror or error}"
             ) from error
     if not line:
-        raise StoreError(f"the server on {folder} closed the control socket without an answer")
+        raise StoreError(
+            f"the server on {folder} closed the control socket without an answer"
+        ) from ConnectionResetError()
     answer = json.loads(line)
     if not answer.get("ok"):
         raise StoreError(str(answer.get("error")))

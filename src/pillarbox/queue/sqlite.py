@@ -77,11 +77,17 @@ class SqliteStore:
 
     # ------------------------------------------------------------ open and close
 
-    def open(self) -> None:
-        """Locks, opens, migrates. StoreLockedError names the lock when a server runs on this folder."""
-        self._make_folders()
+    def open(self, *, is_new_allowed: bool = True) -> None:
+        """Locks, opens, migrates. StoreLockedError names the lock when a server runs on this folder.
+
+        FileNotFoundError for a shard that is not there, unless a new one `is_new_allowed`.
+        """
+        self._make_folder(self.folder)
         self._lock = self._take_lock()
         try:
+            if not is_new_allowed and not os.path.exists(self.path):
+                raise FileNotFoundError(self.path)
+            self._make_folder(self.spool)
             self._db = connect(self.path, is_read_only=False)
             self._prepare()
             self._db.execute(SQL["dropped_table"])
@@ -94,14 +100,11 @@ class SqliteStore:
                 raise _translated(error, self.path) from error
             raise
 
-    def _make_folders(self) -> None:
+    def _make_folder(self, folder: str) -> None:
         try:
-            for folder in (self.folder, self.spool):
-                os.makedirs(folder, mode=0o700, exist_ok=True)
+            os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
-            raise StoreError(
-                f"cannot make the data directory {self.folder}: {error.strerror}; see --data-dir"
-            ) from error
+            raise StoreError(f"cannot make the data directory {folder}: {error.strerror}; see --data-dir") from error
 
     def _take_lock(self) -> int:
         try:

@@ -6,11 +6,13 @@ A shard is asked through its worker's control socket, or opened here, under its 
 from __future__ import annotations
 
 import asyncio
-import os
+import logging
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
+
+import apsw
 
 from ..errors import StoreError, StoreLockedError
 from ..mail.content import Content
@@ -21,22 +23,31 @@ from .shards import database, find_shards, spool_folder
 from .sqlite import SqliteStore
 from .sqlite_read import SqliteReader, connect
 
+_log = logging.getLogger("pillarbox.queue")
 T = TypeVar("T")
+GONE = object()
+# What was changed before stays so: asked again, a shard tells of the others.
+_CHANGING = frozenset(action.value for action in Action)
 # A worker that is just starting, or just ending, holds its lock without answering: for a moment.
-PATIENCE_S = 10.0
+PATIENCE_S = 60.0
 _PAUSE_S = 0.05
 # What a lane may be, the worst last.
 LANE_STATES = ("idle", "busy", "probing", "down")
 
 
 def ask_shard(folder: str, shard: int, request: dict[str, Any], patience_s: float = PATIENCE_S) -> Any:
-    """One request to one shard, running or not; blocks. StoreError: it says no, or cannot be asked; ValueError: a bad one."""
+    """One request to one shard, running or not; blocks. GONE when another has taken it over meanwhile.
+
+    StoreError: it says no, or cannot be asked; ValueError: a bad request.
+    """
     deadline = time.monotonic() + patience_s
     store = SqliteStore(folder, shard)
     while True:
         try:
-            store.open()
+            store.open(is_new_allowed=False)
             break
+        except FileNotFoundError:
+            return GONE
         except StoreLockedError:
             try:
                 return ask(folder, {**request, "scope": "shard"}, shard=shard)
@@ -54,14 +65,23 @@ def _judge_refusal(error: StoreError, deadline: float) -> None:
     text = str(error)
     if text.startswith("bad request: "):
         raise ValueError(text.removeprefix("bad request: ")) from None
-    is_absent = isinstance(error.__cause__, FileNotFoundError | ConnectionRefusedError)
+    # No socket yet, or one that is just closing: the verbs may be asked twice.
+    is_absent = isinstance(error.__cause__, FileNotFoundError | ConnectionError)
     if not is_absent or time.monotonic() > deadline:
         raise error
 
 
 def ask_all(folder: str, request: dict[str, Any]) -> Any:
     """One request to every shard of a data directory, and what they say together; blocks. Errors as in ask_shard."""
-    return merge(request, [ask_shard(folder, shard, request) for shard in find_shards(folder)])
+    answers: list[Any] = []
+    while True:
+        found = [ask_shard(folder, shard, request) for shard in find_shards(folder)]
+        answers += [answer for answer in found if answer is not GONE]
+        if GONE not in found:
+            return merge(request, answers)
+        if request.get("verb") not in _CHANGING:
+            # What was in the shard that is gone is in another now, which was asked before: all are asked again.
+            answers.clear()
 
 
 def merge(request: dict[str, Any], answers: list[Any]) -> Any:
@@ -145,7 +165,8 @@ class WholeQueue:
             loop.run_in_executor(self._threads, ask_shard, self._folder, shard, request) for shard in self._others()
         ]
         own = await perform(self._own, request)
-        return merge(request, [own, *await asyncio.gather(*asked)])
+        others = [answer for answer in await asyncio.gather(*asked) if answer is not GONE]
+        return merge(request, [own, *others])
 
     # ----------------------------------------------------------------- reading
 
@@ -219,16 +240,17 @@ def _fields(query: Query) -> dict[str, Any]:
 
 
 def is_paused(folder: str) -> bool:
-    """True when any shard of a data directory was paused: new workers begin so, too."""
+    """True when any shard of a data directory was paused: new workers begin so, too. What cannot be read is not."""
     for shard in find_shards(folder):
-        path = database(folder, shard)
-        if os.path.getsize(path):
-            connection = connect(path, is_read_only=True)
+        try:
+            connection = connect(database(folder, shard), is_read_only=True)
             try:
-                if SqliteReader(connection, folder).flag("paused") is not None:
+                # A start that was cut off left a file without tables.
+                is_made = next(iter(connection.execute("PRAGMA user_version")))[0] > 0
+                if is_made and SqliteReader(connection, folder).flag("paused") is not None:
                     return True
-            except Exception as error:
-                raise StoreError(f"the queue at {path} cannot be read: {error}") from error
             finally:
                 connection.close()
+        except apsw.Error as error:
+            _log.error("the queue at %s cannot be read: %s", database(folder, shard), error)
     return False

@@ -71,6 +71,7 @@ class SmtpConnection(asyncio.Protocol):
     """One connection. The loop calls it; it calls its session."""
 
     __slots__ = (
+        "__weakref__",
         "_context",
         "_key",
         "_linger_sweeps",
@@ -97,6 +98,11 @@ class SmtpConnection(asyncio.Protocol):
         self.has_eof = False
         self._lingers = self._linger_sweeps = 0
         self.session: SmtpSession
+
+    @property
+    def has_begun(self) -> bool:
+        """True once it has a session: with TLS from the first octet, after the handshake."""
+        return hasattr(self, "session")
 
     # ------------------------------------------------------------ from the loop
 

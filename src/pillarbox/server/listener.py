@@ -9,8 +9,11 @@ import logging
 import os
 import socket
 import stat
+import sys
 import time
+import weakref
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from ..clock import Timer
 from ..errors import ListenError
@@ -59,6 +62,8 @@ class Listeners:
         self._servers: list[asyncio.Server] = []
         self._timer: Timer | None = None
         self._is_over = False
+        # Accepted, and in the handshake that comes before the session; whoever fails there is forgotten by itself.
+        self._arriving: weakref.WeakSet[SmtpConnection] = weakref.WeakSet()
 
     @property
     def is_listening(self) -> bool:
@@ -86,14 +91,20 @@ class Listeners:
         loop, context, place = asyncio.get_running_loop(), self._context, _Place()
 
         def make() -> SmtpConnection:
-            return SmtpConnection(context, place.endpoint)
+            connection = SmtpConnection(context, place.endpoint)
+            if tls is not None:
+                self._arriving.add(connection)
+            return connection
 
         tls = context.tls if scheme == "smtps" else None
         handshake_s = HANDSHAKE_S if tls is not None else None
         if scheme == "unix" and sock is None:
             server = await _listen_unix(make, host)
         elif scheme == "unix":
-            server = await loop.create_unix_server(make, sock=sock, backlog=BACKLOG)
+            # The path is whoever's who bound it: since Python 3.13 closing would remove it.
+            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
+            assert sock is not None
+            server = await loop.create_unix_server(make, sock=sock.dup(), backlog=BACKLOG, **keep)
         elif sock is not None:
             # A copy: closing ours leaves the other one, and what waits in the socket's queue.
             own = sock.dup()
@@ -161,7 +172,7 @@ class Listeners:
             await asyncio.sleep(0)
         deadline = context.clock.monotonic() + grace_s
         idle = _IdleWatch()
-        while context.sessions:
+        while context.sessions or self._are_arriving():
             is_over = self._is_over or context.clock.monotonic() >= deadline
             for session in list(context.sessions.values()):
                 if is_over or idle.may_leave(session):
@@ -172,6 +183,9 @@ class Listeners:
         await self._abort_rest()
         if self._timer is not None:
             self._timer.cancel()
+
+    def _are_arriving(self) -> bool:
+        return any(not connection.has_begun for connection in self._arriving)
 
     async def _abort_rest(self) -> None:
         """Who does not read our 421 is cut off."""
@@ -215,7 +229,7 @@ async def _listen_unix(make: Callable[[], SmtpConnection], path: str) -> asyncio
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise OSError(errno.EEXIST, "a file is in the way")
-        if _answers(path):
+        if answers(path):
             # The loop would put its own socket in place of that one.
             raise OSError(errno.EADDRINUSE, "in use")
         os.unlink(path)
@@ -224,7 +238,8 @@ async def _listen_unix(make: Callable[[], SmtpConnection], path: str) -> asyncio
     return server
 
 
-def _answers(path: str) -> bool:
+def answers(path: str) -> bool:
+    """True when somebody listens on that unix socket."""
     with socket.socket(socket.AF_UNIX) as probe:
         try:
             probe.connect(path)
