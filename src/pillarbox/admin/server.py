@@ -58,13 +58,9 @@ class Admin:
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self.url = f"http://{shown}"
         folder = self._server.options.data_dir
-        names = {
-            shown,
-            f"localhost:{port}",
-            f"127.0.0.1:{port}",
-            f"[::1]:{port}",
-            f"{self._server.options.hostname}:{port}",
-        }
+        own = self._server.options.hostname
+        # The bare name is how a TLS proxy in front is called.
+        names = {own, f"{own}:{port}", shown, f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"}
         self.access = Access({name.lower() for name in names}, read_token(folder))
         write_file(folder, self.url, self.access.token)
         config = uvicorn.Config(
