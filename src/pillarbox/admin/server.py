@@ -21,7 +21,7 @@ from starlette.staticfiles import StaticFiles
 
 from ..app import MailServer
 from ..errors import ListenError, PillarboxError
-from .access import FILE, Access, Guard, read_token, write_file
+from .access import Access, Guard, read_token, write_file
 from .api import ROWS, Api, answering_errors
 from .pages import SAMPLE_S, STATIC, Samples, page_routes
 
@@ -149,6 +149,3 @@ def _listen(host: str, port: int) -> socket.socket:
 
 async def _failed(request: Request, error: Exception) -> Response:
     return JSONResponse({"error": "internal fault: see the server's log"}, 500)
-
-
-__all__ = ["DEFAULT", "FILE", "Admin"]

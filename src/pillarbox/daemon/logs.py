@@ -57,3 +57,5 @@ def configure_logs(level: str, *, as_json: bool | None = None, stream: TextIO | 
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
     logging.getLogger("asyncio").setLevel("WARNING")
+    # It tells of its start and end at "info", which our own ready line does already.
+    logging.getLogger("uvicorn").setLevel("WARNING")
