@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from . import __version__
 from .errors import OptionError
-from .places import default_data_dir, default_hostname, parse_endpoint
+from .places import LOGIN_SCHEMES, TLS_SCHEMES, default_data_dir, default_hostname, parse_endpoint
 from .smtp.address import comparable_domain, is_address_literal, is_domain
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -32,7 +32,12 @@ class Options(BaseModel):
     port: int = Field(25, ge=0, le=65535, description="port for every address; 0: any free one")
     listen: list[str] = Field(
         default_factory=list,
-        description="HOST:PORT, [IPV6]:PORT, unix:/PATH or smtps://HOST:PORT (TLS from the first octet); instead of address",
+        description="HOST:PORT, [IPV6]:PORT or unix:/PATH, instead of address; submission://HOST (port 587) is for clients "
+        "that log in, smtps:// and submissions:// (port 465) begin with TLS",
+    )
+    proxy_from: list[str] = Field(
+        default_factory=list,
+        description="networks (CIDR) of load balancers: each connection of theirs begins with a PROXY header (v1 or v2)",
     )
     hostname: str = Field(default_factory=default_hostname, description="our name in greeting, Received and EHLO")
     version: str = Field(f"Pillarbox {__version__}", description="the text behind ESMTP in the greeting; empty: hidden")
@@ -216,14 +221,16 @@ class Options(BaseModel):
             parse_nameserver(text)
         return value
 
-    @field_validator("relay", "listen", "domains", "trust", "nameservers", "mx_networks", "dnsbl_allow", mode="before")
+    @field_validator(
+        "relay", "listen", "domains", "trust", "nameservers", "mx_networks", "dnsbl_allow", "proxy_from", mode="before"
+    )
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if value is None:
             return []
         return [value] if isinstance(value, str) else value
 
-    @field_validator("trust", "mx_networks", "dnsbl_allow")
+    @field_validator("trust", "mx_networks", "dnsbl_allow", "proxy_from")
     @classmethod
     def _check_trust(cls, value: list[str]) -> list[str]:
         for text in value:
@@ -245,7 +252,7 @@ class Options(BaseModel):
     @classmethod
     def _check_listen(cls, value: list[str]) -> list[str]:
         for text in value:
-            parse_endpoint(text, default_port=25)
+            parse_endpoint(text, default_port=25, is_listener=True)
         return value
 
     @field_validator("relay")
@@ -276,8 +283,15 @@ class Options(BaseModel):
             )
         if self.authenticator is not None and self.auth_file:
             raise ValueError("authenticator and auth_file are both given: one of them decides")
-        if any(text.startswith("smtps://") for text in self.listen) and not self.tls_cert:
-            raise ValueError("listen has smtps:// but there is no tls_cert: give a certificate")
+        schemes = {scheme for scheme, _, _ in self.listeners}
+        if schemes & (TLS_SCHEMES | LOGIN_SCHEMES) and not self.tls_cert:
+            raise ValueError(
+                f"listen has {min(schemes & (TLS_SCHEMES | LOGIN_SCHEMES))}:// but there is no tls_cert: give a certificate"
+            )
+        if schemes & LOGIN_SCHEMES and self.simple and self.authenticator is None and not self.auth_file:
+            raise ValueError(
+                f"listen has {min(schemes & LOGIN_SCHEMES)}:// but nobody can log in: give auth_file or authenticator"
+            )
         return self
 
     @property
@@ -289,7 +303,7 @@ class Options(BaseModel):
     def listeners(self) -> list[tuple[str, str, int]]:
         """(scheme, host, port) of every listener."""
         if self.listen:
-            return [parse_endpoint(text, default_port=25) for text in self.listen]
+            return [parse_endpoint(text, default_port=25, is_listener=True) for text in self.listen]
         addresses = [self.address] if isinstance(self.address, str) else self.address
         return [
             parse_endpoint(address, 0) if address.startswith("unix:") else ("smtp", address, self.port)

@@ -49,8 +49,18 @@ def default_hostname() -> str:
     return "localhost"
 
 
-def parse_endpoint(text: str, default_port: int) -> tuple[str, str, int]:
-    """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp(s)://... or unix:/PATH. ValueError says what is wrong."""
+# What a listener may be, with its usual port: for mail from other servers and for submission (RFC 6409), whose clients
+# have to log in; each also with TLS from the first octet (RFC 8314).
+LISTENER_SCHEMES = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465}
+TLS_SCHEMES = frozenset(("smtps", "submissions"))
+LOGIN_SCHEMES = frozenset(("submission", "submissions"))
+
+
+def parse_endpoint(text: str, default_port: int, *, is_listener: bool = False) -> tuple[str, str, int]:
+    """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp(s)://... or unix:/PATH. ValueError says what is wrong.
+
+    A listener may be submission:// or submissions://, too.
+    """
     if text.startswith("unix:"):
         path = text[5:]
         if not path.startswith("/") or "\0" in path:
@@ -59,8 +69,9 @@ def parse_endpoint(text: str, default_port: int) -> tuple[str, str, int]:
     scheme, found, rest = text.partition("://")
     if not found:
         scheme, rest = "smtp", text
-    if scheme not in ("smtp", "smtps"):
-        raise ValueError(f"{text!r}: the scheme is smtp:// or smtps://")
+    known = tuple(LISTENER_SCHEMES) if is_listener else ("smtp", "smtps")
+    if scheme not in known:
+        raise ValueError(f"{text!r}: the scheme is {', '.join(f'{one}://' for one in known)}")
     if rest.startswith("["):
         host, bracket, port = rest[1:].partition("]")
         if not bracket or (port and not port.startswith(":")):
@@ -74,4 +85,4 @@ def parse_endpoint(text: str, default_port: int) -> tuple[str, str, int]:
         raise ValueError(f"{text!r}: the port is a number from 0 to 65535")
     if not host or any(c.isspace() or c in "/@" for c in host):
         raise ValueError(f"{text!r}: give HOST:PORT")
-    return scheme, host, int(port) if port else (465 if scheme == "smtps" else default_port)
+    return scheme, host, int(port) if port else (default_port if scheme == "smtp" else LISTENER_SCHEMES[scheme])

@@ -53,6 +53,7 @@ class Session:
         "talked_early",
         "tls",
         "username",
+        "wants_login",
     )
 
     def __init__(self, client_id: str, peer: Endpoint, local: Endpoint) -> None:
@@ -64,6 +65,8 @@ class Session:
         self.is_esmtp = False
         self.is_trusted = False
         self.talked_early = False
+        # It came in at a listener for submission: nobody sends before AUTH.
+        self.wants_login = False
         self.username: str | None = None
         self.senders: Sequence[str] = ()
         self.envelope: Envelope | None = None

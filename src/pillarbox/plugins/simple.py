@@ -33,6 +33,9 @@ _NO_LMTP = Reply(500, "5.5.1", "This is SMTP, not LMTP: say EHLO")
 _NO_XCLIENT = Reply(550, "5.7.0", "Not for you")
 _READY_FOR_TLS = Reply(220, "2.0.0", "Ready to start TLS")
 _TOO_MANY = Reply(452, "4.5.3", "Too many recipients: send the rest in a further transaction")
+# RFC 6409 section 4.3 and RFC 3207 section 4
+_LOGIN_FIRST = Reply(530, "5.7.0", "Authentication required")
+_TLS_FIRST = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
 _NEEDS_UTF8 = Reply(553, "5.6.7", "Address with UTF-8: use SMTPUTF8 with MAIL")
 _NOT_TRUSTED = Reply(550, "5.7.1", "Relaying denied: authenticate, or ask the operator")
 _NOBODY = Reply(550, "5.1.1", "No such mailbox here")
@@ -179,6 +182,8 @@ class Simple:
         return self._mail(event.session, event)
 
     def _mail(self, session: e.Session, command: e.CmdMail | Command) -> Reply:
+        if session.wants_login and session.username is None:
+            return _LOGIN_FIRST if session.tls else _TLS_FIRST
         if session.username is not None and command.address is not None and not _may_send_as(session, command.address):
             return Reply(553, "5.7.1", f"{session.username} may not send as this address")
         return _SENDER_OK

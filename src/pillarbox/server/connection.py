@@ -16,6 +16,7 @@ from .tls import describe
 
 if TYPE_CHECKING:
     from .context import ServerContext
+    from .proxyproto import Proxied
 
 _log = logging.getLogger("pillarbox.session")
 HANDSHAKE_S = 30.0
@@ -78,16 +79,27 @@ class SmtpConnection(asyncio.Protocol):
         "_lingers",
         "_local",
         "_outbox",
+        "_proxied",
         "_stops",
         "_tls_task",
         "_transport",
+        "_wants_login",
         "_wiretap",
         "has_eof",
         "session",
     )
 
-    def __init__(self, context: ServerContext, local: Endpoint | None = None) -> None:
+    def __init__(
+        self,
+        context: ServerContext,
+        local: Endpoint | None = None,
+        *,
+        proxied: Proxied | None = None,
+        wants_login: bool = False,
+    ) -> None:
         self._local = local
+        self._proxied = proxied
+        self._wants_login = wants_login
         self._context = context
         self._outbox: Outbox = context.outbox
         self._wiretap = context.wiretap
@@ -114,11 +126,19 @@ class SmtpConnection(asyncio.Protocol):
         peer = _endpoint(get("peername"))
         # A listener on one address knows it; asking the kernel for each connection costs as much as a command.
         local = self._local or _endpoint(get("sockname"))
+        proxied = self._proxied
+        if proxied is not None and proxied.peer is not None:
+            # A balancer speaks for somebody else, and for where that one thinks to be.
+            peer, local = proxied.peer, proxied.local or local
         facts = Session(context.new_client_id(), peer, local)
+        facts.wants_login = self._wants_login
         if context.tls is not None:
             facts.tls = describe(get("ssl_object"))
         # Whoever may open a unix socket was let in by the file's permissions.
         facts.is_trusted = local.host.startswith("/") or context.is_trusted(peer.host)
+        if proxied is not None and proxied.peer is None:
+            # Whoever it is, it is not known to be one of ours: a balancer beside us has our own address.
+            facts.is_trusted = False
         self.session = SmtpSession(context, self, facts, ServerProtocol(context.protocol_facts(facts), context.rules))
         self._key = key = network_key(peer.host)
         context.sessions[facts.client_id] = self.session

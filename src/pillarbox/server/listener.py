@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import logging
 import os
 import socket
@@ -18,9 +19,12 @@ from typing import Any
 from ..clock import Timer
 from ..errors import ListenError
 from ..events.catalogue import Endpoint
+from ..options import parse_networks
+from ..places import LOGIN_SCHEMES, TLS_SCHEMES
 from ..smtp.reply import Reply
-from .connection import HANDSHAKE_S, SmtpConnection
+from .connection import SmtpConnection
 from .context import ServerContext
+from .proxyproto import HANDSHAKE_S, Proxied, ProxyAcceptor
 from .session import SmtpSession
 
 _log = logging.getLogger("pillarbox.listener")
@@ -38,7 +42,7 @@ class _Place:
     def __init__(self) -> None:
         self.endpoint: Endpoint | None = None
 
-    def learn(self, server: asyncio.Server) -> None:
+    def learn(self, server: asyncio.Server | ProxyAcceptor) -> None:
         """Takes it from the listening socket."""
         names = [sock.getsockname() for sock in server.sockets]
         if len(names) == 1 and isinstance(names[0], str):
@@ -59,7 +63,9 @@ class Listeners:
         self._context = context
         self._sockets = sockets
         self._failed = failed
-        self._servers: list[asyncio.Server] = []
+        self._servers: list[asyncio.Server | ProxyAcceptor] = []
+        # Closed, with connections whose session has not begun.
+        self._acceptors: list[ProxyAcceptor] = []
         self._timer: Timer | None = None
         self._is_over = False
         # Accepted, and in the handshake that comes before the session; whoever fails there is forgotten by itself.
@@ -90,14 +96,22 @@ class Listeners:
         """One listener, on a socket that is bound already, or on one of its own."""
         loop, context, place = asyncio.get_running_loop(), self._context, _Place()
 
-        def make() -> SmtpConnection:
-            connection = SmtpConnection(context, place.endpoint)
+        wants_login = scheme in LOGIN_SCHEMES
+
+        def make(proxied: Proxied | None = None) -> SmtpConnection:
+            connection = SmtpConnection(context, place.endpoint, proxied=proxied, wants_login=wants_login)
             if tls is not None:
                 self._arriving.add(connection)
             return connection
 
-        tls = context.tls if scheme == "smtps" else None
+        tls = context.tls if scheme in TLS_SCHEMES else None
         handshake_s = HANDSHAKE_S if tls is not None else None
+        if context.options.proxy_from and scheme != "unix":
+            for own in [sock.dup()] if sock is not None else await _bound(host, port):
+                own.listen(BACKLOG)
+                self._add(ProxyAcceptor(own, make, tls, self._is_balancer), place)
+            return
+        server: asyncio.Server
         if scheme == "unix" and sock is None:
             server = await _listen_unix(make, host)
         elif scheme == "unix":
@@ -121,8 +135,15 @@ class Listeners:
                 ssl=tls,
                 ssl_handshake_timeout=handshake_s,
             )
+        self._add(server, place)
+
+    def _add(self, server: asyncio.Server | ProxyAcceptor, place: _Place) -> None:
         self._servers.append(server)
         place.learn(server)
+
+    def _is_balancer(self, host: str) -> bool:
+        address = ipaddress.ip_address(host.partition("%")[0])
+        return any(address in network for network in parse_networks(self._context.options.proxy_from))
 
     def is_ours(self, host: str, port: int) -> bool:
         """True when a connection to that address and port would reach this very server."""
@@ -165,6 +186,8 @@ class Listeners:
         context.is_closing = True
         for server in self._servers:
             server.close()
+            if isinstance(server, ProxyAcceptor):
+                self._acceptors.append(server)
         self._servers.clear()
         if grace_s > 0:
             # Who was accepted in this turn of the loop has its session in the next.
@@ -185,10 +208,13 @@ class Listeners:
             self._timer.cancel()
 
     def _are_arriving(self) -> bool:
-        return any(not connection.has_begun for connection in self._arriving)
+        is_waiting = any(acceptor.is_arriving for acceptor in self._acceptors)
+        return is_waiting or any(not connection.has_begun for connection in self._arriving)
 
     async def _abort_rest(self) -> None:
         """Who does not read our 421 is cut off."""
+        for acceptor in self._acceptors:
+            acceptor.abort()
         for _ in range(20):
             if not self._context.sessions:
                 return
@@ -222,6 +248,25 @@ class _IdleWatch:
 async def _turn(context: ServerContext) -> None:
     """A twentieth of a second of real time: closing sockets is the kernel's work, whatever clock the server has."""
     await asyncio.sleep(0.05)
+
+
+async def _bound(host: str, port: int) -> list[socket.socket]:
+    """Sockets for every address of a host, as the loop's own server makes them."""
+    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    sockets: list[socket.socket] = []
+    try:
+        for family, address in dict.fromkeys((family, address) for family, _, _, _, address in found):
+            sock = socket.socket(family, socket.SOCK_STREAM)
+            sockets.append(sock)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            sock.bind(address)
+    except OSError:
+        for sock in sockets:
+            sock.close()
+        raise
+    return sockets
 
 
 async def _listen_unix(make: Callable[[], SmtpConnection], path: str) -> asyncio.Server:
