@@ -16,7 +16,9 @@ from urllib.parse import quote
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from pillarbox.admin.api import ROWS, openapi, parsed_view
+from pillarbox.admin.api import ROWS
+from pillarbox.admin.parsed import parsed_view
+from pillarbox.admin.rows import openapi
 from tests.conftest import free_port
 from tests.daemon import Daemon, pillarbox, sink, wait_until
 from tests.test_workers import send
@@ -253,7 +255,7 @@ def test_sessions_status_options(server: Server) -> None:
 
 
 def test_openapi_tells_every_route() -> None:
-    described = openapi()
+    described = openapi(ROWS)
     assert described["openapi"] == "3.1.0"
     assert sum(len(methods) for methods in described["paths"].values()) == len(ROWS)
     assert json.loads(json.dumps(described)) == described

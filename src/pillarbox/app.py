@@ -12,17 +12,17 @@ import os
 import random
 import signal
 import uuid
-from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import IO, Any
 
+from .capture.inbox import Inbox
 from .clock import Clock, SystemClock, loop_factory
 from .delivery.handlers import Handler, Handlers, Item, parse_handlers
 from .errors import DuplicateUidError, ListenError, OptionError, StateError
 from .events import catalogue as e
-from .events.dispatch import Dispatcher, Verdict
+from .events.dispatch import Dispatcher
 from .events.names import Names
-from .events.pipeline import Pipeline
-from .events.subscribers import ALL
+from .eventside import EventSide
 from .mail.content import Content
 from .options import Options, parse_options
 from .parts import RELOADABLE, Parts
@@ -40,7 +40,7 @@ _log = logging.getLogger("pillarbox")
 _SERVERS: dict[str, list[MailServer]] = {}
 
 
-class MailServer:
+class MailServer(EventSide):
     """A mail server inside an asyncio program. `MailServer.spawn(**options)` gives one that runs.
 
     Options are those of `pillarbox.options.Options`. Raises OptionError for what is wrong with them.
@@ -233,92 +233,6 @@ class MailServer:
         """(host, port) of all listeners."""
         return self._parts.listeners.names()
 
-    # ---------------------------------------------------- plugins and events
-
-    def pipeline(self) -> Pipeline:
-        """The pipeline itself: push, pop, shift, unshift, insert_before, insert_after, replace, remove, bump_up, bump_down."""
-        return self.dispatcher.pipeline
-
-    def plugin_add(self, alias: str, plugin: Any) -> int:
-        """Adds a plugin before the built-in behaviour; the number of plugins. PluginError when the alias is taken."""
-        return self.pipeline().push(alias, plugin)
-
-    def plugin_del(self, which: Any) -> Any:
-        """Removes a plugin, by alias or itself, and returns it."""
-        return self.pipeline().remove(which)
-
-    def plugin_get(self, which: Any) -> Any | None:
-        """A plugin by alias, or None."""
-        return self.pipeline().get(which)
-
-    def plugin_list(self) -> dict[str, Any]:
-        """Plugins by alias."""
-        return self.pipeline().list()
-
-    def plugin_order(self) -> list[Any]:
-        """Plugins in order."""
-        return self.pipeline().order()
-
-    def plugin_register(self, plugin: Any, kind: str, *names: str | Iterable[str]) -> bool:
-        """From within a plugin's own `plugin_register`: it gets these events of a kind ("SMTPD", "SMTPC"; `all` works).
-
-        A plugin that does not call it gets every event that it has a method for.
-        """
-        self.pipeline().want(plugin, _kind(kind), self._names.checked(names))
-        return True
-
-    def plugin_unregister(self, plugin: Any, kind: str, *names: str | Iterable[str]) -> list[str]:
-        """The plugin gets these no longer; the names that it had not asked for."""
-        return self.pipeline().unwant(plugin, _kind(kind), self._names.flat(names))
-
-    def register(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> None:
-        """`callback(event)` for each event of these names (`all` for every one); plain or async."""
-        if not callable(callback):
-            raise OptionError(f"register: {callback!r} cannot be called: give a function, then names of events")
-        self.dispatcher.subscribers.register(callback, self._names.checked(names))
-
-    def unregister(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> bool:
-        """The callback hears of these no longer; without names, of nothing. False if it was not registered."""
-        return self.dispatcher.subscribers.unregister(callback, self._names.checked(names) if names else [ALL])
-
-    def events(self, *names: str | Iterable[str]) -> AsyncIterator[Any]:
-        """`async for event in server.events("message_queued")`: from now on, until the loop ends."""
-        return self.dispatcher.subscribers.events(self._names.checked(names))
-
-    def define_event(self, name: str) -> None:
-        """Declares an event of the program's own, so that it can be registered for."""
-        self._names.define(name)
-
-    def send_event(self, name: str, *args: Any) -> Verdict | Any:
-        """An event through the pipeline, then to subscribers; own names arrive as `Custom`. What the pipeline said of it."""
-        return self.dispatcher.dispatch(self._names.make(name, args))
-
-    def send_event_threadsafe(self, name: str, *args: Any) -> None:
-        """As send_event, from any thread."""
-        self._from_anywhere(lambda: self.send_event(name, *args))
-
-    def post(self, name: str, *args: Any) -> None:
-        """Runs the method of that name (shutdown, send_event, register, ...) in the server's loop, from any task or thread."""
-        if name not in _POSTABLE:
-            raise OptionError(self._names.near(f"post: {name!r} is no input event", name, _POSTABLE))
-        self._from_anywhere(lambda: self._run_posted(name, args))
-
-    def _run_posted(self, name: str, args: tuple[Any, ...]) -> None:
-        try:
-            answer = getattr(self, name)(*args)
-        except Exception:
-            _log.exception("post(%r) failed", name)
-            return
-        if asyncio.iscoroutine(answer):
-            task = asyncio.ensure_future(answer)
-            _POSTED.add(task)
-            task.add_done_callback(_posted_done)
-
-    def _from_anywhere(self, work: Callable[[], Any]) -> None:
-        if self._loop is None or self._closed is None or self._closed.is_set():
-            raise StateError("this server does not run")
-        self._loop.call_soon_threadsafe(work)
-
     # --------------------------------------------------------------- sessions
 
     def send_to_client(self, client_id: str, reply: Reply | str | bytes) -> bool:
@@ -353,6 +267,13 @@ class MailServer:
             )
         session = self._parts.context.sessions.get(client_id)
         return session is not None and session.intake.divert(file)
+
+    def disconnect(self, client_id: str) -> bool:
+        """Cuts a session's connection without another word; False when it is gone."""
+        session = self._parts.context.sessions.get(client_id)
+        if session is not None:
+            session.cut_off()
+        return session is not None
 
     # --------------------------------------------------------------- handlers
 
@@ -396,6 +317,13 @@ class MailServer:
     def queue(self) -> WholeQueue:
         """The queue of all workers, as the admin API looks at it. StateError when the server does not run."""
         return self._running().queue
+
+    @property
+    def inbox(self) -> Inbox:
+        """What a server with `capture=True` has caught. StateError on any other."""
+        if self._parts.inbox is None:
+            raise StateError("this server has no inbox: give capture=True")
+        return self._parts.inbox
 
     def _running(self) -> Parts:
         if self._closed is None or self._closed.is_set() or self._stopping is not None:
@@ -463,35 +391,7 @@ class MailServer:
         self.dispatcher.post(e.ListenerFailed("bind", error.errno or 0, text, address))
 
 
-# What `post` may be asked for: the original's input events.
-_POSTABLE = (
-    "register",
-    "unregister",
-    "shutdown",
-    "send_event",
-    "send_to_client",
-    "start_listener",
-    "pause_queue",
-    "resume_queue",
-    "cancel_message",
-    "enqueue",
-)
-_POSTED: set[asyncio.Future[Any]] = set()
-
-
-def _posted_done(task: asyncio.Future[Any]) -> None:
-    _POSTED.discard(task)
-    if not task.cancelled() and task.exception() is not None:
-        _log.error("what was posted failed: %s", task.exception())
-
-
 async def _called(callback: Callable[[MailServer], Any] | None, server: MailServer) -> None:
     result = callback(server) if callback is not None else None
     if result is not None:
         await result
-
-
-def _kind(kind: str) -> str:
-    if kind not in ("SMTPD", "SMTPC"):
-        raise OptionError(f"kind {kind!r}: there are 'SMTPD' (events) and 'SMTPC' (replies about to be sent)")
-    return kind

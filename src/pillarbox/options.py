@@ -57,6 +57,7 @@ class Options(BaseModel):
     auth_file: str | None = Field(
         None, description="file of accounts made by `pillarbox passwd`: offers AUTH under TLS"
     )
+    auth_in_clear: bool = Field(False, description="offer AUTH without TLS, too: passwords are readable; for test nets")
 
     dnsbl_enable: bool = Field(False, description="ask the lists of dnsbl about every client, at connect")
     dnsbl: dict[str, float] = Field(
@@ -74,6 +75,10 @@ class Options(BaseModel):
     data_dir: str = Field(default_factory=default_data_dir, description="folder of the queue, the spool and the socket")
     store: Literal["sqlite", "memory", "null"] = Field("sqlite", description="memory and null keep nothing: for tests")
     paused: bool = Field(False, description="start with the queue paused: mail is kept, until `queue resume`")
+    capture: bool = Field(
+        False, description="hold every message in the inbox, deliver none until it is released: for development"
+    )
+    capture_messages: int = Field(1000, ge=1, description="messages in that inbox at most; the oldest makes room")
     retry_first_s: float = Field(300.0, gt=0, description="pause after the first failed attempt")
     retry_longest_s: float = Field(4 * 3600.0, gt=0, description="longest pause between two attempts")
     expire_s: float = Field(4 * 86400.0, gt=0, description="a message is given up after this, and bounced")

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
+from .capture.inbox import CAPTURED, Inbox
 from .clock import Clock, UidSource
 from .delivery.bounce import BounceMaker
 from .delivery.client import ClientSettings
@@ -35,10 +36,11 @@ from .queue.control import ControlServer, LiveSteering
 from .queue.memory import MemoryStore
 from .queue.null import NullStore
 from .queue.retry import RetryPolicy
-from .queue.scheduler import History, Scheduler
+from .queue.scheduler import Scheduler
 from .queue.spool import Spool
 from .queue.sqlite import SqliteStore
 from .queue.store import Store
+from .queue.upkeep import History
 from .queue.whole import WholeQueue
 from .server import wiretap
 from .server.accounts import Account, AuthFile
@@ -103,6 +105,10 @@ class Parts:
         self._steering = LiveSteering(self.scheduler, self.commit, self.lanes.why_waiting, self._live)
         is_alone = slot.count == 1 or options.store != "sqlite"
         self.queue = WholeQueue(self._steering, self.commit, options.data_dir, shard=slot.number, is_alone=is_alone)
+        self.inbox: Inbox | None = None
+        if options.capture:
+            self.scheduler.hold_new = CAPTURED
+            self.inbox = Inbox(self.queue, dispatcher.subscribers, options.capture_messages)
         self._control: ControlServer | None = None
         self._adopter: Adopter | None = None
         self._is_connected = False

@@ -47,7 +47,9 @@ def test_verbs_on_a_running_server(tmp_path: Path) -> None:
             assert (await asked(deep, verb="status"))["paused"] is True
             await asked(deep, verb="resume")
             assert await asked(deep, verb="hold", query={"uids": [uid]}) == [uid]
-            assert (await asked(deep, verb="show", uid=uid))["waiting_for"] == "queue release"
+            assert (await asked(deep, verb="show", uid=uid))[
+                "waiting_for"
+            ] == "somebody to release it: pillarbox queue release"
             assert await asked(deep, verb="release", query={"recipient": "c@d"}) == [uid]
             assert await asked(deep, verb="retry", query={"state": "queued"}) == [uid]
             assert await asked(deep, verb="cancel", query={}, is_everything=True) == [uid]

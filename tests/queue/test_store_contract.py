@@ -185,6 +185,21 @@ def test_recover(store: Any) -> None:
     assert [m.uid for m in claim(store, NOW + 7)] == ["C"]
 
 
+def test_held_from_the_start(store: Any) -> None:
+    held = message("A", "one@d.test", "two@d.test")
+    held.hold("somebody shall look at it")
+    assert held.is_held
+    accept(store, held, message("B"))
+    assert [m.uid for m in claim(store)] == ["B"]
+    view = store.get("A")
+    assert view.state == "held" and view.facts["held_for"] == "somebody shall look at it"
+    assert [r.due_at for r in view.recipients] == [None, None] and store.content("A").read()
+    with store.transaction():
+        assert store.change(Action.RELEASE, Query(uids=["A"]), NOW + 1) == ["A"]
+    (claimed,) = claim(store, NOW + 1)
+    assert [r.state for r in claimed.recipients] == ["queued", "queued"]
+
+
 def test_steering(store: Any) -> None:
     accept(store, message("A"), message("B"), message("C"))
 

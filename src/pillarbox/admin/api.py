@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import email
-import email.policy
+import asyncio
 import json
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
-from email.message import EmailMessage
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -20,10 +17,11 @@ from ..options import Options
 from ..queue.control import parse_query
 from ..queue.model import Action, Query
 from . import metrics, stream
+from .parsed import attachment, parsed_view, up_to
+from .rows import Row, openapi
 
 Handle = Callable[[Request], Awaitable[Response]]
 MOST_ROWS = 1000
-MOST_PARSED_BYTES = 8 << 20
 _SECRETS = ("relay_pass", "authenticator", "resolver", "plugins", "handlers")
 _FILTERS = {
     "state": "queued, deferred, held, delivered, bounced, expired or cancelled",
@@ -32,18 +30,6 @@ _FILTERS = {
     "next_hop": "the next hop, as a message shows it",
     "received_before": "unix seconds",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A route. `query`: parameters with their meaning. `answer`: what 200 gives."""
-
-    method: str
-    path: str
-    name: str
-    summary: str
-    answer: str
-    query: dict[str, str]
 
 
 ROWS = (
@@ -67,6 +53,10 @@ ROWS = (
     Row("GET", "/api/messages/{uid}/content", "content", "Its content, as it is sent", "message/rfc822", {}),
     Row("GET", "/api/messages/{uid}/parsed", "parsed", "Its headers, texts and attachments", "{headers, text, html}", {}),
     Row(
+        "GET", "/api/messages/{uid}/attachments/{number}", "attachment", "One attachment, by its number in `parsed`",
+        "application/octet-stream", {},
+    ),
+    Row(
         "POST", "/api/messages/{uid}/{action}", "act", "hold, release, retry or cancel one message", "{changed: [uid]}", {}
     ),
     Row(
@@ -86,8 +76,9 @@ ROWS = (
 class Api:
     """The handlers of the rows, by name."""
 
-    def __init__(self, server: MailServer, login_url: Callable[[], str]) -> None:
+    def __init__(self, server: MailServer, login_url: Callable[[], str], rows: Sequence[Row]) -> None:
         self._server = server
+        self._rows = rows
         self._login_url = login_url
 
     async def new_login(self, request: Request) -> Response:
@@ -163,7 +154,21 @@ class Api:
         found = await self._server.queued_content(request.path_params["uid"])
         if found is None:
             return _unknown(request)
-        return JSONResponse(parsed_view(b"".join(_up_to(found.chunks(), MOST_PARSED_BYTES))))
+        return JSONResponse(parsed_view(await asyncio.to_thread(up_to, found.chunks())))
+
+    async def attachment(self, request: Request) -> Response:
+        """One file of it."""
+        found = await self._server.queued_content(request.path_params["uid"])
+        number = request.path_params["number"]
+        if found is None or not (number.isascii() and number.isdigit()):
+            return _unknown(request)
+        octets = await asyncio.to_thread(up_to, found.chunks())
+        part = attachment(octets, int(number[:6]))
+        if part is None:
+            return _unknown(request)
+        # Never shown by a browser as a page of ours.
+        headers = {"content-disposition": f'attachment; filename="{part[0]}"'}
+        return Response(part[1], media_type="application/octet-stream", headers=headers)
 
     async def events(self, request: Request) -> Response:
         """What happens."""
@@ -173,7 +178,7 @@ class Api:
 
     async def openapi(self, request: Request) -> Response:
         """The table."""
-        return JSONResponse(openapi())
+        return JSONResponse(openapi(self._rows))
 
     # ---------------------------------------------------------------- steering
 
@@ -269,42 +274,6 @@ def _unknown(request: Request) -> Response:
     )
 
 
-def _up_to(pieces: Any, limit: int) -> Any:
-    for piece in pieces:
-        yield piece[:limit]
-        limit -= len(piece)
-        if limit <= 0:
-            return
-
-
-def parsed_view(octets: bytes) -> dict[str, Any]:
-    """Headers, texts and attachments, for people; what is broken is replaced, never an error."""
-    message = email.message_from_bytes(octets, policy=email.policy.default)
-    assert isinstance(message, EmailMessage)
-    view: dict[str, Any] = {"headers": [], "text": None, "html": None, "attachments": []}
-    for name, value in message.raw_items():
-        try:
-            shown = str(message.policy.header_fetch_parse(name, value))
-        except Exception:
-            shown = str(value)
-        view["headers"].append([name, shown.encode("utf-8", "replace").decode()])
-    for kind, key in (("plain", "text"), ("html", "html")):
-        try:
-            part = message.get_body((kind,))
-            if part is not None:
-                view[key] = str(part.get_content()).encode("utf-8", "replace").decode()
-        except Exception as error:
-            view[key] = f"(cannot be read: {type(error).__name__})"
-    try:
-        for part in message.iter_attachments():
-            payload = part.get_payload(decode=True)
-            size = len(payload) if isinstance(payload, bytes) else 0
-            view["attachments"].append({"name": part.get_filename(), "type": part.get_content_type(), "bytes": size})
-    except Exception as error:
-        view["attachments"].append({"name": f"(cannot be read: {type(error).__name__})", "type": "", "bytes": 0})
-    return view
-
-
 def answering_errors(handle: Handle) -> Handle:
     """Every error of ours as JSON that says what to do."""
 
@@ -319,32 +288,3 @@ def answering_errors(handle: Handle) -> Handle:
             return JSONResponse({"error": str(error)}, 503)
 
     return answered
-
-
-def openapi() -> dict[str, Any]:
-    """The API's description (OpenAPI 3.1)."""
-    paths: dict[str, Any] = {}
-    for row in ROWS:
-        in_path = [part[1:-1] for part in row.path.split("/") if part.startswith("{")]
-        parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in in_path]
-        parameters += [
-            {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
-            for name, text in row.query.items()
-        ]
-        paths.setdefault(row.path, {})[row.method.lower()] = {
-            "operationId": row.name,
-            "summary": row.summary,
-            "parameters": parameters,
-            "responses": {
-                "200": {"description": row.answer},
-                "default": {"description": "{error: what is wrong and what to do}"},
-            },
-            **({"security": []} if row.path == "/healthz" else {}),
-        }
-    return {
-        "openapi": "3.1.0",
-        "info": {"title": "Pillarbox", "version": __version__},
-        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
-        "security": [{"token": []}],
-        "paths": paths,
-    }

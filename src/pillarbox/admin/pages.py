@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
@@ -15,8 +16,9 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..app import MailServer
+from ..capture.inbox import CAPTURED, Wanted
 from ..queue.model import Query
-from .api import parsed_view
+from .parsed import HTML_POLICY, html_page, parsed_view, up_to
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -68,6 +70,7 @@ class Pages:
     def __init__(self, server: MailServer, samples: Samples) -> None:
         self._server = server
         self._samples = samples
+        self._titles = (("/inbox", "Inbox"), *_TITLES) if server.options.capture else _TITLES
         self._templates = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True)
         self._templates.filters |= {"age": _age, "size": _size, "moment": _moment}
 
@@ -76,7 +79,7 @@ class Pages:
         text = self._templates.get_template(template).render(
             hostname=options.hostname,
             version=__version__,
-            titles=_TITLES,
+            titles=self._titles,
             path=request.url.path,
             now=time.time(),
             **values,
@@ -125,13 +128,23 @@ class Pages:
         content = await self._server.queued_content(uid)
         parsed = None
         if content is not None:
-            octets = b""
-            for piece in content.chunks():
-                octets += piece
-                if len(octets) >= _PARSED_BYTES:
-                    break
-            parsed = parsed_view(octets[:_PARSED_BYTES])
-        return self._page("message.html", request, row=row, parsed=parsed)
+            parsed = parsed_view(await asyncio.to_thread(up_to, content.chunks(), _PARSED_BYTES))
+        is_inbox = row["received"].get("held_for") == CAPTURED and row["state"] == "held"
+        return self._page("message.html", request, row=row, parsed=parsed, is_inbox=is_inbox)
+
+    async def html(self, request: Request) -> Response:
+        """A message's HTML: a document of its own, for a frame, that may do nothing."""
+        content = await self._server.queued_content(request.path_params["uid"])
+        page = None if content is None else html_page(await asyncio.to_thread(up_to, content.chunks()))
+        return HTMLResponse(page or "", 200 if page is not None else 404, {"Content-Security-Policy": HTML_POLICY})
+
+    async def inbox(self, request: Request) -> Response:
+        """What was captured, newest first."""
+        asked = {name: request.query_params.get(name, "").strip() for name in ("to", "from", "subject")}
+        wanted = Wanted(asked["to"] or None, asked["from"] or None, asked["subject"] or None)
+        rows = await self._server.inbox.views(wanted, limit=PAGE_ROWS)
+        can_release = bool(self._server.options.relay) or self._server.options.direct
+        return self._page("inbox.html", request, rows=rows, asked=asked, most=PAGE_ROWS, can_release=can_release)
 
     async def sessions(self, request: Request) -> Response:
         """Who is connected."""
@@ -151,7 +164,10 @@ def page_routes(server: MailServer, samples: Samples) -> list[Route]:
         ("/samples", pages.samples),
         ("/queue", pages.queue),
         ("/message/{uid}", pages.message),
+        ("/message/{uid}/html", pages.html),
         ("/sessions", pages.sessions),
         ("/events", pages.events),
     )
+    if server.options.capture:
+        rows = (*rows, ("/inbox", pages.inbox))
     return [Route(path, handle, methods=["GET"]) for path, handle in rows]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import ipaddress
 import os
 import socket
 from collections.abc import Iterator
@@ -21,8 +22,10 @@ from starlette.staticfiles import StaticFiles
 
 from ..app import MailServer
 from ..errors import ListenError, PillarboxError
+from . import inbox
 from .access import Access, Guard, read_token, write_file
 from .api import ROWS, Api, answering_errors
+from .inbox import InboxApi
 from .pages import SAMPLE_S, STATIC, Samples, page_routes
 
 DEFAULT = ("127.0.0.1", 8025)
@@ -41,8 +44,10 @@ class _Quiet(uvicorn.Server):
 class Admin:
     """The admin side of one server. `address` None: the usual one, or any free port if that is taken."""
 
-    def __init__(self, server: MailServer, address: tuple[str, int] | None = None) -> None:
+    def __init__(self, server: MailServer, address: tuple[str, int] | None = None, *, is_open: bool = False) -> None:
         self._server = server
+        # On loopback alone: whoever is on this machine needs no token.
+        self._is_open = is_open
         self._address = address
         self._uvicorn: _Quiet | None = None
         self._task: asyncio.Task[None] | None = None
@@ -56,12 +61,14 @@ class Admin:
         sock = self._bind()
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self.url = f"http://{shown}"
+        # Nobody can call a wildcard.
+        self.url = f"http://127.0.0.1:{port}" if host in ("0.0.0.0", "::") else f"http://{shown}"
         folder = self._server.options.data_dir
         own = self._server.options.hostname
         # The bare name is how a TLS proxy in front is called.
         names = {own, f"{own}:{port}", shown, f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"}
-        self.access = Access({name.lower() for name in names}, read_token(folder))
+        is_open = self._is_open and ipaddress.ip_address(host).is_loopback
+        self.access = Access({name.lower() for name in names}, read_token(folder), is_open=is_open)
         write_file(folder, self.url, self.access.token)
         config = uvicorn.Config(
             Guard(self._app(), self.access),
@@ -101,9 +108,16 @@ class Admin:
             ) from None
 
     def _app(self) -> Starlette:
-        api = Api(self._server, self.login_url)
+        has_inbox = self._server.options.capture
+        rows = (*inbox.ROWS, *ROWS) if has_inbox else ROWS
+        api, inbox_api = Api(self._server, self.login_url, rows), InboxApi(self._server)
         routes: list[Route | Mount] = [
-            Route(row.path, answering_errors(getattr(api, row.name)), methods=[row.method]) for row in ROWS
+            Route(
+                row.path,
+                answering_errors(getattr(api, row.name, None) or getattr(inbox_api, row.name)),
+                methods=[row.method],
+            )
+            for row in rows
         ]
         routes.append(Route("/login", self._login))
         routes += page_routes(self._server, self._samples)
@@ -114,7 +128,9 @@ class Admin:
         return self.access.login(request)
 
     def login_url(self) -> str:
-        """A URL that logs a browser in, once."""
+        """A URL that logs a browser in, once; where nobody has to, that of the first page."""
+        if self.access.is_open:
+            return f"{self.url}/inbox" if self._server.options.capture else self.url
         return f"{self.url}/login?code={self.access.new_login()}"
 
     async def stop(self) -> None:

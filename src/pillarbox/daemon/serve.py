@@ -76,6 +76,8 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     os.umask(0o077)
     if count > 1 and options.store != "sqlite":
         raise OptionError(f"workers {count}: option 'store' {options.store!r} is of one process; use sqlite")
+    if count > 1 and options.capture:
+        raise OptionError(f"workers {count}: option 'capture' is of one process; use workers 1")
     if is_check():
         MailServer(**given)
         return

@@ -266,7 +266,8 @@ class Auth:
 class MessageReceived:
     """A message is complete and not queued yet: the last chance to change or refuse it.
 
-    `envelope` and `content` may be changed (`content.set_header`, `content.replace`, `envelope.recipients`).
+    `envelope` and `content` may be changed (`content.set_header`, `content.replace`, `envelope.recipients`). A text in
+    `hold` keeps it, once it is queued, until `queue release`; `queue show` tells the text.
     """
 
     name: ClassVar[str] = "message"
@@ -275,6 +276,7 @@ class MessageReceived:
     session: Session
     envelope: Envelope
     content: Content
+    hold: str = ""
 
 
 @dataclass(slots=True)

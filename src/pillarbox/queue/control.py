@@ -145,7 +145,7 @@ class LiveSteering:
 
     def _waits_for(self, state: str) -> str | None:
         if state not in ("queued", "deferred"):
-            return "queue release" if state == "held" else None
+            return "somebody to release it: pillarbox queue release" if state == "held" else None
         if self._scheduler.is_paused:
             return "the queue is paused: pillarbox queue resume"
         return self._why_waiting() or ("its next attempt" if state == "deferred" else "a free connection")

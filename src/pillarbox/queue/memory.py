@@ -84,6 +84,8 @@ class MemoryStore:
             kept = copy.copy(message)
             leased = message.leased_until is not None
             due_at = message.leased_until if leased else message.due_at or message.received_at
+            if message.is_held:
+                due_at = None
             kept.recipients = [copy.copy(r) for r in message.recipients]
             for r in kept.recipients:
                 r.due_at, r.is_leased = due_at, leased

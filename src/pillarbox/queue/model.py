@@ -52,6 +52,17 @@ class Message:
     leased_until: float | None = None
     due_at: float | None = None
 
+    def hold(self, reason: str) -> None:
+        """Before it is accepted: it will wait for a release."""
+        self.facts["held_for"] = reason
+        for r in self.recipients:
+            r.state = "held"
+
+    @property
+    def is_held(self) -> bool:
+        """True when it waits for somebody to release it; as a whole, before it is accepted."""
+        return bool(self.recipients) and self.recipients[0].state == "held"
+
     def __post_init__(self) -> None:
         if not self.recipients:
             self.recipients = [

@@ -9,7 +9,6 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
 from typing import Protocol
 
 from ..clock import Clock, Timer
@@ -18,6 +17,7 @@ from .judged import Judged, calls_for_report, parse_kept
 from .model import Action, Message, Query, Recipient, Settled, Settlement
 from .retry import RetryPolicy, pause_s
 from .store import Store
+from .upkeep import History, Upkeep
 from .work import Deliverer, Result, Work
 
 _log = logging.getLogger("pillarbox.queue")
@@ -33,22 +33,12 @@ MEMORY_MESSAGES = 5000
 # A claim that failed (disk, lock) is tried again after this.
 FAULT_PAUSE_S = 5.0
 EXPIRY_SWEEP_S = 60.0
-PURGE_EVERY = 2000
-PURGE_EVERY_S = 300.0
 
 
 class Reporter(Protocol):
     """Makes the DSNs that outcomes call for (delivery.bounce)."""
 
     def __call__(self, message: Message, judged: list[Judged], now: float) -> list[Message]: ...
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """How much of what is finished stays visible."""
-
-    keep_s: float = 7 * 86400.0
-    keep_messages: int = 10_000
 
 
 class Scheduler:
@@ -66,28 +56,26 @@ class Scheduler:
         self._commit = commit
         self._clock = clock
         self.policy = policy
-        self._history = history or History()
+        self._upkeep = Upkeep(commit, clock, history or History(), self._spawn)
         self._rng = rng or random.Random()
         self._deliverer: Deliverer
         self._reporter: Reporter
         self.on_stuck: Callable[[Work, float], None] = lambda work, seconds: None
         self._on_outcome: Callable[[Work, list[Judged]], None] = lambda work, judged: None
-        self._remove_spool: Callable[[list[str]], None] = lambda names: None
         self._in_hand: dict[int, Work] = {}
         self._in_hand_bytes = 0
         self._timer: Timer | None = None
         self._armed_for: float | None = None
         self._renewal: Timer | None = None
-        self._purge_timer: Timer | None = None
         self._claiming: asyncio.Task[None] | None = None
         self._has_more = False
         self._wakes_again = False
-        self._purge_soon: Timer | None = None
         self._is_running = False
         self._next_sweep = 0.0
-        self._finished_since_purge = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self.is_paused = False
+        # A text: every new message is held, for that reason.
+        self.hold_new = ""
 
     def connect(
         self,
@@ -100,11 +88,11 @@ class Scheduler:
         self._deliverer = deliverer
         self._reporter = reporter
         self._on_outcome = on_outcome
-        self._remove_spool = remove_spool
+        self._upkeep.remove_spool = remove_spool
 
     def change_policy(self, policy: RetryPolicy, history: History) -> None:
         """Other pauses and bounds, from the next outcome on."""
-        self.policy, self._history = policy, history
+        self.policy, self._upkeep.history = policy, history
 
     # ----------------------------------------------------------------- life
 
@@ -116,7 +104,7 @@ class Scheduler:
         self.is_paused = self.is_paused or paused
         self._is_running = True
         self._renewal = self._clock.call_later(LEASE_S / 3, self._renew)
-        self._purge_timer = self._clock.call_later(PURGE_EVERY_S, self._purge_by_time)
+        self._upkeep.start()
         self.wake()
 
     def _recover(self, store: Store) -> tuple[int, bool]:
@@ -125,9 +113,10 @@ class Scheduler:
     async def stop(self) -> None:
         """No more claims; work that has not begun goes back to the store."""
         self._is_running = False
-        for timer in (self._timer, self._renewal, self._purge_timer, self._purge_soon):
+        for timer in (self._timer, self._renewal):
             if timer is not None:
                 timer.cancel()
+        self._upkeep.stop()
         if self._claiming is not None:
             await asyncio.wait([self._claiming])
         self._give_back(self._deliverer.withdraw(None))
@@ -136,7 +125,7 @@ class Scheduler:
         """Returns when what was settled is on the disk, and the spool files that nothing needs any more are gone."""
         while self._tasks:
             await asyncio.wait(set(self._tasks))
-        await self._purge_and_remove(self._clock.time() - self._history.keep_s)
+        await self._upkeep.last()
 
     @property
     def is_running(self) -> bool:
@@ -153,12 +142,14 @@ class Scheduler:
     def prepare(self, message: Message) -> Message:
         """For a message that is about to be accepted: decides next hops, and whether it is delivered from memory."""
         deliverer = self._deliverer
+        if self.hold_new:
+            message.hold(self.hold_new)
         is_full = self._is_memory_full
         has_room = True
         for r in message.recipients:
             r.next_hop = deliverer.next_hop(r.address)
             has_room = has_room and deliverer.has_room(r.next_hop, is_memory_full=is_full)
-        if not self._is_running or self.is_paused:
+        if not self._is_running or self.is_paused or message.is_held:
             return message
         if has_room:
             message.leased_until = self._clock.time() + LEASE_S
@@ -319,12 +310,7 @@ class Scheduler:
                 self._on_outcome(work, judged)
             except Exception:
                 _log.exception("telling the outcome of %s failed", work.message.uid)
-        self._finished_since_purge += 1
-        if self._finished_since_purge >= PURGE_EVERY:
-            self._purge()
-        elif work.message.content.path and self._purge_soon is None:
-            # A spool file may be large: its room is given back soon.
-            self._purge_soon = self._clock.call_later(1.0, self._purge)
+        self._upkeep.finished(has_spool=bool(work.message.content.path))
         if self._has_more and len(self._in_hand) < MEMORY_MESSAGES // 2 and self._in_hand_bytes <= MEMORY_BYTES // 2:
             self.wake()
 
@@ -439,7 +425,7 @@ class Scheduler:
             self._deliverer.retry_now()
             self.wake()
         if action is Action.CANCEL:
-            self._purge()
+            self._upkeep.purge()
         return changed
 
     def next_hop_is_back(self, next_hop: str, stages: Collection[str]) -> None:
@@ -472,26 +458,6 @@ class Scheduler:
         if keys:
             until = self._clock.time() + LEASE_S
             self._spawn(self._run_quietly(lambda store: store.renew(keys, until)))
-
-    def _purge_by_time(self) -> None:
-        self._purge_timer = self._clock.call_later(PURGE_EVERY_S, self._purge_by_time)
-        self._purge()
-
-    def _purge(self) -> None:
-        self._finished_since_purge = 0
-        self._purge_soon = None
-        before = self._clock.time() - self._history.keep_s
-
-        self._spawn(self._purge_and_remove(before))
-
-    async def _purge_and_remove(self, before: float) -> None:
-        try:
-            # The files go only when the commit that no longer needs them is durable.
-            names = await self._commit.run(lambda s: s.purge(before, self._history.keep_messages, PURGE_EVERY))
-        except Exception as error:
-            _log.error("upkeep of the queue failed: %s", error)
-        else:
-            self._remove_spool(names)
 
     async def _run_quietly(self, work: Callable[[Store], None]) -> None:
         try:

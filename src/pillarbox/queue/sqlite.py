@@ -260,6 +260,8 @@ class SqliteStore:
             contents.append((key, prefix))
             leased = message.leased_until is not None
             due_at = message.leased_until if leased else message.due_at or message.received_at
+            if message.is_held:
+                due_at = None
             for r in message.recipients:
                 notify = ",".join(r.notify) or None
                 row = (key, r.number, r.address, r.state, due_at, leased, r.attempts, notify, r.orcpt, r.next_hop)

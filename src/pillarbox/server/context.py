@@ -86,6 +86,7 @@ class ServerContext:
                 tls_offered=self.tls is not None,
                 is_tls=is_tls,
                 auth_mechanisms=mechanisms,
+                auth_in_clear=options.auth_in_clear,
             )
         return facts
 

@@ -198,9 +198,8 @@ class Intake:
         else:
             # An Eat says who else may see the event; the message is queued all the same.
             content = event.content
-            self._accept(
-                event.envelope, content, headers.Scan(content.prefix if content.path is None else content.start())
-            )
+            scan = headers.Scan(content.prefix if content.path is None else content.start())
+            self._accept(event.envelope, content, scan, event.hold)
 
     def _refuse(self, reply: Reply) -> None:
         self._context.counters.refused += 1
@@ -209,7 +208,7 @@ class Intake:
 
     # ------------------------------------------------------------------- accept
 
-    def _accept(self, envelope: Envelope, content: Content, scan: headers.Scan) -> None:
+    def _accept(self, envelope: Envelope, content: Content, scan: headers.Scan, hold: str = "") -> None:
         if not envelope.recipients:
             self._refuse(_NO_RECIPIENT)
             return
@@ -230,6 +229,8 @@ class Intake:
             scan.subject,
             self._facts(),
         )
+        if hold:
+            message.hold(str(hold))
         context.scheduler.prepare(message)
         writer, self._writer = self._writer, None
         if writer is not None and content.path is None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import re
 
-from ..smtp.reply import Reply
+from ..smtp.reply import Reply, parse_reply
 
 _LINE = re.compile(r"([2-5][0-9][0-9])(?:([ -])(.*))?\Z", re.S)
-_ENHANCED = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?: |$)(.*)", re.S)
 
 
 class ReplyLines:
@@ -41,7 +40,4 @@ class ReplyLines:
         if lines:
             # As they were given, each with its own enhanced status code or none.
             return Reply(int(code), None, *lines, rest or "")
-        enhanced = _ENHANCED.match(rest or "")
-        if enhanced is not None and enhanced[1][0] == code[0]:
-            return Reply(int(code), enhanced[1], *([enhanced[2]] if enhanced[2] else []))
-        return Reply(int(code), None, *([rest] if rest else []))
+        return parse_reply(line)

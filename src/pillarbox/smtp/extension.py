@@ -36,6 +36,7 @@ class Facts:
     is_tls: bool = False
     auth_mechanisms: tuple[str, ...] = ()
     is_authenticated: bool = False
+    auth_in_clear: bool = False
     enhanced: bool = True
 
 
@@ -153,7 +154,7 @@ def _offer_limits(facts: Facts) -> str:
 
 def _offer_auth(facts: Facts) -> str | None:
     # RFC 4954 section 4: not in clear, not twice.
-    if not facts.is_tls or facts.is_authenticated or not facts.auth_mechanisms:
+    if not (facts.is_tls or facts.auth_in_clear) or facts.is_authenticated or not facts.auth_mechanisms:
         return None
     return "AUTH " + " ".join(facts.auth_mechanisms)
 

@@ -111,6 +111,22 @@ _set_code, _set_enhanced, _set_lines, _set_wire = (
 _DEFAULT_TEXT = {250: "OK", 354: "End data with <CR><LF>.<CR><LF>", 221: "Bye", 451: "Try again later"}
 
 
+_WRITTEN = re.compile(r"([2-5][0-9][0-9])(?: (.*))?\Z")
+_WITH_STATUS = re.compile(r"([245]\.\d{1,3}\.\d{1,3})(?: |$)(.*)")
+
+
+def parse_reply(line: str) -> Reply:
+    """A reply as a person writes it: `452 4.2.2 Mailbox full`. ValueError for anything else."""
+    found = _WRITTEN.match(line)
+    if found is None:
+        raise ValueError("a reply is one line that begins with a code, such as 250 OK")
+    code, rest = int(found[1]), found[2] or ""
+    enhanced = _WITH_STATUS.match(rest)
+    if enhanced is not None and enhanced[1][0] == found[1][0]:
+        return Reply(code, enhanced[1], *([enhanced[2]] if enhanced[2] else []))
+    return Reply(code, None, *([rest] if rest else []))
+
+
 def _fold(line: str) -> Iterable[str]:
     """Cuts text so that no reply line passes 512 octets (UTF-8: four octets a character at most)."""
     width = _TEXT_LIMIT if line.isascii() else _TEXT_LIMIT // 4

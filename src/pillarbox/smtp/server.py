@@ -248,7 +248,7 @@ class ServerProtocol:
             command.error = Reply(503, "5.5.1", "Authenticated already")
         elif not facts.auth_mechanisms:
             command.error = Reply(502, "5.5.1", "AUTH is not offered here")
-        elif not facts.is_tls:
+        elif not (facts.is_tls or facts.auth_in_clear):
             # RFC 4954 section 4
             command.error = Reply(538, "5.7.11", "Encryption required for authentication: use STARTTLS")
         elif command.mechanism not in facts.auth_mechanisms:

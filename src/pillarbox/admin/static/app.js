@@ -2,17 +2,36 @@
 // The dashboard's live parts. Everything comes from this server; nothing else is asked.
 const say = (text) => { const p = document.getElementById("said"); p.textContent = text; setTimeout(() => { if (p.textContent === text) p.textContent = ""; }, 6000); };
 
-for (const button of document.querySelectorAll("[data-post]")) {
-  button.addEventListener("click", async () => {
-    if (button.dataset.confirm && !confirm(button.dataset.confirm)) return;
-    button.disabled = true;
+document.addEventListener("click", async (click) => {
+  const button = click.target.closest("[data-post]");
+  if (!button || (button.dataset.confirm && !confirm(button.dataset.confirm))) return;
+  button.disabled = true;
+  try {
+    const answer = await fetch(button.dataset.post, { method: button.dataset.method || "POST" });
+    const body = await answer.json();
+    if (!answer.ok) { say(body.error || "That did not work."); return; }
+    location.reload();
+  } catch (error) { say("The server does not answer."); } finally { button.disabled = false; }
+});
+
+// ---- a table that is fetched again when something has happened, at most once a second
+const live = document.querySelector("table[data-live]");
+if (live) {
+  let isDue = false, isWaiting = false;
+  const fetchAgain = async () => {
+    isDue = false;
     try {
-      const answer = await fetch(button.dataset.post, { method: "POST" });
-      const body = await answer.json();
-      if (!answer.ok) { say(body.error || "That did not work."); return; }
-      location.reload();
-    } catch (error) { say("The server does not answer."); } finally { button.disabled = false; }
-  });
+      const page = new DOMParser().parseFromString(await (await fetch(location.href)).text(), "text/html");
+      live.tBodies[0].replaceWith(page.getElementById(live.id).tBodies[0]);
+    } catch (error) { say("The server does not answer."); }
+  };
+  const happened = () => {
+    if (isWaiting) { isDue = true; return; }
+    isWaiting = true;
+    fetchAgain();
+    setTimeout(() => { isWaiting = false; if (isDue) happened(); }, 1000);
+  };
+  new EventSource(`/api/events?names=${live.dataset.live}`).onmessage = happened;
 }
 
 // ---- overview: counters and charts

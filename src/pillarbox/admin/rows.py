@@ -1,0 +1,50 @@
+"""What a route of the API is, and OpenAPI made from a table of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .. import __version__
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A route. `query`: parameters with their meaning. `answer`: what 200 gives."""
+
+    method: str
+    path: str
+    name: str
+    summary: str
+    answer: str
+    query: dict[str, str]
+
+
+def openapi(rows: Sequence[Row]) -> dict[str, Any]:
+    """The API's description (OpenAPI 3.1)."""
+    paths: dict[str, Any] = {}
+    for row in rows:
+        in_path = [part[1:-1] for part in row.path.split("/") if part.startswith("{")]
+        parameters = [{"name": n, "in": "path", "required": True, "schema": {"type": "string"}} for n in in_path]
+        parameters += [
+            {"name": name, "in": "query", "description": text, "schema": {"type": "string"}}
+            for name, text in row.query.items()
+        ]
+        paths.setdefault(row.path, {})[row.method.lower()] = {
+            "operationId": row.name,
+            "summary": row.summary,
+            "parameters": parameters,
+            "responses": {
+                "200": {"description": row.answer},
+                "default": {"description": "{error: what is wrong and what to do}"},
+            },
+            **({"security": []} if row.path == "/healthz" else {}),
+        }
+    return {
+        "openapi": "3.1.0",
+        "info": {"title": "Pillarbox", "version": __version__},
+        "components": {"securitySchemes": {"token": {"type": "http", "scheme": "bearer"}}},
+        "security": [{"token": []}],
+        "paths": paths,
+    }

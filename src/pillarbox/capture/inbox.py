@@ -1,0 +1,207 @@
+"""The inbox of a server with `capture`: messages are held in its queue as soon as they are accepted, and looked at here.
+
+It is the queue of every other server: what is captured is on the disk before its 250, and a release sends it on its way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import email
+import email.policy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from email.message import EmailMessage
+from typing import Any, Protocol
+
+from ..events.subscribers import Subscribers
+from ..mail.content import Content
+from ..queue.model import Action, Query, View
+
+# Stands in `received.held_for` of what is in the inbox, and not held for another reason.
+CAPTURED = "the capture inbox"
+
+
+class Queue(Protocol):
+    """What the inbox needs of the queue."""
+
+    async def search(self, query: Query) -> list[View]: ...
+
+    async def content(self, uid: str) -> Content | None: ...
+
+    async def change(self, action: Action, query: Query) -> list[str]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Captured:
+    """A message in the inbox. `octets` is what would be sent (trace fields included), `received_at` in unix seconds.
+
+    `reverse_path` is "" for a bounce. `facts`: peer, helo, session, tls and user, as far as they are known.
+    """
+
+    uid: str
+    reverse_path: str
+    recipients: list[str]
+    subject: str
+    size_bytes: int
+    received_at: float
+    facts: dict[str, Any]
+    octets: bytes
+
+    def parsed(self) -> EmailMessage:
+        """The message as the standard library reads it."""
+        found = email.message_from_bytes(self.octets, policy=email.policy.default)
+        assert isinstance(found, EmailMessage)
+        return found
+
+    @property
+    def text(self) -> str:
+        """Its text/plain body, or ""."""
+        part = self.parsed().get_body(("plain",))
+        return "" if part is None else str(part.get_content())
+
+    @property
+    def html(self) -> str:
+        """Its text/html body, or ""."""
+        part = self.parsed().get_body(("html",))
+        return "" if part is None else str(part.get_content())
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """Which messages: each is a part of the text, in any case; None is every one."""
+
+    to: str | None = None
+    sender: str | None = None
+    subject: str | None = None
+
+    def matches(self, view: View) -> bool:
+        """Held by the inbox, and as wanted."""
+        return (
+            view.facts.get("held_for") == CAPTURED
+            and view.state == "held"
+            and (self.to is None or any(self.to.lower() in r.address.lower() for r in view.recipients))
+            and (self.sender is None or self.sender.lower() in (view.reverse_path or "").lower())
+            and (self.subject is None or self.subject.lower() in view.subject.lower())
+        )
+
+    def __str__(self) -> str:
+        given = [f"{name}={value!r}" for name in self.__slots__ if (value := getattr(self, name)) is not None]
+        return ", ".join(given) or "anything"
+
+
+class Inbox:
+    """See the module's text. `keep`: messages that stay; the oldest goes when one more comes."""
+
+    def __init__(self, queue: Queue, subscribers: Subscribers, keep: int) -> None:
+        self._queue = queue
+        self._keep = keep
+        self._count = 0
+        self._trimming: asyncio.Task[None] | None = None
+        self._waiting: set[asyncio.Event] = set()
+        subscribers.register(self._hear, ["message_queued"])
+
+    def _hear(self, event: Any) -> None:
+        for waiting in self._waiting:
+            waiting.set()
+        self._count += 1
+        if self._count > self._keep and self._trimming is None:
+            self._trimming = asyncio.get_running_loop().create_task(self._trim())
+
+    async def _trim(self) -> None:
+        try:
+            views = await self.views()
+            surplus = [view.uid for view in views[self._keep :]]
+            if surplus:
+                await self._queue.change(Action.CANCEL, Query(uids=surplus))
+            self._count = len(views) - len(surplus)
+        finally:
+            self._trimming = None
+
+    async def views(self, wanted: Wanted | None = None, *, limit: int | None = None) -> list[View]:
+        """Messages as the queue shows them, newest first, without their content."""
+        wanted = wanted or Wanted()
+        found = await self._queue.search(Query(state="held", recipient=wanted.to, sender=wanted.sender or None))
+        return [view for view in reversed(found) if wanted.matches(view)][:limit]
+
+    async def messages(
+        self,
+        *,
+        to: str | None = None,
+        sender: str | None = None,
+        subject: str | None = None,
+        limit: int | None = None,
+    ) -> list[Captured]:
+        """Messages, newest first; each filter is a part of the text, in any case."""
+        views = await self.views(Wanted(to, sender, subject), limit=limit)
+        found = [await self._captured(view) for view in views]
+        return [one for one in found if one is not None]
+
+    async def get(self, uid: str) -> Captured | None:
+        """One message, or None."""
+        views = [v for v in await self._queue.search(Query(uids=[uid])) if Wanted().matches(v)]
+        return await self._captured(views[0]) if views else None
+
+    async def _captured(self, view: View) -> Captured | None:
+        content = await self._queue.content(view.uid)
+        if content is None:
+            return None
+        octets = await asyncio.to_thread(content.read) if content.path else content.read()
+        return Captured(
+            view.uid,
+            view.reverse_path or "",
+            [r.address for r in view.recipients],
+            view.subject,
+            view.size_bytes,
+            view.received_at,
+            view.facts,
+            octets,
+        )
+
+    async def wait_for(
+        self,
+        *,
+        to: str | None = None,
+        sender: str | None = None,
+        subject: str | None = None,
+        timeout: float = 10.0,
+        where: Callable[[Captured], bool] | None = None,
+    ) -> Captured:
+        """The first message that is like that: one that is there already, or one that comes within `timeout` seconds.
+
+        `where` looks at the rest of it. TimeoutError says what was waited for, and what came instead.
+        """
+        wanted = Wanted(to, sender, subject)
+        news = asyncio.Event()
+        self._waiting.add(news)
+        try:
+            async with asyncio.timeout(timeout):
+                while True:
+                    news.clear()
+                    for view in reversed(await self.views(wanted)):
+                        found = await self._captured(view)
+                        if found is not None and (where is None or where(found)):
+                            return found
+                    await news.wait()
+        except TimeoutError:
+            raise TimeoutError(await self._missed(wanted, timeout)) from None
+        finally:
+            self._waiting.discard(news)
+
+    async def _missed(self, wanted: Wanted, timeout: float) -> str:
+        views = await self.views(limit=10)
+        there = "; ".join(
+            f"to={','.join(r.address for r in v.recipients[:3])} subject={v.subject!r}" for v in reversed(views)
+        )
+        return f"no message with {wanted} within {timeout:g} s; the inbox has {there or 'none'}"
+
+    async def delete(self, uids: Sequence[str] | None = None) -> list[str]:
+        """Takes these out, or all of them; the uids of those that were there."""
+        if uids is None:
+            uids = [view.uid for view in await self.views()]
+        if not uids:
+            return []
+        return await self._queue.change(Action.CANCEL, Query(uids=list(uids)))
+
+    async def release(self, uid: str) -> bool:
+        """Sends it on its way, to the relay that the server has; False when it is not in the inbox."""
+        return bool(await self._queue.change(Action.RELEASE, Query(uids=[uid])))
