@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import re
 import smtplib
 import socket
@@ -19,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pillarbox.admin.api import ROWS
 from pillarbox.admin.parsed import parsed_view
 from pillarbox.admin.rows import openapi
+from tests.browser import browsing, shots
 from tests.conftest import free_port
 from tests.daemon import Daemon, pillarbox, sink, wait_until
 from tests.test_workers import send
@@ -351,53 +351,32 @@ def test_lanes_and_delivery_are_seen(tmp_path: Path) -> None:
 
 def test_in_a_browser(tmp_path: Path) -> None:
     """The printed address, a message that appears, an action, the live view, charts that move; nothing from elsewhere."""
-    playwright = (
-        pytest.importorskip("playwright.sync_api")
-        if not os.environ.get("CI")
-        else __import__("playwright.sync_api", fromlist=["sync_api"])
-    )
-    from tests.conftest import tool
-
-    chromium = tool("chromium")
-    flags = [
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
-    ]
-    shots = Path(os.environ.get("SCREENSHOTS", str(tmp_path / "shots")))
-    with (
-        Daemon(tmp_path, "--paused", f"--admin=127.0.0.1:{free_port()}") as daemon,
-        playwright.sync_playwright() as driver,
-    ):
+    pictures = shots(tmp_path)
+    with Daemon(tmp_path, "--paused", f"--admin=127.0.0.1:{free_port()}") as daemon:
         client = Client(daemon)
         assert daemon.process.stdout is not None
         login = re.search(r"http://\S+/login\S+", daemon.process.stdout.readline())
         assert login
-        browser = driver.chromium.launch(executable_path=chromium, args=flags)
-        try:
-            page = browser.new_page(viewport={"width": 1100, "height": 800})
-            complaints: list[str] = []
-            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-            page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on(
-                "request",
-                lambda request: complaints.append(request.url) if not request.url.startswith(client.url) else None,
-            )
+        with browsing(client.url) as page:
             page.goto(login[0])
             assert page.locator("h1").inner_text() == "Paused"
-            send(daemon.port, "browser@c.test", 3)
+            pillarbox("send", f"--server={daemon.address}", "--to=browser@c.test", "--subject=hello", "--count=3")
             page.wait_for_selector("[data-counter=accepted]:text-is('3')", timeout=20_000)
             page.wait_for_selector("[data-chart=accepted] polyline", state="attached")
-            page.screenshot(path=str(shots / "overview.png"))
+            before = page.locator("[data-chart=accepted] polyline").get_attribute("points")
+            page.wait_for_function(
+                "old => document.querySelector('[data-chart=accepted] polyline').getAttribute('points') !== old",
+                arg=before,
+                timeout=20_000,
+            )
+            page.screenshot(path=str(pictures / "overview.png"))
             page.click("nav >> text=Queue")
             page.click("tbody tr >> nth=0 >> a")
             assert page.locator("h1").inner_text() == "hello"
             page.click("text=Hold")
             page.wait_for_selector("h1 + .state.held")
             page.on("dialog", lambda dialog: dialog.accept())
-            page.screenshot(path=str(shots / "message.png"), full_page=True)
+            page.screenshot(path=str(pictures / "message.png"), full_page=True)
             page.click("text=Cancel")
             page.wait_for_selector("h1 + .state.cancelled")
             assert len(daemon.queue("--state=cancelled")) == 1
@@ -408,10 +387,8 @@ def test_in_a_browser(tmp_path: Path) -> None:
             send(daemon.port, "live@c.test")
             page.wait_for_selector("#stream tr")
             assert page.locator("#stream tr").count() == 1
-            page.screenshot(path=str(shots / "events.png"))
+            page.screenshot(path=str(pictures / "events.png"))
             page.set_viewport_size({"width": 380, "height": 800})
             page.goto(client.url + "/queue")
             assert page.evaluate("document.documentElement.scrollWidth") <= 380
-            assert complaints == []
-        finally:
-            browser.close()
+            page.screenshot(path=str(pictures / "queue-on-a-telephone.png"))

@@ -81,6 +81,7 @@ def dev(given: DevOptions, make_side: MakeSide) -> None:
             "relay": list(given.relay),
             "direct": False,
             "local_parts": True,
+            "bare_line_ends": "normalise",
             "tls_cert": cert,
             "tls_key": key,
             "authenticator": any_account if given.takes_any_login else None,

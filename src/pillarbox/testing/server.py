@@ -224,6 +224,7 @@ class SmtpServer:
             "capture": True,
             "direct": False,
             "local_parts": True,
+            "bare_line_ends": "normalise",
             "auth_in_clear": bool(self._auth),
         }
         if self._tls:

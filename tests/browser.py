@@ -1,0 +1,50 @@
+"""Headless Chromium for the tests that look at pages; screenshots go to $SCREENSHOTS, else to the test's folder."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import tool
+
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--no-first-run",
+]
+
+
+@contextmanager
+def browsing(base: str) -> Iterator[Any]:
+    """A page; at the end it must not have complained, nor asked any other host than `base`."""
+    if os.environ.get("CI"):
+        import playwright.sync_api as playwright
+    else:
+        playwright = pytest.importorskip("playwright.sync_api")
+    with playwright.sync_playwright() as driver:
+        browser = driver.chromium.launch(executable_path=tool("chromium"), args=FLAGS)
+        try:
+            page = browser.new_page(viewport={"width": 1100, "height": 800})
+            complaints: list[str] = []
+            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+            page.on("pageerror", lambda error: complaints.append(str(error)))
+            page.on("request", lambda r: complaints.append(r.url) if not r.url.startswith(base) else None)
+            yield page
+            assert complaints == []
+        finally:
+            browser.close()
+
+
+def shots(folder: Path) -> Path:
+    """Where screenshots go."""
+    found = Path(os.environ.get("SCREENSHOTS") or folder / "shots").resolve()
+    found.mkdir(parents=True, exist_ok=True)
+    return found
