@@ -23,6 +23,7 @@ FLOORS: list[set[str]] = [
     {"events", "queue", "dns"},
     {"server", "delivery", "plugins", "capture"},
     {"parts", "eventside"},
+    {"explain"},
     {"app"},
     {"daemon", "admin", "testing"},
     {"cli"},

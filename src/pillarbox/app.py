@@ -23,6 +23,7 @@ from .events import catalogue as e
 from .events.dispatch import Dispatcher
 from .events.names import Names
 from .eventside import EventSide
+from .explain import Explainer
 from .mail.content import Content
 from .options import Options, parse_options
 from .parts import RELOADABLE, Parts
@@ -71,9 +72,32 @@ class MailServer(EventSide):
         self._parts = self._make_parts()
 
     def _make_parts(self) -> Parts:
-        return Parts(
+        parts = Parts(
             self.options, self.dispatcher, self._handlers, self._clock, self._rng, self._listener_failed, self._slot
         )
+        parts.explain = Explainer(parts).explain
+        return parts
+
+    async def explain(
+        self,
+        recipient: str | None = None,
+        *,
+        uid: str | None = None,
+        sender: str | None = None,
+        peer: str | None = None,
+        user: str | None = None,
+        probe: bool = False,
+    ) -> dict[str, Any] | None:
+        """Why mail would be taken, refused, or wait; or why the message `uid` still waits. Changes nothing.
+
+        A dict: verdict, reason, reply, and every step; None for a uid that is not in the queue. `probe` connects to the next
+        hop. ValueError for a peer that is no address. Works before the start, too, but for `uid`.
+        """
+        request = {"recipient": recipient, "uid": uid, "sender": sender, "peer": peer, "user": user, "probe": probe}
+        if uid is not None:
+            return await self._running().queue.explain(request)
+        found: dict[str, Any] = await self._parts.explain(request)
+        return found
 
     # ------------------------------------------------------------------ life
 
@@ -374,13 +398,16 @@ class MailServer(EventSide):
         """Takes a message out of the queue: True if it was there. One in flight is not sent again."""
         return bool(await self._running().queue.change(Action.CANCEL, Query(uids=[uid])))
 
-    async def pause_queue(self) -> None:
-        """Running sends finish; nothing else is sent until resume_queue, not even after a restart."""
-        await self._running().queue.pause()
+    async def pause_queue(self, next_hop: str | None = None) -> None:
+        """Running sends finish; nothing else is sent until resume_queue, not even after a restart.
 
-    async def resume_queue(self) -> None:
-        """Goes on."""
-        await self._running().queue.resume()
+        `next_hop`, a key as `queue show` tells it ("mx:example.org"): to that one alone.
+        """
+        await self._running().queue.pause(next_hop)
+
+    async def resume_queue(self, next_hop: str | None = None) -> None:
+        """Goes on; with everything that was not paused by its next hop, or with that one."""
+        await self._running().queue.resume(next_hop)
 
     def paused(self) -> bool:
         """True while paused."""

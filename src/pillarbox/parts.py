@@ -5,10 +5,11 @@ This is the one place that knows how they fit; a part knows only what it is give
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import shutil
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -41,7 +42,7 @@ from .queue.spool import Spool
 from .queue.sqlite import SqliteStore
 from .queue.store import Store
 from .queue.upkeep import History
-from .queue.whole import WholeQueue
+from .queue.whole import WholeQueue, paused_next_hops
 from .server import wiretap
 from .server.accounts import Account, AuthFile
 from .server.connection import Outbox
@@ -52,6 +53,13 @@ from .server.listener import Listeners
 from .server.tls import server_context
 from .smtp.sasl import Credentials
 from .smtp.server import Rules
+
+Explain = Callable[[dict[str, Any]], Awaitable[Any]]
+
+
+async def _explains_nothing(request: dict[str, Any]) -> None:
+    """Until somebody is there who can."""
+
 
 # Sessions that are told of one by one.
 MOST_SESSIONS = 1000
@@ -102,7 +110,10 @@ class Parts:
         self.context = self._make_context()
         self.listeners = Listeners(self.context, listener_failed, slot.sockets)
         self.lanes = Lanes(self._ways(), clock, rng)
-        self._steering = LiveSteering(self.scheduler, self.commit, self.lanes.why_waiting, self._live)
+        self.explain: Explain = _explains_nothing
+        self._steering = LiveSteering(
+            self.scheduler, self.commit, self.lanes.why_waiting, self._live, lambda request: self.explain(request)
+        )
         is_alone = slot.count == 1 or options.store != "sqlite"
         self.queue = WholeQueue(self._steering, self.commit, options.data_dir, shard=slot.number, is_alone=is_alone)
         self.inbox: Inbox | None = None
@@ -301,6 +312,9 @@ class Parts:
         self._fill_pipeline()
         if options.paused:
             await self.scheduler.pause()
+        if options.store == "sqlite":
+            # Of other workers, too: a new one begins as they are.
+            self.lanes.paused |= await asyncio.to_thread(paused_next_hops, options.data_dir)
         self.lanes.start()
         await self.scheduler.start()
         if options.store == "sqlite":
@@ -316,21 +330,28 @@ class Parts:
             self._adopter = Adopter(self.commit, self.scheduler.wake, self.clock, options.data_dir, slot.count)
             self._adopter.start()
 
+    def make_dnsbl(self) -> DnsblPlugin | None:
+        """The plugin that asks DNS lists, where options want it."""
+        options = self.options
+        if not options.dnsbl_enable:
+            return None
+        allow, tell = parse_networks(options.dnsbl_allow), self.dispatcher.post
+        return DnsblPlugin(self.resolver, self.clock, options.dnsbl, allow, options.dnsbl_time_out, tell)
+
+    def make_sender_verify(self) -> SenderVerifyPlugin | None:
+        """The plugin that looks at senders, where options want it."""
+        wanted = self.options.sender_verify
+        return SenderVerifyPlugin(self.resolver, wanted, self.dispatcher.post) if wanted else None
+
     def _fill_pipeline(self) -> None:
         """The program's plugins first, then what options ask for, then the built-in behaviour."""
         options, pipeline = self.options, self.dispatcher.pipeline
         for alias, plugin in options.plugins.items():
             pipeline.push(alias, plugin)
-        if options.dnsbl_enable:
-            allow = parse_networks(options.dnsbl_allow)
-            lists = DnsblPlugin(
-                self.resolver, self.clock, options.dnsbl, allow, options.dnsbl_time_out, self.dispatcher.post
-            )
+        if (lists := self.make_dnsbl()) is not None:
             pipeline.push("dnsbl", lists)
-        if options.sender_verify:
-            pipeline.push(
-                "sender_verify", SenderVerifyPlugin(self.resolver, options.sender_verify, self.dispatcher.post)
-            )
+        if (verify := self.make_sender_verify()) is not None:
+            pipeline.push("sender_verify", verify)
         if options.options.get("trace"):
             self.dispatcher.subscribers.register(wiretap.log_event, ["all"])
         greeting = Greeting(options.hostname, options.version) if options.handle_connects else None

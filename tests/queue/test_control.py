@@ -117,7 +117,7 @@ def test_a_fault_of_ours_is_told_as_one(tmp_path: Path) -> None:
         async def status(self) -> dict[str, Any]:
             raise RuntimeError("a bug")
 
-        async def pause(self) -> None:
+        async def pause(self, next_hop: Any = None) -> None:
             raise StoreError("the disk is away")
 
     async def main() -> None:

@@ -13,13 +13,14 @@ from typing import Any
 
 import pytest
 
-from pillarbox import MailServer
+from pillarbox import Handler, MailServer
 from pillarbox.mail.content import Content
 from pillarbox.mail.envelope import Envelope
 from pillarbox.queue.model import Action, Message, Query
 from pillarbox.queue.retry import RetryPolicy, pause_s
+from pillarbox.queue.whole import ask_all
 from pillarbox.testing import ManualClock, ScriptedServer
-from tests.conftest import free_port, lane_of, run_async, until
+from tests.conftest import free_port, lane_of, run_async, serving, until
 
 BODY = b"Subject: hello\r\nFrom: a@b.test\r\n\r\nbody\r\n"
 
@@ -745,5 +746,44 @@ def test_history_is_forgotten(tmp_path: Path) -> None:
                 clock.advance(100)
                 await asyncio.sleep(0.002)
             await until(lambda: view(server, uid) is None)
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("store", ["sqlite", "memory"])
+def test_one_next_hop_is_paused_and_the_others_go_on(tmp_path: Path, store: str) -> None:
+    async def main() -> None:
+        taken: dict[str, list[str]] = {"one": [], "two": []}
+
+        def keep(name: str) -> Any:
+            return lambda item: taken[name].append(item.uid)
+
+        handlers = [Handler("@one", keep("one")), Handler("@two", keep("two"))]
+        given: dict[str, Any] = {"store": store, "handlers": handlers}
+        async with serving(tmp_path, **given) as server:
+            hop = server._parts.router.next_hop("c@one.test")
+            await server.pause_queue(hop)
+            status = await server.queue.status()
+            assert status["paused_next_hops"] == [hop] and not status["paused"]
+            paused = await server.enqueue(reverse_path="a@b.test", recipients=["c@one.test"], content="x")
+            mixed = await server.enqueue(reverse_path="a@b.test", recipients=["c@one.test", "c@two.test"], content="x")
+            other = await server.enqueue(reverse_path="a@b.test", recipients=["c@two.test"], content="x")
+            await until(lambda: len(taken["two"]) == 2)
+            assert set(taken["two"]) == {mixed, other} and taken["one"] == []
+            found = await server.queue.show(paused)
+            assert found is not None and f"{hop} is paused" in found["waiting_for"]
+            assert found["recipients"][0]["attempts"] == 0
+            assert (await server.queue.live())["lanes"] is not None
+            if store == "memory":
+                await server.resume_queue(hop)
+                await until(lambda: set(taken["one"]) == {paused, mixed})
+                return
+        # It outlives a restart, and ends on a stopped server, too.
+        async with serving(tmp_path, **given) as server:
+            await until(lambda: not server._parts.scheduler._claiming)
+            assert (await server.queue.status())["paused_next_hops"] == [hop] and taken["one"] == []
+        await asyncio.to_thread(ask_all, str(tmp_path), {"verb": "resume", "next_hop": hop})
+        async with serving(tmp_path, **given) as server:
+            await until(lambda: set(taken["one"]) == {paused, mixed})
 
     run_async(main)

@@ -61,7 +61,7 @@ ROWS = (
     ),
     Row(
         "POST", "/api/queue/{action}", "queue_act",
-        "pause or resume sending; hold, release, retry or cancel by filter (everything=1 for all)",
+        "pause or resume sending, to one next_hop or to all; hold, release, retry or cancel by filter (everything=1 for all)",
         "{changed: [uid]}", {**_FILTERS, "everything": "1: every message that is not final"},
     ),
     Row(
@@ -195,12 +195,12 @@ class Api:
     async def queue_act(self, request: Request) -> Response:
         """Many."""
         action = request.path_params["action"]
-        if action == "pause":
-            await self._server.pause_queue()
-            return JSONResponse({"paused": True})
-        if action == "resume":
-            await self._server.resume_queue()
-            return JSONResponse({"paused": False})
+        if action in ("pause", "resume"):
+            hop = request.query_params.get("next_hop")
+            if hop == "" or set(request.query_params) - {"next_hop"}:
+                raise ValueError(f"{action}: the one filter is next_hop, the key of a next hop; without it, all")
+            await (self._server.pause_queue(hop) if action == "pause" else self._server.resume_queue(hop))
+            return JSONResponse({"paused": action == "pause", "next_hop": hop})
         query = _query(request, "everything")
         if query == Query() and request.query_params.get("everything") != "1":
             raise ValueError(f"{action}: name messages by a filter, or say everything=1")

@@ -11,7 +11,7 @@ from .. import __version__
 from ..daemon.logs import LEVELS
 from ..errors import OptionError, PillarboxError
 from . import admin as admin_command
-from . import dev, passwd, reload, send
+from . import dev, explain, passwd, reload, send
 from .config import config_app
 from .queue import queue_app
 
@@ -25,6 +25,7 @@ app = typer.Typer(
 app.add_typer(queue_app, name="queue")
 app.add_typer(config_app, name="config")
 app.command("dev")(dev.dev)
+app.command("explain")(explain.explain)
 app.command("send")(send.send)
 app.command("reload")(reload.reload)
 app.command("admin")(admin_command.admin)

@@ -172,15 +172,27 @@ for _verb, _done, _help in (
     _steering_command(_verb, _done, _help)
 
 
+OneHop = Annotated[
+    str | None,
+    typer.Option("--next-hop", metavar="KEY", help="That next hop alone, as `queue show` names it: mx:example.org."),
+]
+
+
 @queue_app.command()
-def pause(data_dir: DataDir = None) -> None:
+def pause(next_hop: OneHop = None, data_dir: DataDir = None) -> None:
     """Stop sending: what runs finishes; mail is accepted and kept, also over a restart, until `resume`."""
-    _run(data_dir, {"verb": "pause"})
-    print("the queue is paused")
+    _pause("pause", next_hop, data_dir)
+    print(f"{next_hop or 'the queue'} is paused")
 
 
 @queue_app.command()
-def resume(data_dir: DataDir = None) -> None:
-    """Send again."""
-    _run(data_dir, {"verb": "resume"})
-    print("the queue is not paused any more")
+def resume(next_hop: OneHop = None, data_dir: DataDir = None) -> None:
+    """Send again; next hops that were paused by name are resumed by name."""
+    _pause("resume", next_hop, data_dir)
+    print(f"{next_hop or 'the queue'} is not paused any more")
+
+
+def _pause(verb: str, next_hop: str | None, data_dir: str | None) -> None:
+    if next_hop == "":
+        raise OptionError("--next-hop is empty: give a key such as mx:example.org, or leave it out for the whole queue")
+    _run(data_dir, {"verb": verb, "next_hop": next_hop})

@@ -127,3 +127,28 @@ def print_message(row: dict[str, Any]) -> None:
 
 def _stamp(at: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(at))
+
+
+_VERDICTS = {
+    "passes": "green", "delivers": "green", "delivered": "green", "sending": "green", "refuses": "red", "bounces": "red",
+    "defers": "yellow", "holds": "magenta", "waits": "yellow",
+}  # fmt: skip
+
+
+def print_explained(found: dict[str, Any]) -> None:
+    """What `pillarbox explain` found: the reason first, then every step."""
+    console = _console()
+    style = _VERDICTS.get(found["verdict"], "white")
+    console.print(f"[bold {style}]{found['verdict']}[/bold {style}]  {_safe(found['reason'])}", soft_wrap=True)
+    if found.get("reply"):
+        console.print(f"[bold]reply[/bold]  {_safe(found['reply'])}", soft_wrap=True)
+    for one in found.get("recipients", [found]):
+        table = Table(box=None, pad_edge=False, header_style="bold", title_justify="left")
+        if "address" in one:
+            table.title = f"{_safe(one['address'])} ({one['state']})"
+        for name in ("RULE", "VERDICT", "WHAT"):
+            table.add_column(name, overflow="fold", no_wrap=name != "WHAT")
+        for step in one["steps"]:
+            colour = _VERDICTS.get(step["verdict"], "dim")
+            table.add_row(step["rule"], f"[{colour}]{step['verdict']}[/{colour}]", _safe(step["text"]))
+        console.print(table)

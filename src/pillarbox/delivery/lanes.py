@@ -61,12 +61,18 @@ class Lanes:
         self.finished: Callable[[Work], None] = lambda work: None
         self.wake: Callable[[], None] = lambda: None
         self.is_back: Callable[[str, Collection[str]], None] = lambda key, stages: None
+        self.paused: set[str] = set()
         self._lanes: dict[str, Lane] = {}
         self._handler_lanes: dict[str, HandlerLane] = {}
         self._timer: Timer | None = None
         self._connections = 0
         self._has_refused = False
         self._is_stopping = False
+
+    @property
+    def ways(self) -> Ways:
+        """How mail leaves now."""
+        return self._ways
 
     def change(self, ways: Ways) -> None:
         """Other servers and settings, for connections that are opened from now on."""
@@ -135,7 +141,9 @@ class Lanes:
     def describe(self) -> list[dict[str, Any]]:
         """Every lane as JSON."""
         everyone: list[Lane | HandlerLane] = [*self._lanes.values(), *self._handler_lanes.values()]
-        return [lane.describe() for lane in everyone]
+        return [
+            {**found, "paused": found["next_hop"] in self.paused} for lane in everyone if (found := lane.describe())
+        ]
 
     @property
     def connections(self) -> int:
@@ -151,15 +159,20 @@ class Lanes:
     def deliver(self, work: Work) -> None:
         """See queue.work.Deliverer."""
         key = work.next_hop
-        if key.startswith(HANDLER):
+        if key in self.paused:
+            self._return(work, Reply(451, "4.3.2", "The operator has paused this next hop"))
+        elif key.startswith(HANDLER):
             self._handler_lane(key).push(work)
         elif key == NOWHERE or (key.startswith(MX) and self._ways.mx is None):
-            reply = Reply(451, "4.4.4", "There is no way to go: " + self._ways.router.why_nowhere)
-            retry_at = self._clock.time() + NOWHERE_S
-            work.results = [Result(r, reply, "lookup", is_attempt=False, retry_at=retry_at) for r in work.recipients]
-            self.finished(work)
+            self._return(work, Reply(451, "4.4.4", "There is no way to go: " + self._ways.router.why_nowhere))
         else:
             self._lane(key).push(work)
+
+    def _return(self, work: Work, why: Reply) -> None:
+        """Nothing was tried: the queue keeps it."""
+        retry_at = self._clock.time() + NOWHERE_S
+        work.results = [Result(r, why, "lookup", is_attempt=False, retry_at=retry_at) for r in work.recipients]
+        self.finished(work)
 
     def _handler_lane(self, key: str) -> HandlerLane:
         lane = self._handler_lanes.get(key)
@@ -192,7 +205,7 @@ class Lanes:
 
     def has_room(self, next_hop: str, *, is_memory_full: bool = False) -> bool:
         """See queue.work.Deliverer."""
-        if next_hop == NOWHERE:
+        if next_hop == NOWHERE or next_hop in self.paused:
             return False
         lane = self._handler_lanes.get(next_hop) or self._lanes.get(next_hop)
         return lane is None or (lane.has_room and not (is_memory_full and lane.waiting))
@@ -210,7 +223,8 @@ class Lanes:
     def blocked(self, *, is_memory_full: bool = False) -> list[str]:
         """See queue.work.Deliverer."""
         keys = (*self._lanes, *self._handler_lanes)
-        return [key for key in keys if not self.has_room(key, is_memory_full=is_memory_full)]
+        blocked = [key for key in keys if not self.has_room(key, is_memory_full=is_memory_full)]
+        return [*blocked, *(key for key in self.paused if key not in keys)]
 
     def down(self) -> list[str]:
         """See queue.work.Deliverer."""
@@ -227,6 +241,11 @@ class Lanes:
         """See queue.work.Deliverer."""
         return min((at for lane in self._lanes.values() if (at := lane.retry_at_wall()) is not None), default=None)
 
+    def withdraw_from(self, next_hop: str) -> list[Work]:
+        """See queue.work.Deliverer."""
+        lane = self._handler_lanes.get(next_hop) or self._lanes.get(next_hop)
+        return [] if lane is None else lane.withdraw(None)
+
     def withdraw(self, uids: Collection[str] | None) -> list[Work]:
         """See queue.work.Deliverer."""
         everyone: list[Lane | HandlerLane] = [*self._lanes.values(), *self._handler_lanes.values()]
@@ -237,10 +256,20 @@ class Lanes:
         for lane in self._lanes.values():
             lane.forget_backoff()
 
-    def why_waiting(self) -> str | None:
+    def why_waiting(self, next_hops: Collection[str] | None = None) -> str | None:
         """See queue.work.Deliverer."""
-        if self.room() == 0 and not self._lanes:
+        if next_hops is None:
+            if self.room() == 0 and not self._lanes and not self.paused:
+                return self._ways.router.why_nowhere
+            next_hops = {*self._lanes, *self.paused}
+        elif NOWHERE in next_hops:
             return self._ways.router.why_nowhere
-        reasons = [reason for lane in self._lanes.values() if (reason := lane.why_waiting()) is not None]
+        reasons = [
+            f"the next hop {key} is paused: pillarbox queue resume --next-hop {key}"
+            for key in sorted(self.paused)
+            if key in next_hops
+        ]
+        lanes = [lane for key, lane in self._lanes.items() if key in next_hops and key not in self.paused]
+        reasons += [reason for lane in lanes if (reason := lane.why_waiting()) is not None]
         more = f" (and {len(reasons) - 3} more)" if len(reasons) > 3 else ""
         return "; ".join(reasons[:3]) + more if reasons else None

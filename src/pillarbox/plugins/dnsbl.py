@@ -65,26 +65,38 @@ class DnsblPlugin:
 
     async def on_connection(self, server: Any, event: Connection) -> Reply | None:
         """Asks all lists at once; 554 and the reason for who is listed."""
-        try:
-            address = ipaddress.ip_address(event.peer.host.partition("%")[0])
-        except ValueError:
+        decided, _ = await self.judge(event.peer.host)
+        if decided is None:
             return None
-        mapped = getattr(address, "ipv4_mapped", None) or address
-        if any(mapped in network for network in self._allow):
-            return None
-        now = self._clock.monotonic()
-        zones = [zone for zone in self._zones if self._disabled.get(zone, 0.0) <= now]
-        verdicts = await asyncio.gather(*(self._ask(str(mapped), zone) for zone in zones))
-        decided = self._decide(verdicts)
         self.counts[decided.result] += 1
         reply = None
         if decided.result == "listed":
-            text = f"{mapped} is listed by {decided.zone}" + (f": {decided.reason}" if decided.reason else "")
-            reply = Reply(554, "5.7.1", text[:400])
-            _log.info("session %s refused: %s", event.client_id, text)
+            reply = self.refusal(event.peer.host, decided)
+            _log.info("session %s refused: %s", event.client_id, reply.text)
         codes = decided.codes
         self._tell(Dnsbl(event.client_id, event.session, reply, decided.result, decided.reason, decided.zone, codes))
         return reply
+
+    async def judge(self, host: str) -> tuple[Verdict | None, list[Verdict]]:
+        """What the lists say together, and each of them; None where none is asked about this address."""
+        try:
+            address = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return None, []
+        mapped = getattr(address, "ipv4_mapped", None) or address
+        if any(mapped in network for network in self._allow):
+            return None, []
+        now = self._clock.monotonic()
+        zones = [zone for zone in self._zones if self._disabled.get(zone, 0.0) <= now]
+        verdicts = await asyncio.gather(*(self._ask(str(mapped), zone) for zone in zones))
+        return self._decide(verdicts), list(verdicts)
+
+    @staticmethod
+    def refusal(host: str, decided: Verdict) -> Reply:
+        """What a client is told that is listed."""
+        address = ipaddress.ip_address(host.partition("%")[0])
+        text = f"{getattr(address, 'ipv4_mapped', None) or address} is listed by {decided.zone}"
+        return Reply(554, "5.7.1", (f"{text}: {decided.reason}" if decided.reason else text)[:400])
 
     def _decide(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The heaviest list that has it, when their weights reach 1; else the first that failed; else clean."""

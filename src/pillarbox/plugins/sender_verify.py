@@ -39,11 +39,15 @@ class SenderVerifyPlugin:
         domain = domain_of(address or "")
         if address is None or not domain or is_address_literal(domain):
             return None
-        reply, error = await self._judge(domain)
+        reply, error = await self.judge(address)
         self._tell(Fverify(session.client_id, session, reply, error, domain))
         return reply
 
-    async def _judge(self, domain: str) -> tuple[Reply | None, str]:
+    async def judge(self, address: str | None) -> tuple[Reply | None, str]:
+        """A refusal and its reason, or None and nothing, for a reverse-path."""
+        domain = domain_of(address or "")
+        if not domain or is_address_literal(domain):
+            return None, ""
         name = comparable_domain(domain)
         answer = await self._resolver.resolve(name, "MX")
         if answer.status is Status.FOUND and answer.records:

@@ -12,12 +12,13 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any, Protocol
 
 from ..errors import OptionError, PillarboxError, StoreError
 from .commit import GroupCommit
-from .model import STATES, Action, Query, view_as_json
+from .model import ACTIVE, STATES, Action, Query, view_as_json
+from .paused import PAUSED, PAUSED_HOPS, format_hops, parse_hops
 from .scheduler import Scheduler
 from .shards import control_socket
 from .store import Store
@@ -47,13 +48,15 @@ class Steering(Protocol):
 
     async def change(self, action: Action, query: Query) -> Uids: ...
 
-    async def pause(self) -> None: ...
+    async def pause(self, next_hop: str | None = None) -> None: ...
 
-    async def resume(self) -> None: ...
+    async def resume(self, next_hop: str | None = None) -> None: ...
 
     async def status(self) -> dict[str, Any]: ...
 
     async def live(self) -> dict[str, Any]: ...
+
+    async def explain(self, request: dict[str, Any]) -> dict[str, Any] | None: ...
 
 
 def parse_query(fields: dict[str, Any]) -> Query:
@@ -93,14 +96,17 @@ async def perform(steering: Steering, request: Any) -> Any:
         if not isinstance(request.get("uid"), str):
             raise ValueError("show wants a uid")
         return await steering.show(request["uid"])
-    if verb == "pause":
-        return await steering.pause()
-    if verb == "resume":
-        return await steering.resume()
+    if verb in ("pause", "resume"):
+        next_hop = request.get("next_hop")
+        if next_hop is not None and (not isinstance(next_hop, str) or not next_hop):
+            raise ValueError(f"{verb}: next_hop is the key of a next hop")
+        return await (steering.pause(next_hop) if verb == "pause" else steering.resume(next_hop))
     if verb == "status":
         return await steering.status()
     if verb == "live":
         return await steering.live()
+    if verb == "explain":
+        return await steering.explain(request)
     fields = request.get("query", {})
     if not isinstance(fields, dict):
         raise ValueError("query is an object")
@@ -124,9 +130,11 @@ class LiveSteering:
         self,
         scheduler: Scheduler,
         commit: GroupCommit,
-        why_waiting: Callable[[], str | None],
+        why_waiting: Callable[..., str | None],
         live: Callable[[], dict[str, Any]] = dict,
+        explain: Callable[[dict[str, Any]], Awaitable[Any]] | None = None,
     ) -> None:
+        self._explain = explain
         self._scheduler = scheduler
         self._commit = commit
         self._why_waiting = why_waiting
@@ -141,26 +149,33 @@ class LiveSteering:
         found = await self._commit.read(lambda reader: reader.get(uid))
         if found is None:
             return None
-        return view_as_json(found) | {"waiting_for": self._waits_for(found.state)}
+        hops = {r.next_hop or "" for r in found.recipients if r.state in ACTIVE}
+        return view_as_json(found) | {"waiting_for": self._waits_for(found.state, hops)}
 
-    def _waits_for(self, state: str) -> str | None:
+    def _waits_for(self, state: str, next_hops: set[str]) -> str | None:
         if state not in ("queued", "deferred"):
             return "somebody to release it: pillarbox queue release" if state == "held" else None
         if self._scheduler.is_paused:
             return "the queue is paused: pillarbox queue resume"
-        return self._why_waiting() or ("its next attempt" if state == "deferred" else "a free connection")
+        return self._why_waiting(next_hops) or ("its next attempt" if state == "deferred" else "a free connection")
 
     async def change(self, action: Action, query: Query) -> Uids:
         """The uids that were changed."""
         return await self._scheduler.change(action, query)
 
-    async def pause(self) -> None:
-        """Running sends finish, nothing else begins."""
-        await self._scheduler.pause()
+    async def pause(self, next_hop: str | None = None) -> None:
+        """Running sends finish, nothing else begins; to one next hop, or to all."""
+        if next_hop is not None:
+            await self._scheduler.pause_next_hop(next_hop, is_paused=True)
+        else:
+            await self._scheduler.pause()
 
-    async def resume(self) -> None:
+    async def resume(self, next_hop: str | None = None) -> None:
         """Goes on."""
-        await self._scheduler.resume()
+        if next_hop is not None:
+            await self._scheduler.pause_next_hop(next_hop, is_paused=False)
+        else:
+            await self._scheduler.resume()
 
     async def status(self) -> dict[str, Any]:
         """Counts and flags."""
@@ -168,6 +183,7 @@ class LiveSteering:
         return {
             "running": True,
             "paused": self._scheduler.is_paused,
+            "paused_next_hops": self._scheduler.paused_next_hops,
             "in_hand": self._scheduler.in_hand,
             "recipients": counts,
             "waiting_for": self._why_waiting(),
@@ -176,6 +192,10 @@ class LiveSteering:
     async def live(self) -> dict[str, Any]:
         """What goes on in this process now: counters, sessions, lanes."""
         return self._live()
+
+    async def explain(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Why, see pillarbox.explain."""
+        return None if self._explain is None else await self._explain(request)
 
 
 class ControlServer:
@@ -312,21 +332,29 @@ class StoppedSteering:
         with self._store.transaction():
             return self._store.change(action, query, self._now())
 
-    async def pause(self) -> None:
+    async def pause(self, next_hop: str | None = None) -> None:
         """From the next start on."""
-        with self._store.transaction():
-            self._store.set_flag("paused", "1")
+        self._set_paused(next_hop, is_paused=True)
 
-    async def resume(self) -> None:
+    async def resume(self, next_hop: str | None = None) -> None:
         """From the next start on."""
+        self._set_paused(next_hop, is_paused=False)
+
+    def _set_paused(self, next_hop: str | None, *, is_paused: bool) -> None:
         with self._store.transaction():
-            self._store.set_flag("paused", None)
+            if next_hop is None:
+                self._store.set_flag(PAUSED, "1" if is_paused else None)
+                return
+            hops = parse_hops(self._store.flag(PAUSED_HOPS))
+            hops = hops | {next_hop} if is_paused else hops - {next_hop}
+            self._store.set_flag(PAUSED_HOPS, format_hops(hops))
 
     async def status(self) -> dict[str, Any]:
         """Counts and flags."""
         return {
             "running": False,
-            "paused": self._store.flag("paused") is not None,
+            "paused": self._store.flag(PAUSED) is not None,
+            "paused_next_hops": sorted(parse_hops(self._store.flag(PAUSED_HOPS))),
             "in_hand": 0,
             "recipients": self._store.counts(),
             "waiting_for": "the server is not running",
@@ -335,3 +363,7 @@ class StoppedSteering:
     async def live(self) -> dict[str, Any]:
         """Nothing goes on."""
         return {}
+
+    async def explain(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Who is not there explains nothing."""
+        return None

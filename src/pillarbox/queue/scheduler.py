@@ -15,6 +15,7 @@ from ..clock import Clock, Timer
 from .commit import GroupCommit
 from .judged import Judged, calls_for_report, parse_kept
 from .model import Action, Message, Query, Recipient, Settled, Settlement
+from .paused import PAUSED, PAUSED_HOPS, format_hops, parse_hops
 from .retry import RetryPolicy, pause_s
 from .store import Store
 from .upkeep import History, Upkeep
@@ -98,7 +99,8 @@ class Scheduler:
 
     async def start(self) -> None:
         """Frees what a crash left leased, then begins to claim."""
-        recovered, paused = await self._commit.run(self._recover)
+        recovered, paused, hops = await self._commit.run(self._recover)
+        self._deliverer.paused |= parse_hops(hops)
         if recovered:
             _log.warning("%d deliveries were in hand when the server stopped: they are due again", recovered)
         self.is_paused = self.is_paused or paused
@@ -107,8 +109,8 @@ class Scheduler:
         self._upkeep.start()
         self.wake()
 
-    def _recover(self, store: Store) -> tuple[int, bool]:
-        return store.recover(self._clock.time()), store.flag("paused") is not None
+    def _recover(self, store: Store) -> tuple[int, bool, str | None]:
+        return store.recover(self._clock.time()), store.flag(PAUSED) is not None, store.flag(PAUSED_HOPS)
 
     async def stop(self) -> None:
         """No more claims; work that has not begun goes back to the store."""
@@ -403,13 +405,30 @@ class Scheduler:
         """What runs finishes; nothing else is sent until `resume`, not even after a restart."""
         self.is_paused = True
         self._give_back(self._deliverer.withdraw(None))
-        await self._commit.run(lambda store: store.set_flag("paused", "1"))
+        await self._commit.run(lambda store: store.set_flag(PAUSED, "1"))
 
     async def resume(self) -> None:
         """Goes on."""
-        await self._commit.run(lambda store: store.set_flag("paused", None))
+        await self._commit.run(lambda store: store.set_flag(PAUSED, None))
         self.is_paused = False
         self.wake()
+
+    async def pause_next_hop(self, next_hop: str, *, is_paused: bool) -> None:
+        """The same for one next hop, there already or not; or the end of it."""
+        paused = self._deliverer.paused
+        if is_paused:
+            paused.add(next_hop)
+            self._give_back(self._deliverer.withdraw_from(next_hop))
+        else:
+            paused.discard(next_hop)
+        flag = format_hops(paused)
+        await self._commit.run(lambda store: store.set_flag(PAUSED_HOPS, flag))
+        self.wake()
+
+    @property
+    def paused_next_hops(self) -> list[str]:
+        """Those that an operator has paused."""
+        return sorted(self._deliverer.paused)
 
     async def change(self, action: Action, query: Query) -> list[str]:
         """Hold, release, retry, cancel: the uids of what was changed, durable when it returns."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -19,6 +19,7 @@ from ..mail.content import Content
 from .commit import GroupCommit
 from .control import LiveSteering, Rows, StoppedSteering, Uids, ask, perform
 from .model import Action, Query, View
+from .paused import PAUSED, PAUSED_HOPS, parse_hops
 from .shards import database, find_shards, spool_folder
 from .sqlite import SqliteStore
 from .sqlite_read import SqliteReader, connect
@@ -89,7 +90,7 @@ def merge(request: dict[str, Any], answers: list[Any]) -> Any:
     verb = request.get("verb")
     if len(answers) == 1:
         return answers[0]
-    if verb == "show":
+    if verb in ("show", "explain"):
         return next((answer for answer in answers if answer is not None), None)
     if verb == "list":
         limit = (request.get("query") or {}).get("limit")
@@ -114,6 +115,7 @@ def _merge_status(answers: list[dict[str, Any]]) -> dict[str, Any]:
     return {
         "running": bool(running),
         "paused": any(answer["paused"] for answer in answers),
+        "paused_next_hops": sorted({hop for answer in answers for hop in answer["paused_next_hops"]}),
         "in_hand": sum(answer["in_hand"] for answer in answers),
         "recipients": recipients,
         "waiting_for": next((a["waiting_for"] for a in running or answers if a["waiting_for"]), None),
@@ -131,6 +133,7 @@ def _merge_live(answers: list[dict[str, Any]]) -> dict[str, Any]:
             known = lanes.setdefault(lane["next_hop"], {**lane, "waiting": 0, "busy": 0, "connections": 0})
             for name in ("waiting", "busy", "connections"):
                 known[name] += lane[name]
+            known["paused"] = bool(known.get("paused") or lane.get("paused"))
             known["state"] = max(known["state"], lane["state"], key=LANE_STATES.index)
             known["reason"] = known["reason"] or lane["reason"]
     whole["lanes"] = list(lanes.values())
@@ -214,18 +217,28 @@ class WholeQueue:
         changed: Uids = await self._ask(request)
         return changed
 
-    async def pause(self) -> None:
-        """All workers: running sends finish, nothing else begins."""
-        await self._ask({"verb": "pause"})
+    async def pause(self, next_hop: str | None = None) -> None:
+        """All workers: running sends finish, nothing else begins; to one next hop, or to all."""
+        await self._ask({"verb": "pause", "next_hop": next_hop})
 
-    async def resume(self) -> None:
+    async def resume(self, next_hop: str | None = None) -> None:
         """All workers go on."""
-        await self._ask({"verb": "resume"})
+        await self._ask({"verb": "resume", "next_hop": next_hop})
 
     async def live(self) -> dict[str, Any]:
         """Counters, sessions and lanes of all workers."""
         live: dict[str, Any] = await self._ask({"verb": "live"})
         return live
+
+    async def explain(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """Why, from the worker that has the message; a dry run from this one."""
+        found: dict[str, Any] | None = await self._ask({**request, "verb": "explain"})
+        return found
+
+    @property
+    def own(self) -> LiveSteering:
+        """This worker's part."""
+        return self._own
 
     async def status(self) -> dict[str, Any]:
         """Counts and flags of the whole."""
@@ -241,16 +254,24 @@ def _fields(query: Query) -> dict[str, Any]:
 
 def is_paused(folder: str) -> bool:
     """True when any shard of a data directory was paused: new workers begin so, too. What cannot be read is not."""
+    return any(flag is not None for flag in _flags(folder, PAUSED))
+
+
+def paused_next_hops(folder: str) -> set[str]:
+    """The next hops that are paused in any shard."""
+    return {hop for flag in _flags(folder, PAUSED_HOPS) for hop in parse_hops(flag)}
+
+
+def _flags(folder: str, name: str) -> Iterator[str | None]:
     for shard in find_shards(folder):
         try:
             connection = connect(database(folder, shard), is_read_only=True)
             try:
                 # A start that was cut off left a file without tables.
                 is_made = next(iter(connection.execute("PRAGMA user_version")))[0] > 0
-                if is_made and SqliteReader(connection, folder).flag("paused") is not None:
-                    return True
+                if is_made:
+                    yield SqliteReader(connection, folder).flag(name)
             finally:
                 connection.close()
         except apsw.Error as error:
             _log.error("the queue at %s cannot be read: %s", database(folder, shard), error)
-    return False

@@ -75,11 +75,17 @@ class Deliverer(Protocol):
     def room_at(self) -> float | None:
         """Unix time when room should be asked again, or None: it will call Scheduler.wake by itself."""
 
+    paused: set[str]
+    """Next hops that take nothing because an operator said so."""
+
+    def withdraw_from(self, next_hop: str) -> list[Work]:
+        """Gives back what waits for that next hop and has not begun."""
+
     def withdraw(self, uids: Collection[str] | None) -> list[Work]:
         """Gives back work that has not begun (None: all of it)."""
 
     def retry_now(self) -> None:
         """The operator wants it tried at once: forget back-off."""
 
-    def why_waiting(self) -> str | None:
-        """Why queued mail is not sent now, for people; None when it is."""
+    def why_waiting(self, next_hops: Collection[str] | None = None) -> str | None:
+        """Why queued mail (for these next hops) is not sent now, for people; None when it is."""

@@ -28,20 +28,20 @@ class Admission:
     """Sessions at once, in all and per peer."""
 
     def __init__(self, max_sessions: int, max_per_peer: int) -> None:
-        self._max_sessions = max_sessions
+        self.max_sessions = max_sessions
         self._max_per_peer = max_per_peer
         self._per_peer: dict[str, int] = {}
         self.sessions = 0
 
     def change(self, max_sessions: int, max_per_peer: int) -> None:
         """Other bounds, for who comes from now on."""
-        self._max_sessions, self._max_per_peer = max_sessions, max_per_peer
+        self.max_sessions, self._max_per_peer = max_sessions, max_per_peer
 
     def enter(self, key: str, *, is_trusted: bool) -> str | None:
         """Counts a session in; a text when it should be sent away (it has to `leave` all the same)."""
         self.sessions += 1
         count = self._per_peer[key] = self._per_peer.get(key, 0) + 1
-        if self.sessions > self._max_sessions:
+        if self.sessions > self.max_sessions:
             return "Too many sessions: try again later"
         if count > self._max_per_peer and not is_trusted:
             return "Too many sessions from your address: try again later"

@@ -1,0 +1,398 @@
+"""Why: a dry run for a sender, a recipient and a peer, or what holds up a message that is queued. Nothing is changed by it.
+
+The rules are asked that decide for real, in their order; plugins of the program are named, for what they would say only
+they know. `Explainer` is given the parts of a server, running or not.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from .delivery.client import ClientConnection, ConnectFault
+from .delivery.route import HANDLER, MX, NOWHERE, RELAY, Target
+from .events.session import Endpoint, Session
+from .places import LOGIN_SCHEMES
+from .plugins.dnsbl import DnsblPlugin
+from .plugins.sender_verify import SenderVerifyPlugin
+from .plugins.simple import RelayRule
+from .queue.model import ACTIVE
+from .smtp.command import Command, Grammar, parse_command
+from .smtp.reply import Reply
+
+if TYPE_CHECKING:
+    from .parts import Parts
+
+_BUILT_IN = ("simple", "greeting", "dnsbl", "sender_verify")
+_GRAMMAR = Grammar(is_strict=False)
+# Verdicts of a step that end the story, the first of them tells the reason.
+DECIDING = ("refuses", "defers", "bounces", "holds", "waits")
+
+
+@dataclass(slots=True)
+class Story:
+    """What was found, step by step: (rule, verdict, text)."""
+
+    steps: list[dict[str, str]] = field(default_factory=list)
+    reply: str | None = None
+
+    def tell(self, rule: str, verdict: str, text: str) -> None:
+        """One step: passes, notes, or one of DECIDING."""
+        self.steps.append({"rule": rule, "verdict": verdict, "text": text})
+
+    def refuse(self, rule: str, reply: Reply, why: str = "") -> None:
+        """The client would get this reply."""
+        self.reply = self.reply or str(reply)
+        verdict = "defers" if reply.is_transient else "refuses"
+        self.tell(rule, verdict, f"{why}: {reply}" if why else str(reply))
+
+    @property
+    def deciding(self) -> dict[str, str] | None:
+        """The step that the reason is."""
+        return next((step for step in self.steps if step["verdict"] in DECIDING), None)
+
+    def ended(self, **more: Any) -> dict[str, Any]:
+        """As JSON."""
+        step = self.deciding
+        verdict, reason = (
+            (step["verdict"], f"{step['rule']}: {step['text']}") if step else ("delivers", "nothing is in the way")
+        )
+        return {**more, "verdict": verdict, "reason": reason, "reply": self.reply, "steps": self.steps}
+
+
+class Explainer:
+    """See the module's text. What it gives is fit for JSON."""
+
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    async def explain(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """{recipient, sender, peer, user} or {uid}; None for a uid that is not here. ValueError for what makes no sense."""
+        for name in ("recipient", "sender", "peer", "user", "uid"):
+            if request.get(name) is not None and not isinstance(request[name], str):
+                raise ValueError(f"explain: {name} is text")
+        if request.get("uid") is not None:
+            found = await self._parts.queue.own.show(request["uid"])
+            return None if found is None else await self.message(found, is_running=self._parts.scheduler.is_running)
+        if not request.get("recipient"):
+            raise ValueError("explain wants a recipient, or a uid")
+        return await self.recipient(
+            request["recipient"],
+            request.get("sender") if request.get("sender") is not None else "sender@example.org",
+            request.get("peer") or "127.0.0.1",
+            request.get("user"),
+            with_probe=bool(request.get("probe")),
+        )
+
+    # ------------------------------------------------------------------- a dry run
+
+    async def recipient(
+        self, recipient: str, sender: str | None, peer: str, user: str | None = None, *, with_probe: bool = False
+    ) -> dict[str, Any]:
+        """As if `peer` said MAIL and RCPT now (as `user`, where it had logged in)."""
+        try:
+            peer = str(ipaddress.ip_address(peer))
+        except ValueError:
+            raise ValueError(f"--peer {peer!r} is no IP address: give one such as 192.0.2.1") from None
+        story = Story()
+        sender = None if sender in ("", "<>") else sender
+        address = self._syntax(story, sender, recipient)
+        asked = {"recipient": recipient, "sender": sender or "<>", "peer": peer, "user": user}
+        if address is None:
+            return story.ended(asked=asked, route=None)
+        session = self._session(story, peer, user)
+        await self._dns_lists(story, peer)
+        self._senders(story, session, sender)
+        await self._sender_verify(story, session, sender)
+        self._relay_rule(story, session, address)
+        self._plugins(story)
+        if story.reply is None:
+            story.reply = "250 2.1.5 Recipient OK"
+        route = await self._route(story, address, with_probe=with_probe)
+        self._limits(story, route["next_hop"])
+        return story.ended(asked=asked, route=route)
+
+    def _syntax(self, story: Story, sender: str | None, recipient: str) -> str | None:
+        commands: list[Command] = []
+        for line in (f"MAIL FROM:<{sender or ''}>", f"RCPT TO:<{recipient}>"):
+            command, _ = parse_command(line.encode("utf-8", "replace"), _GRAMMAR)
+            if command.error is not None:
+                story.refuse("address", command.error, line)
+                return None
+            commands.append(command)
+        story.tell("address", "passes", "both addresses are well-formed")
+        return commands[1].address or ""
+
+    def _session(self, story: Story, peer: str, user: str | None) -> Session:
+        parts = self._parts
+        session = Session("explain", Endpoint(peer, 0), Endpoint("", 0))
+        session.is_trusted = parts.rule.is_trusted(peer)
+        session.username = user
+        if parts.context.is_closing:
+            story.refuse("server", Reply(421, "4.3.2", "Shutting down"))
+        options = parts.options
+        if len(parts.context.sessions) >= parts.context.admission.max_sessions:
+            story.refuse("sessions", Reply(421, "4.7.0", f"{options.max_sessions} sessions are open (max_sessions)"))
+        if session.is_trusted:
+            story.tell("peer", "passes", f"{peer} is in a trusted network ({', '.join(options.trust)})")
+        else:
+            text = f"{peer} is in no trusted network ({', '.join(options.trust) or 'there is none'})"
+            story.tell("peer", "notes", f"{text}, and logged in as {user}" if user else text)
+        if any(scheme in LOGIN_SCHEMES for scheme, _, _ in options.listeners) and user is None:
+            story.tell(
+                "listeners", "notes", "at the submission listeners MAIL wants a login: --user NAME tries as somebody"
+            )
+        return session
+
+    async def _dns_lists(self, story: Story, peer: str) -> None:
+        plugin = self._parts.dispatcher.pipeline.get("dnsbl") or self._parts.make_dnsbl()
+        if not isinstance(plugin, DnsblPlugin):
+            return
+        decided, verdicts = await plugin.judge(peer)
+        for one in verdicts:
+            codes = f" ({', '.join(one.codes)})" if one.codes else ""
+            story.tell("dnsbl", "notes", f"{one.zone}: {one.result}{codes} {one.reason}".rstrip())
+        if decided is None:
+            story.tell("dnsbl", "passes", f"no list is asked about {peer}: dnsbl_allow")
+        elif decided.result == "listed":
+            story.refuse("dnsbl", plugin.refusal(peer, decided), f"{peer} is listed by {decided.zone}")
+        else:
+            story.tell("dnsbl", "passes", f"{peer} is not refused by the DNS lists ({decided.result})")
+
+    def _senders(self, story: Story, session: Session, sender: str | None) -> None:
+        if session.username is None or sender is None:
+            return
+        parts = self._parts
+        from .server.accounts import Account
+
+        session.senders = parts.context.default_senders(Account(session.username))
+        story.tell(
+            "sender", "notes", f"{session.username} may send as {', '.join(session.senders)}, or as its account says"
+        )
+
+    async def _sender_verify(self, story: Story, session: Session, sender: str | None) -> None:
+        plugin = self._parts.dispatcher.pipeline.get("sender_verify") or self._parts.make_sender_verify()
+        if not isinstance(plugin, SenderVerifyPlugin):
+            return
+        reply, error = await plugin.judge(sender)
+        if reply is not None:
+            story.refuse("sender_verify", reply, error)
+        else:
+            story.tell("sender_verify", "passes", "the sender's domain takes mail")
+
+    def _relay_rule(self, story: Story, session: Session, address: str) -> None:
+        rule: RelayRule = self._parts.rule
+        if not self._parts.options.simple:
+            story.tell("relay rule", "notes", "simple=False: the program itself answers")
+            return
+        domain = address.rpartition("@")[2] if "@" in address else ""
+        is_ours = bool(domain) and rule.is_ours(domain)
+        ours = (
+            f"{domain} is one of our domains"
+            if is_ours
+            else f"{domain or 'no domain'} is none of our domains ({', '.join(rule.domains) or 'there are none'})"
+        )
+        reply = rule.judge(session, address)
+        if reply is not None and is_ours:
+            story.refuse("relay rule", reply, f"{ours}, but no handler and no relay takes its mail")
+        elif reply is not None:
+            story.refuse("relay rule", reply, f"{ours}, and this client may not relay")
+        elif is_ours:
+            story.tell("relay rule", "passes", ours)
+        else:
+            story.tell("relay rule", "passes", f"{ours}; this client may relay")
+
+    def _plugins(self, story: Story) -> None:
+        names = [name for name in self._parts.dispatcher.pipeline.list() if name not in _BUILT_IN]
+        names = names or [name for name in self._parts.options.plugins if name not in _BUILT_IN]
+        if names:
+            story.tell("plugins", "notes", f"may say otherwise: {', '.join(dict.fromkeys(names))}")
+
+    # ------------------------------------------------------------------- the route
+
+    async def _route(self, story: Story, address: str, *, with_probe: bool) -> dict[str, Any]:
+        ways = self._parts.lanes.ways
+        key = ways.router.next_hop(address)
+        route: dict[str, Any] = {"next_hop": key or None, "kind": "none", "servers": [], "tls": None}
+        if key == NOWHERE:
+            story.tell("route", "waits", ways.router.why_nowhere)
+        elif key.startswith(HANDLER):
+            route["kind"] = "handler"
+            story.tell("route", "passes", f"to the handler {key.removeprefix(HANDLER)}")
+        else:
+            is_relay = key.startswith(RELAY)
+            client = ways.relay_client if is_relay else ways.mx_client
+            route |= {"kind": "relay" if is_relay else "mx", "tls": client.policy.value}
+            found = await self._targets(key)
+            if isinstance(found, Reply):
+                story.tell("route", "waits" if found.is_transient else "bounces", f"{key}: {found}")
+                return route
+            route["servers"] = [
+                {"host": t.host, "port": t.port, "address": t.address or None, "tls": t.is_tls} for t in found
+            ]
+            names = ", ".join(target.name for target in found[:5]) + (
+                f" and {len(found) - 5} more" if len(found) > 5 else ""
+            )
+            where = "to the smart host" if is_relay else f"to the MX of {key.removeprefix(MX)}"
+            story.tell("route", "passes", f"{where}: {names}")
+            story.tell("tls", "notes", _TLS_TEXT[client.policy.value])
+            if with_probe:
+                await self._probe(story, found, client)
+        return route
+
+    async def _targets(self, key: str) -> list[Target] | Reply:
+        ways = self._parts.lanes.ways
+        if key.startswith(RELAY) and ways.router.relay is not None:
+            return list(ways.router.relay.targets)
+        if key.startswith(MX) and ways.mx is not None:
+            return await ways.mx.targets(key.removeprefix(MX))
+        return Reply(451, "4.4.4", "There is no way to go: " + ways.router.why_nowhere)
+
+    async def _probe(self, story: Story, targets: list[Target], client: Any) -> None:
+        """Connects up to where a transaction would begin, and hangs up."""
+        for target in targets[:3]:
+            connection = ClientConnection(_Nobody(), target, client, self._parts.clock)
+            try:
+                await connection.open()
+            except ConnectFault as fault:
+                story.tell(
+                    "probe",
+                    "waits" if target is targets[min(len(targets), 3) - 1] else "notes",
+                    f"{target.name}: {fault.reply}",
+                )
+                continue
+            tls = "with TLS" if connection.smtp.is_tls else "in clear"
+            story.tell("probe", "passes", f"{target.name} answers, {tls}")
+            connection.quit()
+            return
+
+    def _limits(self, story: Story, next_hop: str | None) -> None:
+        """What would hold it in the queue now."""
+        parts = self._parts
+        if parts.options.capture:
+            story.tell("capture", "holds", "every message stays in the inbox until it is released")
+        if parts.scheduler.is_paused:
+            story.tell("queue", "holds", "the queue is paused: pillarbox queue resume")
+        if next_hop in parts.lanes.paused:
+            story.tell("queue", "holds", f"{next_hop} is paused: pillarbox queue resume --next-hop {next_hop}")
+        for lane in parts.lanes.describe():
+            if lane["next_hop"] == next_hop and lane["state"] in ("down", "probing"):
+                story.tell("next hop", "waits", str(lane["reason"]))
+            elif lane["next_hop"] == next_hop:
+                story.tell("next hop", "notes", f"{lane['connections']} connections, {lane['waiting']} messages wait")
+
+    # ------------------------------------------------------------ a queued message
+
+    async def message(self, row: dict[str, Any], *, is_running: bool) -> dict[str, Any]:
+        """Why this message is still here, from what `queue show` knows of it, and the route that it would take now."""
+        recipients = []
+        for found in row["recipients"]:
+            attempts = [one for one in row["attempts"] if one["recipient"] == found["address"]]
+            recipients.append(await self._one(row, found, attempts, is_running=is_running))
+        first = next((one for one in recipients if one["state"] in ("queued", "deferred", "held")), recipients[0])
+        return {
+            "asked": {"uid": row["uid"]},
+            "verdict": first["verdict"],
+            "reason": first["reason"],
+            "reply": first["last_reply"],
+            "message": row,
+            "recipients": recipients,
+        }
+
+    async def _one(
+        self, row: dict[str, Any], found: dict[str, Any], attempts: list[dict[str, Any]], *, is_running: bool
+    ) -> dict[str, Any]:
+        story = Story()
+        state = found["state"]
+        for attempt in attempts:
+            story.tell("attempt", "notes", _attempt_text(attempt))
+        if not attempts:
+            story.tell("attempt", "notes", "it has not been tried yet")
+        route = None
+        if state == "held":
+            why = row["received"].get("held_for") or "an operator"
+            story.tell("held", "holds", f"by {why}: pillarbox queue release {row['uid']}")
+        elif state not in ACTIVE:
+            story.tell(
+                "final",
+                "passes" if state == "delivered" else "bounces",
+                f"{state}: {found['last_reply'] or 'no reply'}",
+            )
+        elif found["in_flight"]:
+            story.tell("queue", "passes", f"it is being sent now to {found['next_hop']}")
+        else:
+            route = await self._waiting(story, found, is_running=is_running)
+        step = story.deciding
+        default = (
+            ("delivered", f"delivered: {found['last_reply']}")
+            if state == "delivered"
+            else ("sending", "it is on its way")
+        )
+        verdict, reason = (step["verdict"], f"{step['rule']}: {step['text']}") if step is not None else default
+        return {
+            "address": found["address"],
+            "state": state,
+            "verdict": verdict,
+            "reason": reason,
+            "attempts": found["attempts"],
+            "next_attempt_at": found["due_at"] if state in ACTIVE else None,
+            "last_reply": found["last_reply"],
+            "last_stage": found["last_stage"],
+            "route": route,
+            "steps": story.steps,
+        }
+
+    async def _waiting(self, story: Story, found: dict[str, Any], *, is_running: bool) -> dict[str, Any]:
+        if not is_running:
+            story.tell("server", "waits", "it does not run: start `pillarbox serve`")
+        dry = Story()
+        route = await self._route(dry, found["address"], with_probe=False)
+        self._limits(dry, route["next_hop"])
+        story.steps += [step for step in dry.steps if step["verdict"] in ("holds", "waits", "bounces")]
+        if found["state"] == "deferred" or found["attempts"]:
+            at = _moment(found["due_at"])
+            story.tell("last attempt", "waits", f"{_last(found)}; the next is at {at}")
+        elif found["due_at"] is not None and found["due_at"] > self._parts.clock.time() + 1:
+            story.tell("queue", "waits", f"its first attempt is at {_moment(found['due_at'])}")
+        else:
+            story.tell("queue", "waits", f"for a free connection to {route['next_hop']}")
+        story.steps += [step for step in dry.steps if step["verdict"] not in ("holds", "waits", "bounces")]
+        return route
+
+
+class _Nobody:
+    """The owner of a connection that carries nothing."""
+
+    def transaction_done(self, connection: ClientConnection, transaction: Any) -> None:
+        """There is none."""
+
+    def may_send_more(self, connection: ClientConnection) -> None:
+        """There is nothing."""
+
+    def connection_closed(self, connection: ClientConnection) -> None:
+        """So be it."""
+
+
+_TLS_TEXT = {
+    "none": "never: mail goes in clear",
+    "may": "where it is offered, without looking at the certificate; in clear otherwise",
+    "encrypt": "always; the certificate is not looked at. Without STARTTLS the mail waits",
+    "verify": "always, with a certificate that is valid for the name. Without that the mail waits",
+}
+
+
+def _attempt_text(attempt: dict[str, Any]) -> str:
+    where = f" by {attempt['remote']}" if attempt["remote"] else ""
+    stage = f" at {attempt['stage']}" if attempt["stage"] else ""
+    return f"{_moment(attempt['at'])} {attempt['outcome']}{where}{stage}: {attempt['reply'] or 'no reply'}"
+
+
+def _last(found: dict[str, Any]) -> str:
+    stage = f" at {found['last_stage']}" if found["last_stage"] else ""
+    return f"{found['last_reply'] or 'no reply'}{stage} (attempt {found['attempts']})"
+
+
+def _moment(at: float | None) -> str:
+    return "an unknown time" if at is None else time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(at))
