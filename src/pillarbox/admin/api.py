@@ -49,6 +49,11 @@ ROWS = (
         "message/rfc822, the message itself with ?from= and ?to=; header Idempotency-Key: the same key is queued once",
         "{uid}", {"from": "reverse-path of a raw message", "to": "its recipients; repeat for more"},
     ),
+    Row(
+        "GET", "/api/explain", "explain", "Why mail would be taken, refused or wait; or why a queued message waits",
+        "{verdict, reason, reply, steps}",
+        {"recipient": "whom to", "sender": "reverse-path", "peer": "client's IP address", "user": "login", "uid": "or a message"},
+    ),
     Row("GET", "/api/messages/{uid}", "message", "One message: recipients, attempts, why it waits", "message", {}),
     Row("GET", "/api/messages/{uid}/content", "content", "Its content, as it is sent", "message/rfc822", {}),
     Row("GET", "/api/messages/{uid}/parsed", "parsed", "Its headers, texts and attachments", "{headers, text, html}", {}),
@@ -134,6 +139,21 @@ class Api:
         query = _query(request)
         query.limit = min(query.limit if query.limit is not None else 100, MOST_ROWS)
         return JSONResponse(await self._server.queue.list(query))
+
+    async def explain(self, request: Request) -> Response:
+        """Why."""
+        params = request.query_params
+        for name in params:
+            if name not in ("recipient", "sender", "peer", "user", "uid"):
+                raise ValueError(f"unknown parameter {name!r}: there are recipient, sender, peer, user, uid")
+        found = await self._server.explain(
+            params.get("recipient"),
+            uid=params.get("uid"),
+            sender=params.get("sender"),
+            peer=params.get("peer"),
+            user=params.get("user"),
+        )
+        return JSONResponse(found) if found is not None else JSONResponse({"error": f"no message {params['uid']}"}, 404)
 
     async def message(self, request: Request) -> Response:
         """One message."""

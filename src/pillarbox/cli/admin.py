@@ -1,44 +1,61 @@
-"""`pillarbox admin`: a link to the dashboard of the running server."""
+"""`pillarbox admin`: a link to the dashboard of the running server. `pillarbox events`: what happens there, as it happens."""
 
 from __future__ import annotations
 
 import json
-import os
-import urllib.error
-import urllib.request
+import sys
 from typing import Annotated
+from urllib.parse import urlencode
 
 import typer
 
 from ..errors import StoreError
-from ..places import default_data_dir
+from . import api
 
-_FILE = "admin.json"
+DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of its queue.")]
 
 
-def admin(
-    data_dir: Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of its queue.")] = None,
-) -> None:
+def admin(data_dir: DataDir = None) -> None:
     """Print a link that logs a browser into the dashboard, once, within ten minutes."""
-    folder = data_dir or default_data_dir()
-    path = os.path.join(folder, _FILE)
+    answer = api.ask(*api.find(data_dir), "POST", "/api/logins")
     try:
-        with open(path, encoding="utf-8") as file:
-            found = json.load(file)
-        url, token = found["url"], found["token"]
-    except FileNotFoundError:
-        url = token = ""
+        print(json.load(answer)["url"])
     except (OSError, ValueError, KeyError) as error:
-        raise StoreError(f"{path} cannot be read: {error}") from None
-    if not url:
-        raise StoreError(
-            f"no server with an admin API runs on {folder}: start `pillarbox serve`, or see --admin and --data-dir"
-        )
-    request = urllib.request.Request(f"{url}/api/logins", method="POST", headers={"Authorization": f"Bearer {token}"})
-    # Straight there: a proxy of the environment has no business with it.
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+        raise StoreError(f"the server does not answer: {error}") from None
+
+
+def events(
+    names: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[EVENT]...", help="Which; all for every one. [default: mail and sessions]"),
+    ] = None,
+    text: Annotated[str, typer.Option("--text", metavar="TEXT", help="Only those that have this text somewhere.")] = "",
+    count: Annotated[int | None, typer.Option("--count", metavar="N", help="End after so many.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="JSON lines on stdout.")] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Show what happens in the running server, as it happens, until Ctrl-C."""
+    if count is not None and count <= 0:
+        return
+    asked = {"names": ",".join(names or ()), "text": text}
+    url, token = api.find(data_dir)
+    show = _as_json if as_json or not sys.stdout.isatty() else _for_people
     try:
-        with opener.open(request, timeout=10) as answer:
-            print(json.load(answer)["url"])
-    except (urllib.error.URLError, OSError, ValueError) as error:
-        raise StoreError(f"the server at {url} does not answer: {error}") from None
+        for number, event in enumerate(api.events(url, token, f"/api/events?{urlencode(asked)}"), 1):
+            show(event)
+            if number == count:
+                return
+    except KeyboardInterrupt:
+        return
+    raise StoreError("the server has ended")
+
+
+def _as_json(event: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+    sys.stdout.flush()
+
+
+def _for_people(event: dict[str, object]) -> None:
+    from .tables import print_event
+
+    print_event(event)

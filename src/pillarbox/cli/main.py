@@ -11,7 +11,7 @@ from .. import __version__
 from ..daemon.logs import LEVELS
 from ..errors import OptionError, PillarboxError
 from . import admin as admin_command
-from . import dev, explain, passwd, reload, send
+from . import dev, explain, passwd, reload, send, top
 from .config import config_app
 from .queue import queue_app
 
@@ -29,6 +29,8 @@ app.command("explain")(explain.explain)
 app.command("send")(send.send)
 app.command("reload")(reload.reload)
 app.command("admin")(admin_command.admin)
+app.command("events")(admin_command.events)
+app.command("top")(top.top)
 app.command("passwd")(passwd.passwd)
 
 

@@ -152,3 +152,18 @@ def print_explained(found: dict[str, Any]) -> None:
             colour = _VERDICTS.get(step["verdict"], "dim")
             table.add_row(step["rule"], f"[{colour}]{step['verdict']}[/{colour}]", _safe(step["text"]))
         console.print(table)
+
+
+_COLOURS = {"send_success": "green", "send_failed": "yellow", "message_queued": "cyan", "plugin_error": "red"}
+
+
+def print_event(event: dict[str, Any]) -> None:
+    """One line: time, name, what."""
+    name = str(event.get("event"))
+    what = "  ".join(
+        f"[dim]{_safe(key)}[/dim] {_safe(value)}"
+        for key, value in event.items()
+        if key != "event" and value not in (None, "", [])
+    )
+    colour = _COLOURS.get(name, "bold")
+    _console().print(f"{time.strftime('%H:%M:%S')} [{colour}]{_safe(name):16}[/{colour}] {what}", soft_wrap=True)

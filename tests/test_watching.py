@@ -1,0 +1,67 @@
+"""`pillarbox top` and `pillarbox events`, on a real server."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+from pathlib import Path
+
+from tests.conftest import free_port
+from tests.daemon import PILLARBOX, Daemon, pillarbox, sink, wait_until
+from tests.test_workers import send
+
+
+def test_top_shows_what_goes_on(tmp_path: Path) -> None:
+    folder = f"--data-dir={tmp_path / 'data'}"
+    with sink(tmp_path / "sink") as (port, _), Daemon(tmp_path, f"--relay=127.0.0.1:{port}", "--workers=2") as daemon:
+        send(daemon.port, "a@c.test", 3)
+        wait_until(lambda: daemon.queue("--state=delivered") and len(daemon.queue("--state=delivered")) == 3)
+        text = pillarbox("top", "--count=2", "--interval=0.2", folder).stdout
+        assert f"relay:127.0.0.1:{port}" in text and "delivered 3" in text and "SESSION" in text
+        daemon.pillarbox("pause")
+        assert "paused" in pillarbox("top", "--count=1", folder).stdout
+    for where in (folder, f"--data-dir={tmp_path / 'nothing'}"):
+        done = pillarbox("top", "--count=1", where, ok=False)
+        assert done.returncode == 1 and "start `pillarbox serve`" in done.stderr
+
+
+def test_events_come_as_they_happen(tmp_path: Path) -> None:
+    folder = f"--data-dir={tmp_path / 'data'}"
+    with Daemon(tmp_path, f"--admin=127.0.0.1:{free_port()}") as daemon:
+        command = [*PILLARBOX, "events", "message_queued", "--text=want@", "--count=2", folder]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        try:
+            # Until it listens, what happens is not for it.
+            def brings() -> bool:
+                send(daemon.port, "other@c.test")
+                send(daemon.port, "want@c.test")
+                return child.poll() is not None
+
+            wait_until(brings, 30)
+            assert child.stdout is not None
+            lines = [json.loads(line) for line in child.stdout]
+            assert len(lines) == 2 and {line["event"] for line in lines} == {"message_queued"}
+            assert all(line["recipients"] == ["want@c.test"] for line in lines), lines
+        finally:
+            child.kill()
+            child.wait()
+        assert pillarbox("events", "--count=0", folder).stdout == ""
+        done = pillarbox("events", "no_such_event", folder, ok=False)
+        assert done.returncode == 1 and "there is no event 'no_such_event'" in done.stderr
+    done = pillarbox("events", folder, ok=False)
+    assert done.returncode == 1 and "no server with an admin API runs" in done.stderr
+
+
+def test_events_end_with_the_server(tmp_path: Path) -> None:
+    with Daemon(tmp_path, f"--admin=127.0.0.1:{free_port()}") as daemon:
+        command = [*PILLARBOX, "events", "all", f"--data-dir={daemon.data}"]
+        child = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+        def brings() -> bool:
+            send(daemon.port, "a@c.test")
+            return bool(select.select([child.stdout], [], [], 0)[0])
+
+        wait_until(brings, 30)
+    out, error = child.communicate(timeout=30)
+    assert child.returncode == 1 and "the server has ended" in error
