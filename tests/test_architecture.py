@@ -25,7 +25,8 @@ FLOORS: list[set[str]] = [
     {"parts", "eventside"},
     {"explain"},
     {"app"},
-    {"daemon", "admin", "testing"},
+    {"daemon", "admin", "testing", "client"},
+    {"django"},
     {"cli"},
     {"__main__", "__init__"},
 ]

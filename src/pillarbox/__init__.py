@@ -11,6 +11,7 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:
     from .app import MailServer
+    from .client import connect
     from .delivery.handlers import Handler, Item, Reject
     from .errors import PillarboxError
     from .events.catalogue import Event
@@ -30,6 +31,7 @@ __all__ = [
     "Reject",
     "Reply",
     "__version__",
+    "connect",
 ]
 
 _PLACES = {
@@ -43,6 +45,7 @@ _PLACES = {
     "Plugin": "events.plugin",
     "Reject": "delivery.handlers",
     "Reply": "smtp.reply",
+    "connect": "client",
 }
 
 

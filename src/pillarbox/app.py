@@ -76,6 +76,7 @@ class MailServer(EventSide):
             self.options, self.dispatcher, self._handlers, self._clock, self._rng, self._listener_failed, self._slot
         )
         parts.explain = Explainer(parts).explain
+        parts.enqueue = self.enqueue
         return parts
 
     async def explain(

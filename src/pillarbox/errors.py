@@ -28,6 +28,10 @@ class StoreError(PillarboxError):
     """The queue could not do what was asked. The operator mends it (disk, permissions); nothing accepted is lost."""
 
 
+class NotRunningError(PillarboxError):
+    """No server could be asked. The operator starts it; the caller tries again."""
+
+
 class StoreFullError(StoreError):
     """The disk that holds the queue is full. The operator makes room; clients are told 452 4.3.1 until then."""
 

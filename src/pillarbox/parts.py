@@ -110,7 +110,9 @@ class Parts:
         self.context = self._make_context()
         self.listeners = Listeners(self.context, listener_failed, slot.sockets)
         self.lanes = Lanes(self._ways(), clock, rng)
+        # Both are the server's own; it names them when it has built us.
         self.explain: Explain = _explains_nothing
+        self.enqueue: Callable[[dict[str, Any]], Awaitable[str]]
         self._steering = LiveSteering(
             self.scheduler, self.commit, self.lanes.why_waiting, self._live, lambda request: self.explain(request)
         )
@@ -324,7 +326,14 @@ class Parts:
         """The control socket, and the mail of workers that are no more."""
         options, slot = self.options, self._slot
         if options.control:
-            self._control = ControlServer(options.data_dir, self._steering, whole=self.queue, shard=slot.number)
+            self._control = ControlServer(
+                options.data_dir,
+                self._steering,
+                whole=self.queue,
+                shard=slot.number,
+                enqueue=lambda item: self.enqueue(item),
+                max_content_bytes=options.max_size_bytes,
+            )
             await self._control.start()
         if slot.number == 0:
             self._adopter = Adopter(self.commit, self.scheduler.wake, self.clock, options.data_dir, slot.count)

@@ -245,9 +245,11 @@ class Api:
             item = json.loads(bytes(body))
             if not isinstance(item, dict):
                 raise ValueError("the body is an object with reverse_path, recipients and content")
-        key = request.headers.get("idempotency-key")
+        key, own = request.headers.get("idempotency-key"), request.headers.get("x-uid")
         if key is not None:
             item["uid"] = _uid_of(key)
+        elif own is not None:
+            item["uid"] = own
         try:
             uid = await self._server.enqueue(**item)
         except DuplicateUidError:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from .. import __version__
 from ..daemon.logs import LEVELS
 from ..errors import OptionError, PillarboxError
 from . import admin as admin_command
-from . import dev, explain, passwd, reload, send, top
+from . import dev, explain, passwd, reload, send, sendmail, top
 from .config import config_app
 from .queue import queue_app
 
@@ -196,9 +197,22 @@ def _admin(server: Any, address: tuple[str, int] | None) -> Any:
     return Admin(server, address)
 
 
+@app.command(
+    "sendmail",
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True, "allow_interspersed_args": False},
+)
+def sendmail_(context: typer.Context) -> None:
+    """Take a message on stdin as /usr/sbin/sendmail does: -t -i -f SENDER -F NAME -N NOTIFY -R RET -bs -bp -q."""
+    sys.exit(sendmail.run(context.args))
+
+
 def main() -> None:
     """The entry point: every error of ours becomes one line that says what to do."""
+    called = os.path.basename(sys.argv[0])
     try:
+        if called in sendmail.NAMES:
+            sys.exit(sendmail.run(sys.argv[1:], called))
         app()
     except OptionError as error:
         _die(error, 2)

@@ -12,10 +12,11 @@ import json
 import logging
 import os
 import socket
-from collections.abc import Awaitable, Callable, Iterator
+import tempfile
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from ..errors import OptionError, PillarboxError, StoreError
+from ..errors import DuplicateUidError, OptionError, PillarboxError, StoreError
 from .commit import GroupCommit
 from .model import ACTIVE, STATES, Action, Query, view_as_json
 from .paused import PAUSED, PAUSED_HOPS, format_hops, parse_hops
@@ -25,6 +26,8 @@ from .store import Store
 
 _log = logging.getLogger("pillarbox.control")
 MAX_REQUEST_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 18
+Enqueue = Callable[[dict[str, Any]], Awaitable[str]]
 Rows = list[dict[str, Any]]
 Uids = list[str]
 _QUERY_FIELDS = {
@@ -204,7 +207,18 @@ class ControlServer:
     `own` steers the queue of this process, `whole` those of all workers; a request for one says "scope": "shard".
     """
 
-    def __init__(self, folder: str, own: Steering, *, whole: Steering | None = None, shard: int = 0) -> None:
+    def __init__(
+        self,
+        folder: str,
+        own: Steering,
+        *,
+        whole: Steering | None = None,
+        shard: int = 0,
+        enqueue: Enqueue | None = None,
+        max_content_bytes: int = 64 << 20,
+    ) -> None:
+        self._enqueue = enqueue
+        self._max_content_bytes = max_content_bytes
         self._name = control_socket(shard)
         self.path = os.path.join(folder, self._name)
         self._folder = folder
@@ -243,28 +257,52 @@ class ControlServer:
         self._clients.add(writer)
         try:
             while line := await reader.readline():
-                answer = await self._answer(line)
+                answer = await self._answer(line, reader)
                 writer.write(json.dumps(answer).encode() + b"\n")
                 await writer.drain()
-        except (ValueError, OSError, asyncio.IncompleteReadError):
+        except (ValueError, OSError, EOFError):
             # A line over the limit, or a client that left: nothing of ours is touched.
             pass
         finally:
             self._clients.discard(writer)
             writer.close()
 
-    async def _answer(self, line: bytes) -> dict[str, Any]:
+    async def _answer(self, line: bytes, reader: asyncio.StreamReader) -> dict[str, Any]:
         try:
             request = json.loads(line)
+            if isinstance(request, dict) and request.get("verb") == "enqueue":
+                return {"ok": True, "value": await self._take_mail(request, reader)}
             is_own = isinstance(request, dict) and request.get("scope") == "shard"
             return {"ok": True, "value": await perform(self._own if is_own else self._whole, request)}
+        except OptionError as error:
+            return {"ok": False, "error": str(error), "kind": "option"}
         except (ValueError, RecursionError) as error:
             return {"ok": False, "error": f"bad request: {error}"}
+        except DuplicateUidError as error:
+            return {"ok": False, "error": str(error), "kind": "duplicate"}
         except PillarboxError as error:
             return {"ok": False, "error": str(error)}
         except Exception:
             _log.exception("a request on the control socket failed")
             return {"ok": False, "error": "internal fault: see the server's log"}
+
+    async def _take_mail(self, request: dict[str, Any], reader: asyncio.StreamReader) -> Any:
+        """Mail of a program: `size_bytes` octets of content follow the line."""
+        size, item = request.get("size_bytes"), request.get("item")
+        if self._enqueue is None or not isinstance(item, dict) or not isinstance(size, int) or size < 0:
+            raise EOFError("enqueue wants an item and size_bytes")
+        if size > self._max_content_bytes:
+            # It is read to its end, so that the sender hears why.
+            while size > 0:
+                size -= len(await reader.readexactly(min(size, _PIECE_BYTES)))
+            raise OptionError(f"enqueue: key 'content': larger than max_size_bytes, which is {self._max_content_bytes}")
+        with tempfile.SpooledTemporaryFile(_PIECE_BYTES) as file:
+            while size > 0:
+                piece = await reader.readexactly(min(size, _PIECE_BYTES))
+                size -= len(piece)
+                file.write(piece)
+            file.seek(0)
+            return await self._enqueue({**item, "content": file})
 
 
 @contextlib.contextmanager
@@ -284,14 +322,21 @@ def _short_path(folder: str, name: str) -> Iterator[str]:
 # --------------------------------------------------------------------------- the CLI's side
 
 
-def ask(folder: str, request: dict[str, Any], *, shard: int = 0, timeout_s: float = 30.0) -> Any:
-    """One request to the server (or its worker `shard`) on this folder. StoreError when it cannot be asked or says no."""
+def ask(
+    folder: str, request: dict[str, Any], *, content: Iterable[bytes] = (), shard: int = 0, timeout_s: float = 30.0
+) -> Any:
+    """One request to the server (or its worker `shard`) on this folder. StoreError when it cannot be asked or says no.
+
+    `content` follows the request, as `enqueue` wants it. What was wrong with that is an OptionError or DuplicateUidError.
+    """
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as sock:
         sock.settimeout(timeout_s)
         try:
             with _short_path(folder, control_socket(shard)) as path:
                 sock.connect(path)
             sock.sendall(json.dumps(request).encode() + b"\n")
+            for piece in content:
+                sock.sendall(piece)
             with sock.makefile("rb") as file:
                 line = file.readline()
         except OSError as error:
@@ -304,6 +349,10 @@ def ask(folder: str, request: dict[str, Any], *, shard: int = 0, timeout_s: floa
         ) from ConnectionResetError()
     answer = json.loads(line)
     if not answer.get("ok"):
+        if answer.get("kind") == "option":
+            raise OptionError(str(answer.get("error")))
+        if answer.get("kind") == "duplicate":
+            raise DuplicateUidError(str(answer.get("error")))
         raise StoreError(str(answer.get("error")))
     return answer.get("value")
 

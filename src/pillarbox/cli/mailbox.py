@@ -1,0 +1,275 @@
+"""`pillarbox queue export` and `queue import`: messages to and from mbox and Maildir, with their envelope in two fields.
+
+Return-Path is the reverse-path, X-Envelope-To each recipient that was not final. The queue may run or not; export only
+reads, import gives each message to the running server, or writes it into the queue of one that does not run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import mailbox
+import os
+import sys
+import time
+from collections.abc import Iterator
+from email.parser import BytesHeaderParser
+from email.utils import getaddresses, parseaddr
+from typing import Annotated, Any, BinaryIO
+
+import typer
+
+from ..clock import SystemClock, UidSource
+from ..errors import OptionError, StoreError, StoreLockedError
+from ..mail.content import Content
+from ..places import default_data_dir, default_hostname
+from ..queue.control import parse_query
+from ..queue.enqueue import Stamp, build_message, parse_enqueue
+from ..queue.model import FINAL, View
+from ..queue.shards import database, find_shards, spool_folder
+from ..queue.spool import Spool
+from ..queue.sqlite import SqliteStore
+from ..queue.sqlite_read import SqliteReader, connect
+
+FORMATS = ("mbox", "maildir")
+_TO, _FROM = "X-Envelope-To", "Return-Path"
+_SPOOL_ABOVE_BYTES = 128 * 1024
+_EXPIRE_S = 4 * 86400.0
+
+Format = Annotated[str, typer.Option("--format", metavar="KIND", help=" or ".join(FORMATS))]
+DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")]
+
+
+def export(
+    target: Annotated[str, typer.Argument(metavar="FILE|FOLDER", help="An mbox file (- for stdout), or a Maildir.")],
+    uids: Annotated[list[str] | None, typer.Argument(metavar="[UID]...", help="Queue ids. [default: all]")] = None,
+    kind: Format = "mbox",
+    state: Annotated[str | None, typer.Option("--state", help="queued, deferred or held.")] = None,
+    sender: Annotated[str | None, typer.Option("--from", metavar="TEXT", help="Part of the reverse-path.")] = None,
+    to: Annotated[str | None, typer.Option("--to", metavar="TEXT", help="Part of a recipient's address.")] = None,
+    data_dir: DataDir = None,
+) -> None:
+    """Write queued messages into an mbox file or a Maildir; the queue stays as it is (`queue cancel` empties it)."""
+    _check_format(kind)
+    fields = {"uids": uids, "state": state, "sender": sender, "recipient": to}
+    try:
+        query = parse_query({name: value for name, value in fields.items() if value})
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+    count = 0
+    with contextlib.ExitStack() as stack:
+        take = _to_mbox(target, stack) if kind == "mbox" else _to_maildir(target)
+        for view, content in _stored(data_dir or default_data_dir(), query):
+            take(view, _with_envelope(view, content))
+            count += 1
+    print(f"{count} message{'' if count == 1 else 's'} exported", file=sys.stderr)
+    missing = set(uids or ()) if not count else set()
+    if missing:
+        raise StoreError(f"not exported: {', '.join(sorted(missing))} (unknown or final)")
+
+
+def import_(
+    source: Annotated[str, typer.Argument(metavar="FILE|FOLDER", help="An mbox file, or a Maildir.")],
+    kind: Format = "mbox",
+    sender: Annotated[
+        str | None, typer.Option("--from", metavar="ADDRESS", help="Reverse-path where a message names none.")
+    ] = None,
+    to: Annotated[
+        list[str] | None, typer.Option("--to", metavar="ADDRESS", help="These recipients, whatever a message names.")
+    ] = None,
+    headers: Annotated[
+        bool, typer.Option("--headers", help="Recipients from To, Cc and Bcc, where none are named.")
+    ] = False,
+    data_dir: DataDir = None,
+) -> None:
+    """Put messages into the queue. All are read first: with a fault in one, none is taken."""
+    _check_format(kind)
+    folder = data_dir or default_data_dir()
+    found = list(_read(source, kind))
+    items = [_item(octets, number, sender, to, headers=headers) for number, octets in found]
+    for number, item in enumerate(items, 1):
+        try:
+            parse_enqueue(item, {})
+        except OptionError as error:
+            raise OptionError(f"{source}: message {number}: {error}; nothing was imported") from None
+    taken = _give(folder, items)
+    for uid in taken:
+        print(uid)
+    print(f"{len(taken)} message{'' if len(taken) == 1 else 's'} imported", file=sys.stderr)
+
+
+def _check_format(kind: str) -> None:
+    if kind not in FORMATS:
+        raise OptionError(f"--format {kind!r}: there are {' and '.join(FORMATS)}")
+
+
+# ------------------------------------------------------------------------------ export
+
+
+def _stored(folder: str, query: Any) -> Iterator[tuple[View, Content]]:
+    if not os.path.isdir(folder) or not find_shards(folder):
+        raise StoreError(f"there is no queue in {folder}: name its folder with --data-dir")
+    for shard in find_shards(folder):
+        connection = connect(database(folder, shard), is_read_only=True)
+        try:
+            reader = SqliteReader(connection, spool_folder(folder, shard))
+            for view in reader.search(query):
+                content = reader.content(view.uid)
+                # One that has just been delivered is nobody's loss.
+                if content is not None:
+                    yield view, content
+        finally:
+            connection.close()
+
+
+def _with_envelope(view: View, content: Content) -> Iterator[bytes]:
+    # What claims to be an envelope in the message itself is not.
+    waiting = [r.address for r in view.recipients if r.state not in FINAL]
+    head = f"{_FROM}: <{view.reverse_path or ''}>\r\n" + "".join(f"{_TO}: {address}\r\n" for address in waiting)
+    content.remove_header(_TO)
+    yield head.encode("utf-8")
+    yield from content.chunks()
+
+
+def _to_mbox(target: str, stack: contextlib.ExitStack) -> Any:
+    file: BinaryIO
+    if target == "-":
+        file = sys.stdout.buffer
+    else:
+        try:
+            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise OptionError(f"cannot write {target}: {error.strerror}; name a file that is not there") from None
+        file = stack.enter_context(os.fdopen(handle, "wb"))
+
+    def take(view: View, pieces: Iterator[bytes]) -> None:
+        moment = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(view.received_at))
+        file.write(f"From {view.reverse_path or 'MAILER-DAEMON'} {moment}\n".encode())
+        last = b""
+        for line in _lines(pieces):
+            # mboxrd: a line that could be a separator, quoted or not, gets one > more.
+            file.write((b">" if line.lstrip(b">").startswith(b"From ") else b"") + line)
+            last = line
+        file.write(b"\n" if last.endswith(b"\n") else b"\n\n")
+        file.flush()
+
+    return take
+
+
+def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    rest = b""
+    for piece in pieces:
+        lines = (rest + piece).split(b"\n")
+        rest = lines.pop()
+        for line in lines:
+            yield line.removesuffix(b"\r") + b"\n"
+    if rest:
+        yield rest
+
+
+def _to_maildir(target: str) -> Any:
+    try:
+        for name in ("", "tmp", "new", "cur"):
+            os.makedirs(os.path.join(target, name), mode=0o700, exist_ok=True)
+    except OSError as error:
+        raise OptionError(f"cannot make the Maildir {target}: {error.strerror}") from None
+
+    def take(view: View, pieces: Iterator[bytes]) -> None:
+        name = f"{int(view.received_at)}.{view.uid}.pillarbox"
+        path = os.path.join(target, "tmp", name)
+        handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+        with os.fdopen(handle, "wb") as file:
+            for line in _lines(pieces):
+                file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
+        os.rename(path, os.path.join(target, "new", name))
+
+    return take
+
+
+# ------------------------------------------------------------------------------ import
+
+
+def _read(source: str, kind: str) -> Iterator[tuple[int, bytes]]:
+    if not os.path.exists(source):
+        raise OptionError(f"there is no {source}")
+    if kind == "mbox":
+        if os.path.isdir(source):
+            raise OptionError(f"{source} is a folder: say --format maildir")
+        box: Any = mailbox.mbox(source, create=False)
+        for number, key in enumerate(box.iterkeys(), 1):
+            octets = box.get_bytes(key)
+            yield (
+                number,
+                b"\n".join(
+                    line[1:] if line.startswith(b">") and line.lstrip(b">").startswith(b"From ") else line
+                    for line in octets.split(b"\n")
+                ),
+            )
+        return
+    if not all(os.path.isdir(os.path.join(source, name)) for name in ("new", "cur")):
+        raise OptionError(f"{source} is no Maildir: it has no folders new and cur")
+    number = 0
+    for name in ("new", "cur"):
+        for file in sorted(os.listdir(os.path.join(source, name))):
+            path = os.path.join(source, name, file)
+            if os.path.islink(path) or not os.path.isfile(path):
+                continue
+            number += 1
+            with open(path, "rb") as handle:
+                yield number, handle.read()
+
+
+def _item(octets: bytes, number: int, sender: str | None, to: list[str] | None, *, headers: bool) -> dict[str, Any]:
+    fields = BytesHeaderParser().parsebytes(octets)
+    recipients = list(to or ()) or [str(text).strip() for text in fields.get_all(_TO, [])]
+    if not recipients and headers:
+        texts = [str(text) for name in ("To", "Cc", "Bcc") for text in fields.get_all(name, [])]
+        recipients = [address for _, address in getaddresses(texts) if address]
+    if not recipients:
+        raise OptionError(
+            f"message {number} names no recipient: it has no {_TO}; give --to ADDRESS, or --headers. Nothing was imported"
+        )
+    path = fields.get(_FROM)
+    reverse_path = parseaddr(str(path))[1] if path is not None else sender
+    content = Content(octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    for name in (_TO, _FROM, "Bcc"):
+        content.remove_header(name)
+    return {"reverse_path": reverse_path or "", "recipients": recipients, "content": content.read()}
+
+
+def _give(folder: str, items: list[dict[str, Any]]) -> list[str]:
+    """To the server that runs there, or into its queue."""
+    from ..client import connect as connect_client
+
+    os.makedirs(folder, mode=0o700, exist_ok=True)
+    store = SqliteStore(folder)
+    try:
+        store.open()
+    except StoreLockedError:
+        client = connect_client(folder)
+        return [client.enqueue(**item) for item in items]
+    try:
+        return asyncio.run(_write(store, items))
+    finally:
+        store.close()
+
+
+async def _write(store: SqliteStore, items: list[dict[str, Any]]) -> list[str]:
+    """One transaction for all of them."""
+    clock, spool = SystemClock(), Spool(store.spool)
+    new_uid = UidSource(clock)
+    messages = []
+    try:
+        for item in items:
+            stamp = Stamp(default_hostname(), new_uid(), new_uid(), clock.time(), _EXPIRE_S)
+            messages.append(await build_message(parse_enqueue(item, {}), stamp, spool, _SPOOL_ABOVE_BYTES))
+        with store.transaction():
+            store.accept(messages)
+    except BaseException:
+        spool.remove([message.content.path for message in messages if message.content.path])
+        raise
+    finally:
+        spool.close()
+    return [message.uid for message in messages]

@@ -1,0 +1,230 @@
+"""From synchronous programs, in any thread or process: mail for the running server, durable when the call returns.
+
+    mail = pillarbox.connect("/var/lib/pillarbox")          # or connect("http://127.0.0.1:8025", token=...)
+    uid = mail.enqueue(reverse_path="shop@example.org", recipients=["you@example.net"], content=message)
+
+A server that is just being restarted is waited for. Each message has its uid before it is sent, so that a call whose
+answer was lost is asked again and never doubled.
+"""
+
+from __future__ import annotations
+
+import email.policy
+import http.client
+import io
+import json
+import os
+import time
+import uuid
+from collections.abc import Iterator, Sequence
+from email.message import Message
+from email.utils import getaddresses
+from typing import IO, Any
+from urllib.parse import quote, urlencode, urlsplit
+
+from .errors import DuplicateUidError, NotRunningError, OptionError, PillarboxError, StoreError
+from .places import default_data_dir
+from .queue.control import ask
+from .queue.shards import find_shards
+
+_PIECE_BYTES = 1 << 18
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
+
+
+def connect(
+    where: str | os.PathLike[str] | None = None, *, token: str | None = None, patience_s: float = 15.0
+) -> Client:
+    """A client for the server on that data directory (default: the usual one), or at that URL of its admin API.
+
+    `token` is needed with a URL: it stands in admin.json. `patience_s`: so long a server that is not there is waited for.
+    Nothing is opened until mail is sent; threads may share it, and it may be made before a fork.
+    """
+    place = os.fspath(where) if where is not None else default_data_dir()
+    if place.startswith(("http://", "https://")):
+        if not token:
+            raise OptionError("connect: a URL wants token=: it stands in admin.json in the server's data directory")
+        return Client(_Http(place, token), patience_s)
+    return Client(_Socket(place), patience_s)
+
+
+class Client:
+    """See the module's text; `connect` makes one."""
+
+    def __init__(self, way: _Socket | _Http, patience_s: float) -> None:
+        self._way = way
+        self._patience_s = patience_s
+
+    def enqueue(
+        self,
+        *,
+        reverse_path: str | None,
+        recipients: str | Sequence[str],
+        content: str | bytes | Message | IO[bytes],
+        uid: str | None = None,
+    ) -> str:
+        """Puts a message into the queue and returns its uid once it is on the disk.
+
+        OptionError says what is wrong with it, DuplicateUidError that your `uid` is there already, NotRunningError that no
+        server answers: then it may be called again, with the same `uid` if it must not come twice.
+        """
+        listed = [recipients] if isinstance(recipients, str) else list(recipients)
+        item = {"reverse_path": reverse_path, "recipients": listed, "uid": uid or f"c-{uuid.uuid4().hex}"}
+        file, size = _file_of(content)
+        start = file.tell()
+        deadline = time.monotonic() + self._patience_s
+        pause, is_again = _FIRST_PAUSE_S, False
+        while True:
+            file.seek(start)
+            try:
+                self._way.enqueue(item, _pieces(file, size), size)
+                return str(item["uid"])
+            except DuplicateUidError:
+                if is_again:
+                    # The answer to the call before was lost on its way: it was taken.
+                    return str(item["uid"])
+                raise
+            except _Unreachable as error:
+                is_again = is_again or error.was_sent
+                if time.monotonic() + pause > deadline:
+                    raise NotRunningError(f"{error}; the server is not there: start it, or call again") from None
+            time.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
+
+    def send_message(self, message: Message, sender: str | None = None, recipients: Sequence[str] | None = None) -> str:
+        """`enqueue` for an email.message: who it is from and to stands in Sender or From, and in To, Cc and Bcc.
+
+        Bcc fields are not sent. OptionError when nobody is named.
+        """
+        if recipients is None:
+            named = [str(text) for name in ("To", "Cc", "Bcc") for text in message.get_all(name, [])]
+            recipients = [address for _, address in getaddresses(named) if address]
+        if sender is None:
+            found = getaddresses([str(message.get("Sender") or message.get("From") or "")])
+            sender = found[0][1] if found else ""
+        if not recipients:
+            raise OptionError("send_message: nobody is named in To, Cc and Bcc: give recipients=")
+        octets = message.as_bytes(policy=message.policy.clone(linesep="\r\n", max_line_length=None))
+        if message.get("Bcc") is not None:
+            octets = without_bcc(octets)
+        return self.enqueue(reverse_path=sender, recipients=recipients, content=octets)
+
+
+def without_bcc(octets: bytes) -> bytes:
+    """A message without its Bcc fields, the rest untouched; line ends are CRLF or LF."""
+    from .mail.content import Content
+
+    content = Content(octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
+    content.remove_header("Bcc")
+    return content.read()
+
+
+class _Unreachable(Exception):
+    """Nobody answers; `was_sent`: the message may have arrived."""
+
+    def __init__(self, text: str, *, was_sent: bool) -> None:
+        super().__init__(text)
+        self.was_sent = was_sent
+
+
+class _Socket:
+    """The control socket of a worker on this machine."""
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def enqueue(self, item: dict[str, Any], content: Iterator[bytes], size: int) -> None:
+        request = {"verb": "enqueue", "item": item, "size_bytes": size}
+        if not os.path.isdir(self._folder):
+            raise _Unreachable(f"there is no data directory {self._folder}", was_sent=False)
+        shards = find_shards(self._folder) or [0]
+        try:
+            ask(self._folder, request, content=content, shard=shards[0], timeout_s=120.0)
+        except DuplicateUidError:
+            raise
+        except StoreError as error:
+            cause = error.__cause__
+            if isinstance(cause, PermissionError):
+                raise StoreError(f"{self._folder} is not yours to use: {error}") from None
+            if isinstance(cause, (FileNotFoundError, ConnectionRefusedError)):
+                raise _Unreachable(str(error), was_sent=False) from None
+            if isinstance(cause, OSError):
+                raise _Unreachable(str(error), was_sent=True) from None
+            raise
+
+
+class _Http:
+    """The admin API."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._parts = urlsplit(url)
+        self._token = token
+
+    def enqueue(self, item: dict[str, Any], content: Iterator[bytes], size: int) -> None:
+        kind = http.client.HTTPSConnection if self._parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self._parts.netloc, timeout=120)
+        asked = urlencode(
+            [("from", item["reverse_path"] or ""), *(("to", one) for one in item["recipients"])], quote_via=quote
+        )
+        headers = {
+            "Authorization": f"Bearer {self._token}",
+            "Content-Type": "message/rfc822",
+            "Content-Length": str(size),
+            "X-Uid": item["uid"],
+        }
+        try:
+            connection.connect()
+        except OSError as error:
+            raise _Unreachable(f"{self._parts.geturl()} does not answer: {error}", was_sent=False) from None
+        try:
+            connection.request("POST", f"{self._parts.path.rstrip('/')}/api/messages?{asked}", content, headers)
+            answer = connection.getresponse()
+            body = answer.read()
+        except (OSError, http.client.HTTPException) as error:
+            raise _Unreachable(f"{self._parts.geturl()} hung up: {error}", was_sent=True) from None
+        finally:
+            connection.close()
+        if answer.status < 300:
+            return
+        raise _error_of(answer.status, body)
+
+
+def _error_of(status: int, body: bytes) -> Exception:
+    try:
+        text = str(json.loads(body)["error"])
+    except (ValueError, KeyError, TypeError):
+        text = f"HTTP {status}"
+    if status == 409:
+        return DuplicateUidError(text)
+    if status in (400, 413):
+        return OptionError(text)
+    if status == 503:
+        return _Unreachable(text, was_sent=True)
+    return PillarboxError(f"the server says {status}: {text}")
+
+
+def _file_of(content: str | bytes | Message | IO[bytes]) -> tuple[IO[bytes], int]:
+    if isinstance(content, Message):
+        content = content.as_bytes(policy=email.policy.SMTP)
+    if isinstance(content, str):
+        content = content.encode("utf-8")
+    if isinstance(content, (bytes, bytearray, memoryview)):
+        return io.BytesIO(content), len(content)
+    if not (callable(getattr(content, "read", None)) and callable(getattr(content, "seek", None))):
+        raise OptionError(
+            f"enqueue: key 'content': {type(content).__name__} is not allowed: give str, bytes, an EmailMessage or a binary file"
+        )
+    start = content.tell()
+    size = content.seek(0, os.SEEK_END) - start
+    content.seek(start)
+    return content, size
+
+
+def _pieces(file: IO[bytes], size: int) -> Iterator[bytes]:
+    while size > 0:
+        piece = file.read(min(size, _PIECE_BYTES))
+        if not isinstance(piece, bytes):
+            raise OptionError("enqueue: key 'content': the file gives text: open it in binary mode")
+        if not piece:
+            raise OptionError("enqueue: key 'content': the file became shorter while it was read")
+        size -= len(piece)
+        yield piece
