@@ -144,6 +144,10 @@ def serve(
         str | None,
         typer.Option(metavar="N|auto", help="Worker processes; auto: one for each processor. SIGUSR2 restarts them."),
     ] = None,
+    user: Annotated[
+        str | None,
+        typer.Option(metavar="USER[:GROUP]", help="Become this user once the ports are bound (start as root)."),
+    ] = None,
     grace: Annotated[
         float | None, typer.Option(metavar="SECONDS", help="How long SIGTERM lets running work go on.")
     ] = None,
@@ -184,6 +188,7 @@ def serve(
         "store": store,
         "admin": admin,
         "workers": workers,
+        "user": user,
         "grace_s": grace,
         "log_level": log_level,
     }

@@ -52,6 +52,9 @@ class DaemonOptions(BaseModel):
         None,
         description="HOST:PORT of the admin API and dashboard, or off; default: 127.0.0.1:8025, or a free port if that is taken",
     )
+    user: str | None = Field(
+        None, description="USER or USER:GROUP to become once the ports are bound, for a start as root"
+    )
     grace_s: float = Field(30.0, ge=0, description="how long SIGTERM lets running work go on")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
     log_format: Literal["auto", "json", "text"] = Field(
@@ -393,6 +396,7 @@ _EXAMPLES: dict[str, Any] = {
     "relay_ca": "/etc/pillarbox/ca.pem",
     "time_out": 300.0,
     "admin": "127.0.0.1:8025",
+    "user": "pillarbox",
     "relay_pass_file": "/etc/pillarbox/relay-password",
 }
 

@@ -7,6 +7,7 @@ import gc
 import logging
 import os
 import signal
+import socket
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -23,8 +24,10 @@ from .handover import Handover, Trial, become_new, hold_signals, is_check, let_s
 from .loading import resolve
 from .logs import configure_logs
 from .pid import claim
+from .privileges import become, find_identity
 from .sockets import Row, bind_all, close_all, rows_of
 from .supervisor import Ready, Supervisor
+from .systemd import activated_sockets, as_listen, notify
 
 _log = logging.getLogger("pillarbox.daemon")
 SWITCH_S = 0.0003
@@ -68,6 +71,11 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     """Blocks until the server has been shut down. `flags` by option name. Raises PillarboxError for what is in its way."""
     config = read_config(file, flags)
     daemon, given = config.daemon, resolve(config)
+    activated = activated_sockets()
+    if activated:
+        # The service manager has bound them: where the server listens is not for it to say.
+        given.pop("address", None)
+        given["listen"] = as_listen(activated)
     options = parse_options(given)
     count = count_workers(daemon.workers)
     as_json = None if daemon.log_format == "auto" else daemon.log_format == "json"
@@ -81,12 +89,14 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     if is_check():
         MailServer(**given)
         return
-    pid_file = claim(options.data_dir) if options.store == "sqlite" else None
     left = received()
+    rows = _rows(left, activated, options, count)
+    if daemon.user is not None:
+        become(find_identity(daemon.user), options.data_dir)
+    pid_file = _claim(options, rows, is_first=left is None)
     if left is not None:
         # Not the server starts, a new image of it: what was paused or resumed meanwhile counts.
         given.pop("paused", None)
-    rows = left.rows if left is not None else bind_all(options, count)
     running = _Running(given, config, lambda: read_config(file, flags), pid_file, make_side)
     if count == 1 and not (left and left.pids):
         _Alone(running, rows).serve()
@@ -94,6 +104,29 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
         _supervise(running, options, count, rows, left)
     if pid_file is not None:
         os.close(pid_file)
+
+
+def _rows(left: Handover | None, activated: list[tuple[str, socket.socket]], options: Options, count: int) -> list[Row]:
+    """The listening sockets: those of the process image before, those of the service manager, or new ones."""
+    if left is not None:
+        return left.rows
+    if activated:
+        for _, sock in activated:
+            sock.setblocking(False)
+        return [activated]
+    return bind_all(options, count)
+
+
+def _claim(options: Options, rows: list[Row], *, is_first: bool) -> int | None:
+    """server.pid; whoever has it already keeps it, and what was bound here is given up."""
+    if options.store != "sqlite":
+        return None
+    try:
+        return claim(options.data_dir)
+    except BaseException:
+        if is_first:
+            close_all(rows)
+        raise
 
 
 class _Running:
@@ -214,6 +247,7 @@ class _Alone:
             await self._close(server)
 
     async def _end(self, server: MailServer) -> None:
+        notify("STOPPING=1")
         # For good: who connects now is refused, in place of waiting for nobody.
         self._wants_restart, self._is_over = False, True
         close_all(self._rows)
@@ -308,3 +342,4 @@ def _say_ready(names: Sequence[tuple[str, int]], options: Options, workers: int,
     if side:
         sys.stdout.write(f"pillarbox: dashboard, for one log-in within ten minutes: {side['login']}\n")
     sys.stdout.flush()
+    notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=listens on {listed}")

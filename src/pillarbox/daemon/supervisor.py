@@ -26,6 +26,7 @@ from ..errors import PillarboxError
 from ..places import Slot
 from .handover import SIGNALS, Handover, Trial, become_new, hold_signals, let_signals
 from .sockets import Row, close_all, rows_of
+from .systemd import notify
 
 _log = logging.getLogger("pillarbox.supervisor")
 # Who dies sooner than that has not worked at all: it is started again after a pause that doubles.
@@ -161,6 +162,7 @@ class Supervisor:
 
     def _stop(self) -> None:
         self._is_stopping = True
+        notify("STOPPING=1")
         # For good: who connects now is refused, and goes elsewhere, in place of waiting for nobody.
         close_all(self._rows)
         for worker in self._workers + self._leaving:
