@@ -93,7 +93,7 @@ def test_a_token_always_but_for_healthz(server: Server) -> None:
 def test_row_82_another_host_is_refused(server: Server, host: str) -> None:
     """DNS rebinding: a name that was made to point here is not ours, whatever token comes with it."""
     _, client = server
-    assert client.ask("GET", "/healthz", Host=host)[0] in (400, 421)
+    assert client.ask("GET", "/readyz", Host=host)[0] in (400, 421)
     assert client.ask("GET", "/api/status", Host=host)[0] in (400, 421)
 
 

@@ -41,10 +41,10 @@ BROKEN: dict[str, tuple[str, list[tuple[int, str, str]]]] = {
     ),
     "a certificate that is not there": ("\ntls_cert = 'nowhere.pem'\n", [(2, "tls_cert", "PEM")]),
     "accounts that are not there": ("auth_file = 'nowhere'\n", [(1, "auth_file", "cannot read")]),
-    "no such module": ("[[plugins]]\nuse = 'no.such:Thing'\n", [(1, "use", "python_path")]),
-    "no such object": ("[[plugins]]\nuse = 'os:Thing'\n", [(1, "use", "Thing")]),
-    "no such entry point": ("port = 26\n[[plugins]]\nuse = 'greylist'\n", [(2, "use", "module:object")]),
-    "unknown key of a plugin": ("[[plugins]]\nuse = 'os:sep'\nopts = {}\n", [(1, "opts", "options")]),
+    "no such module": ("[[plugins]]\nuse = 'no.such:Thing'\n", [(2, "use", "python_path")]),
+    "no such object": ("[[plugins]]\nuse = 'os:Thing'\n", [(2, "use", "Thing")]),
+    "no such entry point": ("port = 26\n[[plugins]]\nuse = 'greylist'\n", [(3, "use", "module:object")]),
+    "unknown key of a plugin": ("[[plugins]]\nuse = 'os:sep'\nopts = {}\n", [(3, "opts", "options")]),
     "the second of two plugins": (
         "[[plugins]]\nuse = 'os:sep'\n\n[[plugins]]\nname = 'x'\n",
         [(4, "use", "missing")],
@@ -98,7 +98,14 @@ def test_the_command_says_them_all_and_exits_with_1(tmp_path: Path) -> None:
         ("# x\n\na = 1 # y\nb = 2\n", {("a",): 3, ("b",): 4}),
         ('a = """\nb = 2\n"""\nb = 3\n', {("a",): 1, ("b",): 4}),
         ("a = [\n  1,\n  # no\n  2,\n]\nb = { c = 1 }\n", {("a",): 1, ("a", 0): 1, ("a", 1): 1, ("b",): 6}),
-        ("[[p]]\nx = 1\n\n# y\n[[p]]\nx = 2\n[t]\nz = 1", {("p",): 1, ("p", 0): 1, ("p", 1): 5, ("t",): 7}),
+        (
+            "[[p]]\nx = 1\n\n# y\n[[p]]\nx = 2\n[t]\nz = 1",
+            {("p",): 1, ("p", 0): 1, ("p", 1): 5, ("t",): 7, ("p", 0, "x"): 2, ("p", 1, "x"): 6, ("t", "z"): 8},
+        ),
+        (
+            "a = 'x' # [\nb = \"\\\"[\"\nc = [[1], '''\n]''']\nd = 1\n",
+            {("a",): 1, ("b",): 2, ("c",): 3, ("c", 0): 3, ("c", 1): 3, ("d",): 5},
+        ),
         ('"quoted" = 1\r\na.b = 2\r\n', {("quoted",): 1, ("a",): 2}),
     ],
 )
@@ -199,7 +206,7 @@ def test_plugins_and_handlers_are_named_in_the_file(tmp_path: Path) -> None:
     assert options["handlers"][0].match == "^orders@"
     wrong = file.read_text().replace("word = 'lottery'", "wrod = 1")
     file.write_text(wrong)
-    with pytest.raises(ConfigError, match=r":2: plugins: key 'use': our_mail_code:Keyword could not be made with"):
+    with pytest.raises(ConfigError, match=r":3: plugins: key 'use': our_mail_code:Keyword could not be made with"):
         check(str(file), {})
     file.write_text(wrong.replace("wrod = 1", "word = 'lottery'"))
     with Daemon(tmp_path, f"--config={file}") as daemon, smtplib.SMTP("127.0.0.1", daemon.port) as client:
@@ -247,7 +254,7 @@ def test_reload_under_load(tmp_path: Path, workers: int, certificate: dict[str, 
         # A broken file: everything stays.
         file.write_text(base + "max_size_bytes = 'much'\n")
         daemon.process.send_signal(signal.SIGHUP)
-        wait_until(lambda: sum("not reloaded" in event for event in log_events(daemon)) == workers)
+        wait_until(lambda: any("not reloaded" in event for event in log_events(daemon)))
         assert any(f"{file}:5: option 'max_size_bytes'" in event for event in log_events(daemon))
 
         # A right one, with another certificate.

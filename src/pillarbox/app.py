@@ -193,7 +193,8 @@ class MailServer(EventSide):
         handlers = parse_handlers(wanted.handlers, self._for_event)
         names = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(self.options, name)]
         update = {name: getattr(wanted, name) for name in names if name in RELOADABLE}
-        merged = self.options.model_copy(update=update)
+        # What stays of before and what is new must go together, too.
+        merged = parse_options({**{name: getattr(self.options, name) for name in type(wanted).model_fields}, **update})
         parts.reload(merged)
         self.options = merged
         if "handlers" in update:

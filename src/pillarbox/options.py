@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import difflib
 import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -24,7 +25,7 @@ LOOPBACK = ("127.0.0.0/8", "::1/128")
 class Options(BaseModel):
     """All options. Sizes in octets, times in seconds. `model_fields` holds help and defaults for the documentation."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
     # ---- listening
     alias: str = Field("pillarbox", description="a name for logs and for MailServer.find(alias)")
@@ -193,7 +194,8 @@ class Options(BaseModel):
     @field_validator("sender_verify", mode="before")
     @classmethod
     def _check_sender_verify(cls, value: Any) -> Any:
-        return "mail" if value is True else (False if value is None else value)
+        known = {True: "mail", "true": "mail", "false": False, None: False}
+        return known.get(value, value) if isinstance(value, bool | str | None) else value
 
     @field_validator("dnsbl", mode="before")
     @classmethod
@@ -238,19 +240,21 @@ class Options(BaseModel):
     @field_validator("trust", "mx_networks", "dnsbl_allow", "proxy_from")
     @classmethod
     def _check_trust(cls, value: list[str]) -> list[str]:
-        for text in value:
-            try:
-                ipaddress.ip_network(text, strict=False)
-            except ValueError:
-                raise ValueError(f"{text!r} is not a network: give CIDR such as 192.0.2.0/24") from None
+        wrong = [text for text in value if not _is_network(text)]
+        if wrong:
+            are = "is not a network" if len(wrong) == 1 else "are no networks"
+            raise ValueError(f"{', '.join(map(repr, wrong))} {are}: give CIDR such as 192.0.2.0/24")
         return value
 
     @field_validator("domains")
     @classmethod
     def _check_domains(cls, value: list[str]) -> list[str]:
-        for text in value:
-            if not (is_domain(text.removeprefix(".")) or is_address_literal(text)):
-                raise ValueError(f"{text!r} is not a domain: give example.org, or .example.org for its subdomains")
+        wrong = [text for text in value if not (is_domain(text.removeprefix(".")) or is_address_literal(text))]
+        if wrong:
+            is_ = "is not a domain" if len(wrong) == 1 else "are no domains"
+            raise ValueError(
+                f"{', '.join(map(repr, wrong))} {is_}: give example.org, or .example.org for its subdomains"
+            )
         return [("." if text.startswith(".") else "") + comparable_domain(text.removeprefix(".")) for text in value]
 
     @field_validator("listen")
@@ -273,31 +277,34 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> Options:
+        faults = list(self._contradictions())
+        if faults:
+            raise ValueError("\n".join(faults))
+        return self
+
+    def _contradictions(self) -> Iterator[str]:
         if self.tls_key and not self.tls_cert:
-            raise ValueError("tls_key is given without tls_cert: give both")
+            yield "tls_key is given without tls_cert: give both"
         if self.dnsbl_enable and not self.dnsbl:
-            raise ValueError("dnsbl_enable is given without a list: name one in dnsbl")
+            yield "dnsbl_enable is given without a list: name one in dnsbl"
         if self.relay_auth and not self.relay_user:
-            raise ValueError("relay_auth is given without relay_user and relay_pass: give all three")
+            yield "relay_auth is given without relay_user and relay_pass: give all three"
         if bool(self.relay_user) != bool(self.relay_pass):
-            raise ValueError("relay_user and relay_pass belong together: give both or none")
+            yield "relay_user and relay_pass belong together: give both or none"
         if self.relay_user and self.relay_tls in ("none", "may") and not self.relay_auth_in_clear:
-            raise ValueError(
+            yield (
                 "relay_user with relay_tls none or may could send the password in clear: "
                 "use relay_tls encrypt or verify, or allow it with relay_auth_in_clear"
             )
         if self.authenticator is not None and self.auth_file:
-            raise ValueError("authenticator and auth_file are both given: one of them decides")
+            yield "authenticator and auth_file are both given: one of them decides"
         schemes = {scheme for scheme, _, _ in self.listeners}
-        if schemes & (TLS_SCHEMES | LOGIN_SCHEMES) and not self.tls_cert:
-            raise ValueError(
-                f"listen has {min(schemes & (TLS_SCHEMES | LOGIN_SCHEMES))}:// but there is no tls_cert: give a certificate"
-            )
-        if schemes & LOGIN_SCHEMES and self.simple and self.authenticator is None and not self.auth_file:
-            raise ValueError(
-                f"listen has {min(schemes & LOGIN_SCHEMES)}:// but nobody can log in: give auth_file or authenticator"
-            )
-        return self
+        secure = sorted(schemes & (TLS_SCHEMES | LOGIN_SCHEMES))
+        if secure and not self.tls_cert:
+            yield f"listen has {secure[0]}:// but there is no tls_cert: give a certificate"
+        logins = sorted(schemes & LOGIN_SCHEMES)
+        if logins and self.simple and self.authenticator is None and not self.auth_file:
+            yield f"listen has {logins[0]}:// but nobody can log in: give auth_file or authenticator"
 
     @property
     def trusted_networks(self) -> tuple[Network, ...]:
@@ -314,6 +321,14 @@ class Options(BaseModel):
             parse_endpoint(address, 0) if address.startswith("unix:") else ("smtp", address, self.port)
             for address in addresses
         ]
+
+
+def _is_network(text: str) -> bool:
+    try:
+        ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return False
+    return True
 
 
 def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
@@ -349,7 +364,12 @@ def _explain(fault: Any) -> str:
         near = difflib.get_close_matches(path, Options.model_fields, 1)
         return f"option {path!r} is not known" + (f"; did you mean {near[0]!r}?" if near else "")
     if not fault["loc"]:
-        return str(fault["msg"]).removeprefix("Value error, ")
+        return "; ".join(str(fault["msg"]).removeprefix("Value error, ").splitlines())
     text = str(fault["msg"]).removeprefix("Value error, ")
     secret = path in ("relay_pass",)
-    return f"option {path!r}: {'***' if secret else repr(fault['input'])} is not allowed: {text}"
+    given = "***" if secret else repr(fault["input"])
+    return f"option {path!r}: {_hidden(given) if path in ('relay', 'listen') else given} is not allowed: {text}"
+
+
+def _hidden(text: str) -> str:
+    return re.sub(r"(//)[^'\"]*@", r"\1***@", text)

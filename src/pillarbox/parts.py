@@ -50,7 +50,7 @@ from .server.context import ServerContext, facts_of_session
 from .server.describe import describe
 from .server.limits import Admission
 from .server.listener import Listeners
-from .server.tls import server_context
+from .server.tls import replace_context, server_context
 from .smtp.sasl import Credentials
 from .smtp.server import Rules
 
@@ -108,6 +108,8 @@ class Parts:
         self.router = Router(relay, handlers.find, options.direct)
         self.rule = RelayRule(tuple(options.domains), options.trusted_networks, self.router.takes_ours)
         self.context = self._make_context()
+        # What listeners were opened with, over every change of certificates.
+        self._facade = self.context.tls
         self.listeners = Listeners(self.context, listener_failed, slot.sockets)
         self.lanes = Lanes(self._ways(), clock, rng)
         # Both are the server's own; it names them when it has built us.
@@ -277,12 +279,13 @@ class Parts:
             self.options = before
             raise
         context = self.context
-        if tls is not None and context.tls is not None:
-            # The listeners that begin with TLS have this very context: it gets the new certificate, read twice so that
-            # a broken one is found before it is touched.
-            context.tls.load_cert_chain(options.tls_cert or "", options.tls_key)
-        else:
+        if tls is None or self._facade is None:
             context.tls = tls
+            self._facade = self._facade or tls
+        else:
+            # The listeners that begin with TLS have this very context, and keep it.
+            replace_context(self._facade, tls)
+            context.tls = self._facade
         context.authenticate = authenticate
         self.router.is_direct = options.direct
         self.rule.change(tuple(options.domains), options.trusted_networks)

@@ -56,6 +56,13 @@ TLS_SCHEMES = frozenset(("smtps", "submissions"))
 LOGIN_SCHEMES = frozenset(("submission", "submissions"))
 
 
+def hide_password(text: str) -> str:
+    """What stands before an @ in something like a URL is for nobody's eyes."""
+    before, at, behind = text.rpartition("@")
+    scheme, slashes, _ = before.rpartition("://")
+    return f"{scheme}{slashes}***@{behind}" if at else text
+
+
 def parse_endpoint(text: str, default_port: int, *, is_listener: bool = False) -> tuple[str, str, int]:
     """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp(s)://... or unix:/PATH. ValueError says what is wrong.
 
@@ -69,6 +76,8 @@ def parse_endpoint(text: str, default_port: int, *, is_listener: bool = False) -
     scheme, found, rest = text.partition("://")
     if not found:
         scheme, rest = "smtp", text
+    if "@" in rest:
+        raise ValueError(f"{hide_password(text)!r}: no user and password here: give relay_user and relay_pass_file")
     known = tuple(LISTENER_SCHEMES) if is_listener else ("smtp", "smtps")
     if scheme not in known:
         raise ValueError(f"{text!r}: the scheme is {', '.join(f'{one}://' for one in known)}")

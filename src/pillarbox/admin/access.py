@@ -12,11 +12,9 @@ import json
 import os
 import secrets
 import time
-from http.cookies import CookieError, SimpleCookie
-from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
-from starlette.requests import Request
+from starlette.requests import Request, cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
@@ -36,7 +34,10 @@ _HEADERS = {
 class Access:
     """Tokens of one server. `hosts` are the names (host:port) by which it may be called."""
 
-    def __init__(self, hosts: set[str], token: str | None = None, *, is_open: bool = False) -> None:
+    def __init__(
+        self, hosts: set[str], token: str | None = None, *, is_open: bool = False, is_wildcard: bool = False
+    ) -> None:
+        self._is_wildcard = is_wildcard
         # No token is asked for; Host and Origin are looked at all the same.
         self.is_open = is_open
         self.token = token or secrets.token_urlsafe(32)
@@ -67,10 +68,13 @@ class Access:
     def refusal(self, scope: Scope) -> Response | None:
         """Why this request is not let in, or None."""
         headers = Headers(scope=scope)
-        if headers.get("host", "").lower() not in self.hosts:
-            return JSONResponse({"error": "this Host is not ours"}, 421)
+        if scope["path"] == "/healthz":
+            # Probes call by whatever name or address; it says nothing but that we live.
+            return None
+        if not self._is_ours(headers.get("host", "").lower(), scope):
+            return JSONResponse({"error": "this Host is not ours: `admin_hosts` names more"}, 421)
         origin = headers.get("origin")
-        if origin is not None and urlsplit(origin).netloc.lower() not in self.hosts:
+        if origin is not None and not self._is_ours(origin.lower().partition("://")[2], scope):
             return JSONResponse({"error": "this Origin is not ours"}, 403)
         if self.is_open or scope["path"] in _OPEN:
             return None
@@ -88,12 +92,20 @@ class Access:
             {"WWW-Authenticate": "Bearer"},
         )
 
-    def _has_cookie(self, text: str) -> bool:
-        try:
-            found = SimpleCookie(text).get(COOKIE)
-        except CookieError:
+    def _is_ours(self, host: str, scope: Scope) -> bool:
+        """One of our names, or, on a wildcard, the very address that was called."""
+        if host in self.hosts:
+            return True
+        server = scope.get("server")
+        if not self._is_wildcard or not server:
             return False
-        return found is not None and hmac.compare_digest(found.value.encode(), self._cookie.encode())
+        name, port = server
+        return host == (f"[{name}]:{port}" if ":" in name else f"{name}:{port}")
+
+    def _has_cookie(self, text: str) -> bool:
+        # Other services on this machine may have set others, of whatever form.
+        found = cookie_parser(text).get(COOKIE)
+        return found is not None and hmac.compare_digest(found.encode(), self._cookie.encode())
 
 
 class Guard:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -12,15 +13,14 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from .. import __version__
 from ..app import MailServer
-from ..errors import DuplicateUidError, OptionError, PillarboxError, StateError
+from ..errors import DuplicateUidError, PillarboxError
 from ..options import Options
 from ..queue.control import parse_query
 from ..queue.model import Action, Query
-from . import metrics, stream
-from .parsed import attachment, parsed_view, up_to
+from . import metrics, reading, stream
+from .parsed import up_to
 from .rows import Row, openapi
 
-Handle = Callable[[Request], Awaitable[Response]]
 MOST_ROWS = 1000
 _SECRETS = ("relay_pass", "authenticator", "resolver", "plugins", "handlers")
 _FILTERS = {
@@ -100,11 +100,13 @@ class Api:
         """It listens, and the queue answers."""
         try:
             names = self._server.getsocknames()
-            await self._server.queue.status()
+            silent = (await self._server.queue.status())["silent_workers"]
         except (PillarboxError, OSError) as error:
             return JSONResponse({"ready": False, "why": str(error)}, 503)
         why = None if names else "no listener is open"
-        return JSONResponse({"ready": bool(names), "why": why}, 200 if names else 503)
+        if silent:
+            why = f"{silent} worker{'s do' if silent > 1 else ' does'} not answer"
+        return JSONResponse({"ready": why is None, "why": why}, 200 if why is None else 503)
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
@@ -174,7 +176,7 @@ class Api:
         found = await self._server.queued_content(request.path_params["uid"])
         if found is None:
             return _unknown(request)
-        return JSONResponse(parsed_view(await asyncio.to_thread(up_to, found.chunks())))
+        return JSONResponse(await reading.view(await asyncio.to_thread(up_to, found.chunks())))
 
     async def attachment(self, request: Request) -> Response:
         """One file of it."""
@@ -183,7 +185,7 @@ class Api:
         if found is None or not (number.isascii() and number.isdigit()):
             return _unknown(request)
         octets = await asyncio.to_thread(up_to, found.chunks())
-        part = attachment(octets, int(number[:6]))
+        part = await reading.part(octets, int(number[:6]))
         if part is None:
             return _unknown(request)
         # Never shown by a browser as a page of ours.
@@ -222,7 +224,7 @@ class Api:
             await (self._server.pause_queue(hop) if action == "pause" else self._server.resume_queue(hop))
             return JSONResponse({"paused": action == "pause", "next_hop": hop})
         query = _query(request, "everything")
-        if query == Query() and request.query_params.get("everything") != "1":
+        if not query.is_narrow and request.query_params.get("everything") != "1":
             raise ValueError(f"{action}: name messages by a filter, or say everything=1")
         return JSONResponse({"changed": await self._server.queue.change(_action(action), query)})
 
@@ -251,7 +253,7 @@ class Api:
         elif own is not None:
             item["uid"] = own
         try:
-            uid = await self._server.enqueue(**item)
+            uid = await self._server.enqueue(_judged(item, self._server.options))
         except DuplicateUidError:
             if key is None:
                 raise
@@ -259,10 +261,23 @@ class Api:
         return JSONResponse({"uid": uid}, 201)
 
 
+def _judged(item: dict[str, Any], options: Options) -> dict[str, Any]:
+    """By the bounds that mail over SMTP has."""
+    recipients = item.get("recipients", item.get("rcpt"))
+    if isinstance(recipients, list) and len(recipients) > options.max_recipients:
+        raise ValueError(f"{len(recipients)} recipients: {options.max_recipients} are allowed (max_recipients)")
+    content = item.get("content", item.get("msg"))
+    size = len(content.encode("utf-8", "replace")) if isinstance(content, str) else len(content or b"")
+    if size > options.max_size_bytes:
+        raise ValueError(f"key 'content': larger than max_size_bytes, which is {options.max_size_bytes}")
+    return item
+
+
 def _uid_of(key: str) -> str:
     if not 1 <= len(key) <= 64 or not all(c.isascii() and (c.isalnum() or c in "-_") for c in key):
         raise ValueError("Idempotency-Key: 1 to 64 letters, digits, - and _")
-    return f"k-{key}"
+    # A uid has 64 characters at most.
+    return f"k-{key}" if len(key) <= 62 else f"k-{hashlib.sha256(key.encode()).hexdigest()[:62]}"
 
 
 def _action(name: str) -> Action:
@@ -294,19 +309,3 @@ def _unknown(request: Request) -> Response:
     return JSONResponse(
         {"error": f"no message {request.path_params['uid']}, or it is final and its content is gone"}, 404
     )
-
-
-def answering_errors(handle: Handle) -> Handle:
-    """Every error of ours as JSON that says what to do."""
-
-    async def answered(request: Request) -> Response:
-        try:
-            return await handle(request)
-        except (ValueError, OptionError) as error:
-            return JSONResponse({"error": str(error)}, 400)
-        except DuplicateUidError as error:
-            return JSONResponse({"error": str(error)}, 409)
-        except (StateError, PillarboxError) as error:
-            return JSONResponse({"error": str(error)}, 503)
-
-    return answered

@@ -12,7 +12,8 @@ from ..app import MailServer
 from ..capture import Captured, Faults
 from ..capture.inbox import Wanted
 from ..errors import OptionError
-from .parsed import parsed_view
+from . import reading
+from .parsed import MOST_PARSED_BYTES
 from .rows import Row
 
 LONGEST_WAIT_S = 60.0
@@ -106,14 +107,14 @@ class InboxApi:
             )
         except TimeoutError as error:
             return JSONResponse({"error": str(error)}, 404)
-        return JSONResponse(envelope_json(found) | parsed_view(found.octets))
+        return JSONResponse(envelope_json(found) | await reading.view(found.octets[:MOST_PARSED_BYTES]))
 
     async def inbox_get(self, request: Request) -> Response:
         """One."""
         found = await self._server.inbox.get(request.path_params["uid"])
         if found is None:
             return _unknown(request)
-        return JSONResponse(envelope_json(found) | parsed_view(found.octets))
+        return JSONResponse(envelope_json(found) | await reading.view(found.octets[:MOST_PARSED_BYTES]))
 
     async def inbox_clear(self, request: Request) -> Response:
         """All of them."""

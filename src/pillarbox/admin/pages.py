@@ -17,8 +17,10 @@ from starlette.routing import Route
 from .. import __version__
 from ..app import MailServer
 from ..capture.inbox import CAPTURED, Wanted
-from ..queue.model import Query
-from .parsed import HTML_POLICY, html_page, parsed_view, up_to
+from ..queue.control import parse_query
+from . import reading
+from .parsed import HTML_POLICY, up_to
+from .rows import answering_errors
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
@@ -108,7 +110,7 @@ class Pages:
         }
         given: dict[str, Any] = {name: text for name, text in asked.items() if text}
         is_all = request.query_params.get("is_all") == "1"
-        rows = await self._server.queue.list(Query(**given, is_all=is_all, limit=PAGE_ROWS))
+        rows = await self._server.queue.list(parse_query({**given, "is_all": is_all, "limit": PAGE_ROWS}))
         return self._page(
             "queue.html",
             request,
@@ -128,14 +130,14 @@ class Pages:
         content = await self._server.queued_content(uid)
         parsed = None
         if content is not None:
-            parsed = parsed_view(await asyncio.to_thread(up_to, content.chunks(), _PARSED_BYTES))
+            parsed = await reading.view(await asyncio.to_thread(up_to, content.chunks(), _PARSED_BYTES))
         is_inbox = row["received"].get("held_for") == CAPTURED and row["state"] == "held"
         return self._page("message.html", request, row=row, parsed=parsed, is_inbox=is_inbox)
 
     async def html(self, request: Request) -> Response:
         """A message's HTML: a document of its own, for a frame, that may do nothing."""
         content = await self._server.queued_content(request.path_params["uid"])
-        page = None if content is None else html_page(await asyncio.to_thread(up_to, content.chunks()))
+        page = None if content is None else await reading.html(await asyncio.to_thread(up_to, content.chunks()))
         return HTMLResponse(page or "", 200 if page is not None else 404, {"Content-Security-Policy": HTML_POLICY})
 
     async def inbox(self, request: Request) -> Response:
@@ -170,4 +172,4 @@ def page_routes(server: MailServer, samples: Samples) -> list[Route]:
     )
     if server.options.capture:
         rows = (*rows, ("/inbox", pages.inbox))
-    return [Route(path, handle, methods=["GET"]) for path, handle in rows]
+    return [Route(path, answering_errors(handle), methods=["GET"]) for path, handle in rows]

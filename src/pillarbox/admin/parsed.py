@@ -1,7 +1,7 @@
 """A message as a reader sees it: headers, texts, attachments. What is broken is replaced, never an error.
 
 HTML is shown in a document of its own that may load nothing: no script, nothing remote; pictures within the message are
-put into it.
+put into it. Messages are made by strangers, and parsers have bad days: `reading.py` runs this in a process of its own.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MOST_INLINE_BYTES = 2 << 20
 HTML_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; font-src data:; sandbox; frame-ancestors 'self'"
 )
-_CID = re.compile(r"""cid:([^"'\s>)]+)""", re.I)
+_CID = re.compile(r"""cid:([^"'\s>)]{1,200})""", re.I)
 # What the policy would block anyway is taken out of the way, so that no browser complains of it one by one.
 _QUIET = (
     (re.compile(r"<(script|link|iframe|frame|object|embed|base|meta)\b", re.I), r"<x-\1 hidden"),
-    (re.compile(r"""\b(src|srcset|background|poster)(\s*=\s*)(?!["']?\s*data:)""", re.I), r"data-remote-\1\2"),
-    (re.compile(r"""url\(\s*["']?\s*(?:https?:|//)[^)]*\)""", re.I), "none"),
-    (re.compile(r"""@import\b[^;]*;?""", re.I), ""),
-    (re.compile(r"""(\s)(on[a-z]+\s*=)""", re.I), r"\1data-\2"),
+    (re.compile(r"""\b(src|srcset|background|poster)(\s{0,9}=\s{0,9})(?!["']?data:)""", re.I), r"data-remote-\1\2"),
+    (re.compile(r"""url\(\s{0,9}["']?\s{0,9}(?:https?:|//)[^)<>]{0,2000}\)""", re.I), "none"),
+    (re.compile(r"""@import\b[^;<>]{0,2000};?""", re.I), ""),
+    (re.compile(r"""([\s"'/])(on[a-z]{1,40}\s{0,9}=)""", re.I), r"\1data-\2"),
 )
 _PICTURES = ("image/png", "image/jpeg", "image/gif", "image/webp", "image/avif")
 
@@ -130,7 +130,15 @@ def html_page(octets: bytes) -> str | None:
         if name and kind in _PICTURES and len(payload) <= room:
             room -= len(payload)
             pictures[name] = f"data:{kind};base64,{base64.b64encode(payload).decode()}"
-    html = _CID.sub(lambda found: pictures.get(found[1], found[0]), _clean(html))
+    room = MOST_INLINE_BYTES
+
+    def picture(found: re.Match[str]) -> str:
+        nonlocal room
+        data = pictures.get(found[1], found[0])
+        room -= len(data)
+        return data if room >= 0 else found[0]
+
+    html = _CID.sub(picture, _clean(html))
     for pattern, instead in _QUIET:
         html = pattern.sub(instead, html)
     return html

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
 from .. import __version__
+from ..errors import DuplicateUidError, OptionError, PillarboxError, StateError
+
+Handle = Callable[[Request], Awaitable[Response]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,3 +54,19 @@ def openapi(rows: Sequence[Row]) -> dict[str, Any]:
         "security": [{"token": []}],
         "paths": paths,
     }
+
+
+def answering_errors(handle: Handle) -> Handle:
+    """Every error of ours as JSON that says what to do."""
+
+    async def answered(request: Request) -> Response:
+        try:
+            return await handle(request)
+        except (ValueError, OptionError, RecursionError) as error:
+            return JSONResponse({"error": str(error)}, 400)
+        except DuplicateUidError as error:
+            return JSONResponse({"error": str(error)}, 409)
+        except (StateError, PillarboxError) as error:
+            return JSONResponse({"error": str(error)}, 503)
+
+    return answered

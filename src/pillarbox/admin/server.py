@@ -9,9 +9,10 @@ import asyncio
 import contextlib
 import errno
 import ipaddress
+import logging
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import uvicorn
 from starlette.applications import Starlette
@@ -24,10 +25,13 @@ from ..app import MailServer
 from ..errors import ListenError, PillarboxError
 from . import inbox
 from .access import Access, Guard, read_token, write_file
-from .api import ROWS, Api, answering_errors
+from .api import ROWS, Api
+from .bounded import Bounded
 from .inbox import InboxApi
 from .pages import SAMPLE_S, STATIC, Samples, page_routes
+from .rows import answering_errors
 
+_log = logging.getLogger("pillarbox.admin")
 DEFAULT = ("127.0.0.1", 8025)
 _STOP_S = 3.0
 
@@ -44,8 +48,16 @@ class _Quiet(uvicorn.Server):
 class Admin:
     """The admin side of one server. `address` None: the usual one, or any free port if that is taken."""
 
-    def __init__(self, server: MailServer, address: tuple[str, int] | None = None, *, is_open: bool = False) -> None:
+    def __init__(
+        self,
+        server: MailServer,
+        address: tuple[str, int] | None = None,
+        *,
+        hosts: Sequence[str] = (),
+        is_open: bool = False,
+    ) -> None:
         self._server = server
+        self._hosts = tuple(hosts)
         # On loopback alone: whoever is on this machine needs no token.
         self._is_open = is_open
         self._address = address
@@ -66,9 +78,23 @@ class Admin:
         folder = self._server.options.data_dir
         own = self._server.options.hostname
         # The bare name is how a TLS proxy in front is called.
-        names = {own, f"{own}:{port}", shown, f"localhost:{port}", f"127.0.0.1:{port}", f"[::1]:{port}"}
+        names = {
+            *self._hosts,
+            *(f"{name}:{port}" for name in self._hosts),
+            own,
+            f"{own}:{port}",
+            shown,
+            f"localhost:{port}",
+            f"127.0.0.1:{port}",
+            f"[::1]:{port}",
+        }
         is_open = self._is_open and ipaddress.ip_address(host).is_loopback
-        self.access = Access({name.lower() for name in names}, read_token(folder), is_open=is_open)
+        self.access = Access(
+            {name.lower() for name in names},
+            read_token(folder),
+            is_open=is_open,
+            is_wildcard=host in ("0.0.0.0", "::"),
+        )
         write_file(folder, self.url, self.access.token)
         config = uvicorn.Config(
             Guard(self._app(), self.access),
@@ -79,7 +105,8 @@ class Admin:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=1,
-            limit_concurrency=500,
+            http=Bounded,
+            ws="none",
             h11_max_incomplete_event_size=64 * 1024,
         )
         self._uvicorn = _Quiet(config)
@@ -90,8 +117,12 @@ class Admin:
     async def _sample(self) -> None:
         """The counters, now and then, for the charts."""
         while True:
-            with contextlib.suppress(PillarboxError):
+            try:
                 self._samples.add((await self._server.queue.live())["counters"])
+            except PillarboxError:
+                pass
+            except Exception:
+                _log.exception("the counters could not be read")
             await asyncio.sleep(SAMPLE_S)
 
     def _bind(self) -> socket.socket:

@@ -47,9 +47,10 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Show the options in force, and where each came from: file and line, environment, or default. Secrets are not shown."""
-    from ..daemon.config import find_file, load, shown
+    from ..daemon.config import shown
+    from ..daemon.serve import read_config
 
-    config = load(find_file(file, os.environ), os.environ, {})
+    config = read_config(file, {})
     rows = [row for row in shown(config) if everything or as_json or row[2] != "default"]
     if as_json:
         print(json.dumps([{"option": name, "value": value, "from": source} for name, value, source in rows], indent=2))

@@ -60,7 +60,7 @@ def dev(
     run(given, _admin)
 
 
-def _admin(server: Any, address: tuple[str, int] | None) -> Any:
+def _admin(server: Any, address: tuple[str, int] | None, hosts: Any) -> Any:
     from ..admin.server import Admin
 
     return Admin(server, address, is_open=True)

@@ -195,11 +195,11 @@ def serve(
     run(config, {name: value for name, value in given.items() if value is not None}, _admin)
 
 
-def _admin(server: Any, address: tuple[str, int] | None) -> Any:
+def _admin(server: Any, address: tuple[str, int] | None, hosts: Any) -> Any:
     # Not on top: whoever switches it off need not wait for it.
     from ..admin.server import Admin
 
-    return Admin(server, address)
+    return Admin(server, address, hosts=hosts)
 
 
 @app.command(

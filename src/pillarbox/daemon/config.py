@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 from ..errors import OptionError
 from ..options import Options
 from ..places import parse_endpoint
+from .tomllines import key_lines
 
 DEFAULT_FILE = "/etc/pillarbox/pillarbox.toml"
 ENVIRONMENT = "PILLARBOX_"
@@ -45,7 +46,7 @@ def admin_address(text: str | None) -> tuple[str, int] | Literal["off"] | None:
 class DaemonOptions(BaseModel):
     """What only the daemon has, an embedded server has not."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     workers: int | Literal["auto"] = Field(1, ge=1, le=64, description="worker processes; auto: one for each processor")
     admin: str | None = Field(
@@ -59,6 +60,10 @@ class DaemonOptions(BaseModel):
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="JSON lines or text for people; auto: text on a terminal"
+    )
+
+    admin_hosts: list[str] = Field(
+        default_factory=list, description="names by which the admin API is called, beside its address and hostname"
     )
 
     @field_validator("admin")
@@ -197,7 +202,7 @@ def _of_file(path: str, faults: list[Fault]) -> Iterator[tuple[str, Setting]]:
         if key not in known:
             faults.append(Fault(place, _unknown("option", key, known)))
         elif key in ("plugins", "handlers"):
-            yield key, Setting([_Entry(one, lines.get((key, n), 1)) for n, one in enumerate(_list(value))], place)
+            yield key, Setting([_Entry(one, *_lines_of(lines, key, n)) for n, one in enumerate(_list(value))], place)
         else:
             if key == "relay_pass" and _others_may_read(path):
                 faults.append(
@@ -214,6 +219,17 @@ class _Entry:
 
     table: Any
     line: int
+    lines: Mapping[str, int]
+
+    def line_of(self, text: str) -> int:
+        """The line of the key that a fault begins with, or of the table."""
+        found = re.match(r"key '([^']*)'", text)
+        return self.lines.get(found[1], self.line) if found else self.line
+
+
+def _lines_of(lines: Mapping[tuple[str | int, ...], int], key: str, number: int) -> tuple[int, dict[str, int]]:
+    begin = lines.get((key, number), 1)
+    return begin, {str(path[2]): line for path, line in lines.items() if path[:2] == (key, number) and len(path) == 3}
 
 
 def _list(value: Any) -> list[Any]:
@@ -245,36 +261,6 @@ def _toml_fault(path: str, text: str, message: str) -> Fault:
     )
 
 
-def key_lines(text: str) -> dict[tuple[str | int, ...], int]:
-    """The line of each key, and of each `[[table]]` by (name, number), in a TOML text that is right.
-
-    The parser does not tell: so it is given one line more at a time, and what is new then began behind what was whole
-    before. Exact for every form of TOML, and quick for files that people write.
-    """
-    lines: dict[tuple[str | int, ...], int] = {}
-    rows = text.splitlines(keepends=True)
-    begin, so_far = 0, ""
-    for number, row in enumerate(rows):
-        so_far += row
-        try:
-            found = tomllib.loads(so_far)
-        except tomllib.TOMLDecodeError:
-            continue
-        while begin < number and re.match(r"\s*(#|$)", rows[begin]):
-            begin += 1
-        for key in _paths(found):
-            lines.setdefault(key, begin + 1)
-        begin = number + 1
-    return lines
-
-
-def _paths(found: Mapping[str, Any]) -> Iterator[tuple[str | int, ...]]:
-    for key, value in found.items():
-        yield (key,)
-        if isinstance(value, list):
-            yield from ((key, number) for number in range(len(value)))
-
-
 # ----------------------------------------------------------------------- judging
 
 
@@ -286,10 +272,14 @@ def _unknown(what: str, key: str, known: Mapping[str, Any]) -> str:
 
 def _judge(config: Config, faults: list[Fault]) -> None:
     """Types and bounds of every option, by the models that have them."""
-    given = {name: setting.value for name, setting in config.settings.items()}
+    given: dict[str, Any] = {name: setting.value for name, setting in config.settings.items()}
     ours = {name: given.pop(name) for name in list(given) if name in DaemonOptions.model_fields}
-    for name in ("plugins", "handlers", "authenticator"):
+    for name in ("plugins", "handlers"):
         given.pop(name, None)
+    if given.pop("authenticator", None) is not None:
+        # Whatever it is: there is one. loading.py finds it.
+        given["authenticator"] = bool
+    _outrank(config, given, faults)
     if isinstance(ours.get("workers"), str) and ours["workers"].isdigit():
         ours["workers"] = int(ours["workers"])
     try:
@@ -301,7 +291,30 @@ def _judge(config: Config, faults: list[Fault]) -> None:
         Options(**given)
     except ValidationError as error:
         faults += _faults_of(config, error)
+    given.pop("authenticator", None)
     config.options = given
+
+
+def _rank(source: str) -> int:
+    """What wins: a flag over the environment over the file over the default."""
+    if source.startswith("--"):
+        return 3
+    return 2 if source.startswith("environment ") else 0 if source == "default" else 1
+
+
+# Two ways to say the same: of different sources the one that ranks higher counts.
+_RIVALS = (("listen", ("address", "port")), ("relay_pass", ("relay_pass_file",)), ("auth_file", ("authenticator",)))
+
+
+def _outrank(config: Config, given: dict[str, Any], faults: list[Fault]) -> None:
+    settings = config.settings
+    for one, others in _RIVALS:
+        own = _rank(settings[one].source) if one in settings else 0
+        theirs = max((_rank(settings[other].source) for other in others if other in settings), default=0)
+        if own and theirs and own != theirs:
+            for loser in others if own > theirs else (one,):
+                given.pop(loser, None)
+                settings.pop(loser, None)
 
 
 def _faults_of(config: Config, error: ValidationError) -> list[Fault]:
@@ -311,11 +324,14 @@ def _faults_of(config: Config, error: ValidationError) -> list[Fault]:
         key = str(path[0]) if path else ""
         text = str(one["msg"]).removeprefix("Value error, ")
         if not key:
-            # About several options together: it stands where the first of them is that the file has.
-            named = [name for name in re.findall(r"\w+", text) if name in config.settings]
-            found[text] = Fault(config.place(named[0]) if named else "", text)
+            for words in text.splitlines():
+                # About several options together: it stands where the first of them is that the file has.
+                named = [name for name in re.findall(r"\w+", words) if name in config.settings]
+                found[words] = Fault(config.place(named[0]) if named else "", words)
             continue
         shown = "***" if key in SECRETS else repr(_plain(one["input"]))
+        if key in ("relay", "listen"):
+            shown = re.sub(r"(//)[^'\"]*@", r"\1***@", shown)
         # Of the alternatives of a union one line is enough.
         found.setdefault(key, Fault(config.place(key), f"option {key!r}: {shown} is not allowed: {text}"))
     return list(found.values())
@@ -421,7 +437,8 @@ def shown(config: Config) -> list[tuple[str, str, str]]:
         setting = config.settings.get(name)
         source = setting.source if setting is not None else "default"
         if name in ("plugins", "handlers"):
-            value = _as_toml([entry.table.get("use", "?") for entry in setting.value]) if setting is not None else "[]"
+            entries = config.entries(name)
+            value = _as_toml([one.get("use", "?") if isinstance(one, dict) else "?" for one in entries])
         elif name == "authenticator":
             value = _as_toml(setting.value) if setting is not None else ""
         elif name in SECRETS:

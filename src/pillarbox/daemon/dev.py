@@ -104,7 +104,7 @@ def _run(options: dict[str, Any], given: DevOptions, make_side: MakeSide) -> Non
             f"{host}:{port}" if port else host for host, port in server.getsocknames()
         )
         if address != "off":
-            side = make_side(server, address)
+            side = make_side(server, address, ())
             await side.start()
             sides.append(side)
             line += f", inbox: {side.login_url()}"

@@ -15,7 +15,7 @@ from typing import Any
 
 from ..delivery.handlers import Handler
 from ..errors import OptionError
-from ..options import Options, parse_options
+from ..options import parse_options
 from ..queue.whole import is_paused
 from ..server.accounts import AuthFile
 from ..server.tls import server_context
@@ -26,29 +26,31 @@ _PLUGIN_KEYS = ("use", "name", "options")
 _HANDLER_KEYS = ("match", "use", "concurrency", "time_out_s", "in_thread")
 
 
-def resolve(config: Config) -> dict[str, Any]:
-    """What MailServer is given: the options, with plugins, handlers and authenticator built. ConfigError with all faults."""
+def resolve(config: Config, *, with_plugins: bool = True) -> dict[str, Any]:
+    """What MailServer is given: the options, with plugins, handlers and authenticator built. ConfigError with all faults.
+
+    Without plugins where those that run stay: making one may open what it has open already.
+    """
     for folder in reversed(config.daemon.python_path):
         if folder not in sys.path:
             sys.path.insert(0, folder)
     faults: list[Fault] = []
     options = dict(config.options)
     plugins: dict[str, Any] = {}
-    for entry in _entries(config, "plugins"):
-        place = _place(config, entry.line)
+    for entry in _entries(config, "plugins") if with_plugins else ():
         try:
             alias, plugin = _plugin(entry.table)
             if alias in plugins:
                 raise OptionError(f"the name {alias!r} is taken by another plugin: give it another 'name'")
             plugins[alias] = plugin
         except OptionError as error:
-            faults.append(Fault(place, f"plugins: {error}"))
+            faults.append(Fault(_place(config, entry.line_of(str(error))), f"plugins: {error}"))
     handlers = []
     for entry in _entries(config, "handlers"):
         try:
             handlers.append(_handler(entry.table))
         except OptionError as error:
-            faults.append(Fault(_place(config, entry.line), f"handlers: {error}"))
+            faults.append(Fault(_place(config, entry.line_of(str(error))), f"handlers: {error}"))
     if plugins:
         options["plugins"] = plugins
     if handlers:
@@ -71,34 +73,40 @@ def check(path: str, environment: Mapping[str, str]) -> None:
     except ConfigError as error:
         faults += error.faults
         config = error.config
-    is_right = not faults
+    wrong = {key for key in config.settings if any(f"'{key}'" in fault.text for fault in faults)}
     options: dict[str, Any] = dict(config.options)
     try:
         options = resolve(config)
     except ConfigError as error:
         faults += error.faults
-    if is_right:
-        faults += _look_at_files(config, options)
+    if not faults:
+        try:
+            parse_options(options)
+        except OptionError as error:
+            faults.append(Fault(config.place("authenticator"), str(error)))
+    faults += _look_at_files(config, {name: value for name, value in options.items() if name not in wrong})
     if faults:
         raise ConfigError(faults, config)
 
 
 def _look_at_files(config: Config, options: dict[str, Any]) -> list[Fault]:
     faults: list[Fault] = []
-    judged: Options | None = None
-    try:
-        judged = parse_options(options)
-    except OptionError as error:
-        faults.append(Fault(config.place("authenticator"), str(error)))
-    looks: tuple[tuple[str, Callable[[], Any]], ...] = (
-        ("tls_cert", lambda: judged and judged.tls_cert and server_context(judged.tls_cert, judged.tls_key)),
-        ("auth_file", lambda: judged and judged.auth_file and AuthFile(judged.auth_file)),
-        ("relay_ca", lambda: judged and judged.relay_ca and _readable("relay_ca", judged.relay_ca)),
-        ("data_dir", lambda: judged and is_paused(judged.data_dir)),
+
+    def given(key: str) -> str | None:
+        value = options.get(key)
+        return value if isinstance(value, str) and value else None
+
+    looks: tuple[tuple[str, Callable[[str], Any]], ...] = (
+        ("tls_cert", lambda path: server_context(path, given("tls_key"))),
+        ("auth_file", AuthFile),
+        ("relay_ca", lambda path: _readable("relay_ca", path)),
+        ("data_dir", is_paused),
     )
     for key, look in looks:
+        path = given(key)
         try:
-            look()
+            if path is not None:
+                look(path)
         except Exception as error:
             faults.append(Fault(config.place(key), str(error)))
     return faults
@@ -133,13 +141,18 @@ def _plugin(table: Any) -> tuple[str, Any]:
             return alias, found(**options)
         except Exception as error:
             raise OptionError(
-                f"key 'use': {use} could not be made with {options}: {type(error).__name__}: {error}"
+                # Values may be secrets.
+                f"key 'use': {use} could not be made with {_named(options)}: {type(error).__name__}: {error}"
             ) from None
     if options:
         raise OptionError(
             f"key 'options': {use} is an object and takes none: name a class, or a function that makes one"
         )
     return alias, found
+
+
+def _named(options: dict[str, Any]) -> str:
+    return f"the options {', '.join(options)}" if options else "no options"
 
 
 def _handler(table: Any) -> Handler:
@@ -168,7 +181,12 @@ def _find(name: Any) -> Any:
     if not colon:
         for point in entry_points(group=GROUP):
             if point.name == name:
-                return point.load()
+                try:
+                    return point.load()
+                except Exception as error:
+                    raise OptionError(
+                        f"key 'use': {name!r} is installed, but cannot be imported: {type(error).__name__}: {error}"
+                    ) from None
         raise OptionError(f"key 'use': {name!r} is no installed plugin (entry point {GROUP}): give module:object")
     try:
         found: Any = importlib.import_module(module_name)

@@ -8,18 +8,20 @@ import logging
 import os
 import signal
 import socket
+import ssl
 import sys
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..app import MailServer
-from ..errors import OptionError, StoreLockedError
+from ..errors import OptionError, PillarboxError, StoreLockedError
 from ..options import Options, parse_options
+from ..parts import RELOADABLE
 from ..places import Slot
 from ..queue.whole import is_paused
 from ..server.tls import server_context
-from .config import Config, DaemonOptions, admin_address, find_file, load
+from .config import Config, DaemonOptions, Setting, admin_address, find_file, load
 from .handover import Handover, Trial, become_new, hold_signals, is_check, let_signals, received
 from .loading import resolve
 from .logs import configure_logs
@@ -49,6 +51,7 @@ def read_config(file: str | None, flags: Mapping[str, Any]) -> Config:
     if not {"listen", "address", "port"} & set(config.settings):
         # Port 25 wants root and a decision; the command is for a first look, too.
         config.options["listen"] = [DEFAULT_LISTEN]
+        config.settings["listen"] = Setting([DEFAULT_LISTEN], "default of the command")
     return config
 
 
@@ -64,7 +67,7 @@ class Side(Protocol):
     def login_url(self) -> str: ...
 
 
-MakeSide = Callable[[MailServer, tuple[str, int] | None], Side]
+MakeSide = Callable[[MailServer, tuple[str, int] | None, Sequence[str]], Side]
 
 
 def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None = None) -> None:
@@ -97,7 +100,8 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     if left is not None:
         # Not the server starts, a new image of it: what was paused or resumed meanwhile counts.
         given.pop("paused", None)
-    running = _Running(given, config, lambda: read_config(file, flags), pid_file, make_side)
+    # The file that was found at the start is the one that is read again: gone, it is missed.
+    running = _Running(given, config, lambda: read_config(config.path or file, flags), pid_file, make_side)
     if count == 1 and not (left and left.pids):
         _Alone(running, rows).serve()
     else:
@@ -149,6 +153,8 @@ class _Running:
         self.grace_s = config.daemon.grace_s
         self.data_dir = parse_options(given).data_dir
         self.last: asyncio.Task[None] | None = None
+        self._reloading: asyncio.Task[None] | None = None
+        self._reloads_again = False
 
     async def start_side(self, server: MailServer) -> dict[str, str]:
         """The admin API, where it is wanted: its URL and one to log in by."""
@@ -156,7 +162,7 @@ class _Running:
         if address == "off" or self._make_side is None:
             return {}
         os.makedirs(server.options.data_dir, mode=0o700, exist_ok=True)
-        self._side = self._make_side(server, address)
+        self._side = self._make_side(server, address, self.config.daemon.admin_hosts)
         await self._side.start()
         return {"admin": self._side.url, "login": self._side.login_url()}
 
@@ -165,15 +171,42 @@ class _Running:
         if self._side is not None:
             await self._side.stop()
 
-    def reload(self, server: MailServer) -> None:
-        """SIGHUP: what can change changes for new sessions; with a fault everything stays, and the log says which."""
+    def refresh(self, new_tls: Callable[[ssl.SSLContext | None], None]) -> bool:
+        """In the supervisor: what workers that are started from now on begin with. False, and the log says why: a fault."""
         try:
             config = self._read()
-            names = server.reload(**{**resolve(config), "plugins": self.given.get("plugins", {})})
-        except OptionError as error:
-            for line in str(error).splitlines():
-                _log.error("not reloaded, everything stays as it was: %s", line)
+            wanted = {**resolve(config, with_plugins=False), "plugins": self.given.get("plugins", {})}
+            options = parse_options(wanted)
+            tls = server_context(options.tls_cert, options.tls_key) if options.tls_cert else None
+            given = {name: value for name, value in self.given.items() if name not in RELOADABLE}
+            given |= {name: value for name, value in wanted.items() if name in RELOADABLE}
+            parse_options(given)
+        except Exception as error:
+            _say_not_reloaded(error)
+            return False
+        self.given = given
+        new_tls(tls)
+        return True
+
+    def reload(self, server: MailServer) -> None:
+        """SIGHUP: what can change changes for new sessions; with a fault everything stays, and the log says which."""
+        if self._reloading is None or self._reloading.done():
+            self._reloading = asyncio.get_running_loop().create_task(self._reload(server))
+        else:
+            self._reloads_again = True
+
+    async def _reload(self, server: MailServer) -> None:
+        try:
+            # Reading and judging a long file takes its time, in which mail goes on.
+            config, given = await asyncio.to_thread(self._read_all)
+            names = server.reload(**{**given, "plugins": self.given.get("plugins", {})})
+        except Exception as error:
+            _say_not_reloaded(error)
             return
+        finally:
+            if self._reloads_again:
+                self._reloads_again = False
+                self._reloading = asyncio.get_running_loop().create_task(self._reload(server))
         if config.entries("plugins") != self.config.entries("plugins"):
             names.append("plugins")
         names += [
@@ -183,6 +216,16 @@ class _Running:
         _log.info("reloaded: in force for new sessions and connections")
         if names:
             _log.warning("only a restart changes %s: `pillarbox reload --restart`", ", ".join(sorted(names)))
+
+    def _read_all(self) -> tuple[Config, dict[str, Any]]:
+        config = self._read()
+        return config, resolve(config, with_plugins=False)
+
+
+def _say_not_reloaded(error: Exception) -> None:
+    text = str(error) if isinstance(error, PillarboxError) else f"{type(error).__name__}: {error}"
+    for line in text.splitlines() or [""]:
+        _log.error("not reloaded, everything stays as it was: %s", line)
 
 
 def _differs(one: DaemonOptions, other: DaemonOptions, name: str) -> bool:
@@ -273,6 +316,7 @@ def _supervise(running: _Running, options: Options, count: int, rows: list[Row],
         _work(running, slot, ready, life)
 
     supervisor = Supervisor(work, rows, count, tls=tls, grace_s=running.grace_s)
+    supervisor.on_reload = lambda: running.refresh(supervisor.change_tls)
     if left is not None:
         supervisor.take_over(left.pids, left.life)
     names = [_name(sock.getsockname()) for _, sock in rows[0]]

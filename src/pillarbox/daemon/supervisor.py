@@ -54,6 +54,7 @@ class _Worker:
     kill_at: float | None = None
     pipe: int = -1
     lives: int = 0
+    wants_reload: bool = False
 
 
 class Supervisor:
@@ -83,6 +84,8 @@ class Supervisor:
         self._trial: Trial | None = None
         self._failure = ""
         self._words: dict[str, str] = {}
+        # Reads the configuration anew, for workers that are started from now on; False when it is broken.
+        self.on_reload: Callable[[], bool] = lambda: True
 
     def take_over(self, pids: dict[int, int], life: tuple[int, int] | None) -> None:
         """The workers of the process image before, by slot: they go on until it is their turn to be replaced."""
@@ -97,6 +100,10 @@ class Supervisor:
                 self._leaving.append(worker)
         self._rolling = [worker for worker in self._workers if worker.pid]
         self._is_first_start = False
+
+    def change_tls(self, tls: ssl.SSLContext | None) -> None:
+        """For workers that are started from now on."""
+        self._tls = tls
 
     def run(self, on_ready: Ready) -> None:
         """Until everything has ended; `on_ready` gets what the workers told. PillarboxError when they could not start."""
@@ -155,10 +162,13 @@ class Supervisor:
             self._stop()
         elif number == signal.SIGUSR2 and not self._is_stopping:
             self._try_command()
-        elif number == signal.SIGHUP:
+        elif number == signal.SIGHUP and self.on_reload():
             for worker in self._workers:
                 if worker.pid and worker.is_ready:
                     os.kill(worker.pid, signal.SIGHUP)
+                else:
+                    # It began with what was in force before.
+                    worker.wants_reload = bool(worker.pid)
 
     def _stop(self) -> None:
         self._is_stopping = True
@@ -258,6 +268,9 @@ class Supervisor:
         word = json.loads(data)
         if "error" not in word:
             worker.is_ready = True
+            if worker.wants_reload:
+                worker.wants_reload = False
+                os.kill(worker.pid, signal.SIGHUP)
             self._words |= word
             if self._rolling and self._rolling[0] is worker:
                 _log.info("worker %d is new (pid %d)", worker.number, worker.pid)

@@ -117,7 +117,7 @@ async def perform(steering: Steering, request: Any) -> Any:
     if verb == "list":
         return await steering.list(query)
     if verb in {action.value for action in Action}:
-        if not request.get("is_everything") and query == Query():
+        if not request.get("is_everything") and not query.is_narrow:
             raise ValueError(f"{verb}: name messages by a filter, or say is_everything")
         return await steering.change(Action(verb), query)
     raise ValueError(f"unknown verb {verb!r}")

@@ -125,6 +125,12 @@ class Query:
     is_all: bool = False
     limit: int | None = None
 
+    @property
+    def is_narrow(self) -> bool:
+        """True when it names messages, and does not mean all there are."""
+        named = (self.state, self.sender, self.recipient, self.next_hop, self.received_before)
+        return bool(self.uids) or any(one is not None for one in named)
+
 
 @dataclass(slots=True)
 class Attempt:

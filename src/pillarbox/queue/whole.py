@@ -29,6 +29,9 @@ T = TypeVar("T")
 GONE = object()
 # What was changed before stays so: asked again, a shard tells of the others.
 _CHANGING = frozenset(action.value for action in Action)
+# Whoever watches wants to know what there is: a worker that does not answer soon is left out, and counted.
+_LOOKS = ("live", "status")
+LOOK_S = 2.0
 # A worker that is just starting, or just ending, holds its lock without answering: for a moment.
 PATIENCE_S = 60.0
 _PAUSE_S = 0.05
@@ -36,7 +39,9 @@ _PAUSE_S = 0.05
 LANE_STATES = ("idle", "busy", "probing", "down")
 
 
-def ask_shard(folder: str, shard: int, request: dict[str, Any], patience_s: float = PATIENCE_S) -> Any:
+def ask_shard(
+    folder: str, shard: int, request: dict[str, Any], patience_s: float = PATIENCE_S, timeout_s: float = 30.0
+) -> Any:
     """One request to one shard, running or not; blocks. GONE when another has taken it over meanwhile.
 
     StoreError: it says no, or cannot be asked; ValueError: a bad request.
@@ -51,7 +56,7 @@ def ask_shard(folder: str, shard: int, request: dict[str, Any], patience_s: floa
             return GONE
         except StoreLockedError:
             try:
-                return ask(folder, {**request, "scope": "shard"}, shard=shard)
+                return ask(folder, {**request, "scope": "shard"}, shard=shard, timeout_s=timeout_s)
             except StoreError as error:
                 _judge_refusal(error, deadline)
         time.sleep(_PAUSE_S)
@@ -164,12 +169,20 @@ class WholeQueue:
     async def _ask(self, request: dict[str, Any]) -> Any:
         """The own answer and those of the others, together."""
         loop = asyncio.get_running_loop()
+        is_look = request.get("verb") in _LOOKS
+        times = (LOOK_S, LOOK_S) if is_look else (PATIENCE_S, 30.0)
         asked = [
-            loop.run_in_executor(self._threads, ask_shard, self._folder, shard, request) for shard in self._others()
+            loop.run_in_executor(self._threads, ask_shard, self._folder, shard, request, *times)
+            for shard in self._others()
         ]
         own = await perform(self._own, request)
-        others = [answer for answer in await asyncio.gather(*asked) if answer is not GONE]
-        return merge(request, [own, *others])
+        found = await asyncio.gather(*asked, return_exceptions=is_look)
+        silent = [answer for answer in found if isinstance(answer, BaseException)]
+        for error in silent:
+            if not isinstance(error, StoreError):
+                raise error
+        whole = merge(request, [own, *(one for one in found if one is not GONE and one not in silent)])
+        return {**whole, "silent_workers": len(silent)} if is_look else whole
 
     # ----------------------------------------------------------------- reading
 

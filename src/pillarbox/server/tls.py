@@ -24,6 +24,20 @@ def server_context(cert: str, key: str | None) -> ssl.SSLContext:
     return context
 
 
+def replace_context(facade: ssl.SSLContext, current: ssl.SSLContext) -> None:
+    """From now on handshakes that begin with `facade` go on with `current`.
+
+    Listeners keep the context that they were opened with. A certificate of another kind of key loaded into that one would
+    stand beside the old one, and not in its place.
+    """
+
+    def switch(handshake: Any, name: str | None, context: ssl.SSLContext) -> None:
+        handshake.context = current
+
+    # OpenSSL calls it for every client hello, also for one without a name.
+    facade.sni_callback = switch
+
+
 def describe(ssl_object: Any) -> str:
     """Version and cipher, as the Received field tells them; empty without TLS."""
     if ssl_object is None:

@@ -6,8 +6,6 @@ not know verbs, replies or what becomes of the content.
 
 from __future__ import annotations
 
-import re
-
 CRLF = b"\r\n"
 END = b"\r\n.\r\n"
 
@@ -134,9 +132,6 @@ class LineBuffer:
         self.is_empty = not self._buffer
 
 
-_ANY_LINE_END = re.compile(rb"\r\n?|\n")
-
-
 _CR, _LF, _DOT = 13, 10, 46
 
 
@@ -191,7 +186,7 @@ class DataScanner:
         if bare:
             self.has_bare = True
             if self.normalise:
-                chunk = _ANY_LINE_END.sub(CRLF, chunk)
+                chunk = _normalised(chunk)
         self.size_bytes += len(chunk)
         return chunk, rest
 
@@ -230,7 +225,7 @@ class ChunkScanner:
         if not is_clean(chunk):
             self.has_bare = True
             if self.normalise:
-                chunk = _ANY_LINE_END.sub(CRLF, chunk)
+                chunk = _normalised(chunk)
         self.size_bytes += len(chunk)
         return chunk
 
@@ -244,9 +239,13 @@ def is_clean(content: bytes) -> bool:
     return _CR not in rest and _LF not in rest
 
 
+def _normalised(content: bytes) -> bytes:
+    return content.replace(CRLF, b"\n").replace(b"\r", b"\n").replace(b"\n", CRLF)
+
+
 def normalise_lines(content: bytes) -> bytes:
     """Every line end of whatever kind becomes CRLF."""
-    return content if is_clean(content) else _ANY_LINE_END.sub(CRLF, content)
+    return content if is_clean(content) else _normalised(content)
 
 
 class DotStuffer:
@@ -276,7 +275,7 @@ class DotStuffer:
         if not piece:
             return piece
         if not is_clean(piece):
-            piece = _ANY_LINE_END.sub(CRLF, piece)
+            piece = _normalised(piece)
         starts_dotted = self._at_line_start and piece.startswith(b".")
         self._at_line_start = piece.endswith(b"\n")
         if b"\n." in piece:
