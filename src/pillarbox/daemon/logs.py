@@ -10,6 +10,8 @@ import re
 import sys
 from typing import Any, TextIO
 
+# What a line may have beside its text: of which session, message, peer and next hop, and why.
+FIELDS = ("session", "queue_id", "reason", "peer", "next_hop", "state")
 LEVELS = ("debug", "info", "warning", "error")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -41,8 +43,11 @@ def configure_logs(level: str, *, as_json: bool | None = None, stream: TextIO | 
         structlog.stdlib.add_log_level,
         structlog.stdlib.add_logger_name,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        _escape,
     ]
+    if isinstance(renderer, structlog.processors.JSONRenderer):
+        # For people all of it stands in the text already.
+        shared.append(structlog.stdlib.ExtraAdder(allow=FIELDS))
+    shared.append(_escape)
     formatter = structlog.stdlib.ProcessorFormatter(
         foreign_pre_chain=shared,
         processors=[

@@ -270,7 +270,7 @@ class Lane:
                 connection = await self._open_to(target)
             except ConnectFault as caught:
                 fault = caught
-                _log.info("%s: %s", self.key, caught)
+                _log.info("%s: %s", self.key, caught, extra={"next_hop": self.key, "reason": str(caught)})
             except Exception as error:
                 _log.exception("connecting to %s failed", target.name)
                 fault = ConnectFault(Reply(451, "4.3.0", f"Internal fault: {type(error).__name__}"), Stage.CONNECT)
@@ -348,7 +348,8 @@ class Lane:
         self._retry_at = self._clock.monotonic() + pause
         self._trouble = 0
         self._has_worked = False
-        _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._last_fault)
+        told = {"next_hop": self.key, "reason": str(self._last_fault)}
+        _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._last_fault, extra=told)
 
     def _return_all(self) -> None:
         waiting = self._waiting.take()

@@ -53,9 +53,9 @@ class Outcomes:
         level = logging.INFO if state == "delivered" else logging.WARNING
         if _log.isEnabledFor(level):
             to, reply = ",".join(recipients[:5]), first.result.reply
-            _log.log(
-                level, "%s %s to=%s next_hop=%s stage=%s: %s", state, uid, to, work.next_hop, first.result.stage, reply
-            )
+            stage, hop = first.result.stage, work.next_hop
+            told = {"queue_id": uid, "state": state, "next_hop": hop, "reason": str(reply)}
+            _log.log(level, "%s %s to=%s next_hop=%s stage=%s: %s", state, uid, to, hop, stage, reply, extra=told)
         event: Any
         if state == "delivered":
             if not self._dispatcher.listens("send_success"):

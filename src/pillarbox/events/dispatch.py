@@ -199,7 +199,9 @@ class Dispatcher:
     def _failed(self, step: Step, event: Any, error: BaseException) -> Verdict:
         """One log line, a `plugin_error` event, and the plugin's failure policy. The peer never sees the text."""
         client_id = getattr(event, "client_id", None) or "-"
-        _log.error("plugin %r failed on %s (session %s): %r", step.alias, event.name, client_id, error, exc_info=error)
+        told = {"session": client_id, "reason": f"{type(error).__name__}: {error}"}
+        words = "plugin %r failed on %s (session %s): %r"
+        _log.error(words, step.alias, event.name, client_id, error, exc_info=error, extra=told)
         if event.name != PluginFailed.name:
             self._tell(PluginFailed(step.alias, step.plugin, event.name, error), step.plugin)
         if event.name in _UNANSWERED or getattr(step.plugin, "ignores_failures", False):

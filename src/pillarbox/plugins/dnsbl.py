@@ -72,7 +72,8 @@ class DnsblPlugin:
         reply = None
         if decided.result == "listed":
             reply = self.refusal(event.peer.host, decided)
-            _log.info("session %s refused: %s", event.client_id, reply.text)
+            told = {"session": event.client_id, "peer": event.peer.host, "reason": reply.text}
+            _log.info("session %s refused: %s", event.client_id, reply.text, extra=told)
         codes = decided.codes
         self._tell(Dnsbl(event.client_id, event.session, reply, decided.result, decided.reason, decided.zone, codes))
         return reply

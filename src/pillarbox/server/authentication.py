@@ -133,6 +133,11 @@ class Authentication:
             session.facts.client_id,
             username,
             session.facts.peer.host,
+            extra={
+                "session": session.facts.client_id,
+                "peer": session.facts.peer.host,
+                "reason": "authentication failed",
+            },
         )
         self._context.clock.call_later(self._context.guess_delay_s, lambda: self._tell(username, None))
 

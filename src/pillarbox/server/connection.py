@@ -257,7 +257,8 @@ class SmtpConnection(asyncio.Protocol):
             )
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             session.reason = f"TLS handshake failed: {error}"
-            _log.info("session %s: %s", session.facts.client_id, session.reason)
+            told = {"session": session.facts.client_id, "reason": session.reason, "peer": session.facts.peer.host}
+            _log.info("session %s: %s", session.facts.client_id, session.reason, extra=told)
             transport.abort()
             # Some loops do not tell the protocol of a connection that ends within the handshake.
             self.connection_lost(None)

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from .session import SmtpSession
+if TYPE_CHECKING:
+    from .session import SmtpSession
+
+
+def told(session: SmtpSession) -> dict[str, Any]:
+    """For a log line: which session, whose, and why."""
+    return {"session": session.facts.client_id, "peer": session.facts.peer.host, "reason": session.reason}
 
 
 def describe(session: SmtpSession, monotonic: float) -> dict[str, Any]:

@@ -146,7 +146,8 @@ class Intake:
         if writer is None:
             return
         if error is not None:
-            _log.error("session %s: %s", self._session.facts.client_id, error)
+            told = {"session": self._session.facts.client_id, "reason": str(error)}
+            _log.error("session %s: %s", told["session"], error, extra=told)
             self.reset()
             self._session.intake_decided(_FULL if isinstance(error, StoreFullError) else _FAULT)
             return
@@ -160,7 +161,8 @@ class Intake:
             self._give_up()
 
     def _give_up(self) -> None:
-        _log.exception("session %s: the message could not be taken", self._session.facts.client_id)
+        session = self._session.facts.client_id
+        _log.exception("session %s: the message could not be taken", session, extra={"session": session})
         self.reset()
         self._session.intake_decided(_FAULT)
 
@@ -280,7 +282,8 @@ class Intake:
         context, session = self._context, self._session
         self._is_over()
         if error is not None:
-            _log.error("session %s: message %s was not stored: %s", session.facts.client_id, message.uid, error)
+            told = {"session": session.facts.client_id, "queue_id": message.uid, "reason": str(error)}
+            _log.error("session %s: message %s was not stored: %s", told["session"], message.uid, error, extra=told)
             if message.content.path and context.spool is not None:
                 context.spool.remove([message.content.path])
             session.intake_decided(_FULL if isinstance(error, StoreFullError) else _FAULT)
@@ -311,6 +314,7 @@ def announce(context: ServerContext, message: Message, client_id: str | None) ->
             len(message.recipients),
             message.content.size_bytes,
             client_id or "-",
+            extra={"session": client_id, "queue_id": message.uid, "peer": message.facts.get("peer")},
         )
     if context.dispatcher.heard["message_queued"]:
         context.dispatcher.post(

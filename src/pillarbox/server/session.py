@@ -22,6 +22,7 @@ from .accounts import Account
 from .authentication import Authentication
 from .commands import EVENT_NAMES, EVENTS, JUNK
 from .deadlines import Deadlines
+from .describe import told
 from .effects import EFFECTS
 from .intake import Intake
 from .response import take_round
@@ -35,8 +36,7 @@ _TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing")
 _TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing")
 _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
 _NO_ANSWER, _NO_GREETING = Reply(451, "4.3.0", "No answer in time"), Reply(421, "4.3.0", "No answer in time")
-# Input that waits while the session is parked; beyond, reading stops.
-_MAX_BUFFERED = 64 * 1024
+_MAX_BUFFERED = 64 * 1024  # of input that waits while the session is parked; beyond, reading stops
 # Stands for the end of content where a reply's command is asked for.
 _END = Command(".", "")
 
@@ -209,7 +209,7 @@ class SmtpSession:
             self._event = None
             if command.is_abuse:
                 self.reason = f"closed after {command.error.code} {command.error.text}"
-                _log.warning("session %s: %s", self.facts.client_id, self.reason)
+                _log.warning("session %s: %s", self.facts.client_id, self.reason, extra=told(self))
             self._answer(command.error)
             return
         if command.verb in JUNK:
@@ -423,7 +423,7 @@ class SmtpSession:
             self.reset()
             if end.is_abuse:
                 self.reason = "content with bare CR or LF"
-                _log.warning("session %s: %s", self.facts.client_id, self.reason)
+                _log.warning("session %s: %s", self.facts.client_id, self.reason, extra=told(self))
             self._answer(end.fault or Reply(503, "5.5.1", "No transaction is open"))
             return
         self._waiting = True
