@@ -22,7 +22,7 @@ FLOORS: list[set[str]] = [
     {"options"},
     {"events", "queue", "dns"},
     {"server", "delivery", "plugins", "capture"},
-    {"parts", "eventside"},
+    {"parts", "eventside", "webhook"},
     {"explain"},
     {"app"},
     {"daemon", "admin", "testing", "client"},

@@ -1,10 +1,10 @@
 #!/bin/sh
 # Installs the programs that the tests and the bench run for real: Postfix's smtp-source and smtp-sink (and Postfix itself,
-# not configured and not started), swaks, curl, msmtp, strace, Chromium. As root on Debian or Ubuntu; elsewhere it names what is missing.
+# not configured and not started), swaks, curl, msmtp, strace, Chromium, systemd-analyze. As root on Debian or Ubuntu; elsewhere it names what is missing.
 set -eu
 missing=""
 PATH="$PATH:/usr/sbin:/sbin"
-for program in smtp-source smtp-sink swaks curl msmtp strace chromium; do
+for program in smtp-source smtp-sink swaks curl msmtp strace chromium systemd-analyze; do
     command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
 done
 [ -z "$missing" ] && exit 0
@@ -13,7 +13,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     export DEBIAN_FRONTEND=noninteractive
     apt-get update -q >/dev/null
     echo "postfix postfix/main_mailer_type select No configuration" | debconf-set-selections
-    apt-get install -q -y --no-install-recommends postfix swaks curl msmtp strace ca-certificates chromium >/dev/null
+    apt-get install -q -y --no-install-recommends postfix swaks curl msmtp strace ca-certificates chromium systemd >/dev/null
 else
     echo "not installed here, so the tests that run them are left out:$missing" >&2
 fi

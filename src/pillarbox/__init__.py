@@ -12,7 +12,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:
     from .app import MailServer
     from .client import connect
-    from .delivery.handlers import Handler, Item, Reject
+    from .delivery.handlers import Defer, Handler, Item, Reject
     from .errors import PillarboxError
     from .events.catalogue import Event
     from .events.plugin import Eat, Plugin
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Account",
+    "Defer",
     "Eat",
     "Event",
     "Handler",
@@ -36,6 +37,7 @@ __all__ = [
 
 _PLACES = {
     "Account": "server.accounts",
+    "Defer": "delivery.handlers",
     "Eat": "events.plugin",
     "Event": "events.catalogue",
     "Handler": "delivery.handlers",

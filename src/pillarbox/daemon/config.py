@@ -392,6 +392,12 @@ def template() -> str:
         '#use = "shop.mail:take_order"',
         "#in_thread = true",
         "",
+        "# Or by HTTP, signed, and tried again from the queue.",
+        "#[[handlers]]",
+        "#match = '@app\\.example$'",
+        '#use = "pillarbox.webhook:Webhook"',
+        '#options = { url = "https://app.example/inbound", secret_file = "/etc/pillarbox/webhook-secret" }',
+        "",
     ]
     return "\n".join(lines)
 

@@ -23,7 +23,7 @@ from .config import Config, ConfigError, Fault, load
 
 GROUP = "pillarbox.plugins"
 _PLUGIN_KEYS = ("use", "name", "options")
-_HANDLER_KEYS = ("match", "use", "concurrency", "time_out_s", "in_thread")
+_HANDLER_KEYS = ("match", "use", "options", "concurrency", "time_out_s", "in_thread")
 
 
 def resolve(config: Config, *, with_plugins: bool = True) -> dict[str, Any]:
@@ -137,13 +137,7 @@ def _plugin(table: Any) -> tuple[str, Any]:
     if not isinstance(alias, str) or not alias:
         raise OptionError(f"key 'name': {alias!r} is no name")
     if inspect.isclass(found) or inspect.isroutine(found):
-        try:
-            return alias, found(**options)
-        except Exception as error:
-            raise OptionError(
-                # Values may be secrets.
-                f"key 'use': {use} could not be made with {_named(options)}: {type(error).__name__}: {error}"
-            ) from None
+        return alias, _made(use, found, options)
     if options:
         raise OptionError(
             f"key 'options': {use} is an object and takes none: name a class, or a function that makes one"
@@ -160,7 +154,24 @@ def _handler(table: Any) -> Handler:
     if "match" not in table:
         raise OptionError("key 'match' is missing: give a regular expression")
     more = {key: table[key] for key in ("concurrency", "time_out_s", "in_thread") if key in table}
-    return Handler(table["match"], _find(table["use"]), **more)
+    callback, options = _find(table["use"]), table.get("options", {})
+    if not isinstance(options, dict):
+        raise OptionError(f"key 'options': {options!r} is no table")
+    if inspect.isclass(callback):
+        callback = _made(table["use"], callback, options)
+    elif options:
+        raise OptionError(f"key 'options': {table['use']} takes none: name a class, which is called with them")
+    return Handler(table["match"], callback, **more)
+
+
+def _made(use: str, kind: Any, options: dict[str, Any]) -> Any:
+    try:
+        return kind(**options)
+    except Exception as error:
+        raise OptionError(
+            # Values may be secrets.
+            f"key 'use': {use} could not be made with {_named(options)}: {type(error).__name__}: {error}"
+        ) from None
 
 
 def _check_keys(table: Any, known: tuple[str, ...]) -> None:

@@ -47,6 +47,16 @@ class Reject(PillarboxError):
         self.reply = Reply(code, enhanced, "".join(c if c.isprintable() else "?" for c in text) or "Refused")
 
 
+class Defer(PillarboxError):
+    """Raised by a handler: the message is tried again later, as after any exception, and the queue tells this text."""
+
+    def __init__(self, text: str = "The handler wants it later", code: int = 451, enhanced: str = "4.3.0") -> None:
+        super().__init__(text)
+        if not 400 <= code <= 499:
+            raise ValueError(f"reply code {code}: a deferral is 4yz; raise Reject for one that bounces")
+        self.reply = Reply(code, enhanced, "".join(c if c.isprintable() else "?" for c in text) or "Later")
+
+
 class Item:
     """What a handler gets. `recipients` are just the handler's own; `attempt` counts from 1; times in unix seconds.
 
@@ -125,9 +135,9 @@ class _Pieces(io.RawIOBase):
 class Handler:
     """Recipients that `match` (a regular expression, searched in `local@domain`, domain in lower case) go to `callback(item)`.
 
-    `callback` is plain or async. A plain one runs in the server's loop; with `in_thread` in a thread, for one that
-    blocks. `concurrency` bounds how many run at once, `time_out_s` how long one may take (then the message is tried
-    again). OptionError names what is wrong with an argument.
+    `callback` is plain or async. A plain one runs in the server's loop; with `in_thread` (an argument, or an attribute of
+    the callback) in a thread, for one that blocks. `concurrency` bounds how many run at once, `time_out_s` how long one may
+    take (then the message is tried again). OptionError names what is wrong with an argument.
     """
 
     def __init__(
@@ -137,7 +147,7 @@ class Handler:
         *,
         concurrency: int = 10,
         time_out_s: float | None = None,
-        in_thread: bool = False,
+        in_thread: bool | None = None,
         event: str | None = None,
     ) -> None:
         flags = match.flags if isinstance(match, re.Pattern) else 0
@@ -159,7 +169,7 @@ class Handler:
         self.callback = callback
         self.concurrency = concurrency
         self.time_out_s = time_out_s
-        self.in_thread = in_thread
+        self.in_thread = bool(getattr(callback, "in_thread", False)) if in_thread is None else in_thread
         self.event = event
 
     def matches(self, address: str) -> bool:
@@ -415,8 +425,8 @@ class HandlerLane:
             answer = _in_thread(handler.callback, item) if handler.in_thread else handler.callback(item)
             if inspect.isawaitable(answer):
                 await self._bounded(answer, self._limit(handler, work))
-        except Reject as rejection:
-            return rejection.reply, False
+        except (Reject, Defer) as answered:
+            return answered.reply, False
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():

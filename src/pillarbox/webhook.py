@@ -1,0 +1,166 @@
+"""A handler that POSTs mail to a URL, signed, and tried again from the queue until somebody there says 2xx.
+
+    [[handlers]]
+    match = "@app\\.example$"
+    use = "pillarbox.webhook:Webhook"
+    options = { url = "https://app.example/inbound", secret_file = "webhook-secret" }
+
+Signatures are those of Standard Webhooks (standardwebhooks.com): `verify` is for whoever receives.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import hmac
+import http.client
+import json
+import ssl
+import time
+from collections.abc import Mapping
+from urllib.parse import urlsplit
+
+from . import __version__
+from .delivery.handlers import Defer, Item, Reject
+from .errors import OptionError, PillarboxError
+
+# It shall not come again: the request itself is at fault, or the place is gone for ever.
+PERMANENT = (400, 404, 405, 410, 413, 415, 422)
+KINDS = ("json", "raw")
+_MOST_ANSWER_BYTES = 2000
+_SECRET = "whsec_"
+
+
+class SignatureError(PillarboxError):
+    """A request that was not signed with this secret, or too long ago."""
+
+
+class Webhook:
+    """See the module's text. `Handler(match, Webhook(url, secret=...), in_thread=True)` in a program.
+
+    `kind` "json": an object with uid, attempt, reverse_path, recipients, received_at, facts and content (base64); "raw":
+    the message itself as message/rfc822, with the envelope in X-Pillarbox-Envelope (JSON). The header `webhook-id` is the
+    message's uid, the same at each attempt: whoever has had it says 2xx again. Redirects are not followed.
+
+    2xx: delivered. 400, 404, 405, 410, 413, 415 and 422: the message bounces. Everything else is tried again.
+    """
+
+    in_thread = True
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        secret: str | None = None,
+        secret_file: str | None = None,
+        kind: str = "json",
+        headers: Mapping[str, str] | None = None,
+        time_out_s: float = 30.0,
+        ca_file: str | None = None,
+    ) -> None:
+        self._parts = urlsplit(url)
+        if self._parts.scheme not in ("http", "https") or not self._parts.hostname or self._parts.username:
+            raise OptionError(f"webhook: url {url!r}: give http(s)://HOST[:PORT]/PATH, without user and password")
+        if kind not in KINDS:
+            raise OptionError(f"webhook: kind {kind!r}: there are {' and '.join(KINDS)}")
+        if secret_file is not None:
+            try:
+                with open(secret_file, encoding="utf-8") as file:
+                    secret = file.readline().strip()
+            except (OSError, UnicodeDecodeError) as error:
+                raise OptionError(f"webhook: secret_file {secret_file} cannot be read: {error}") from None
+        for name, value in (headers or {}).items():
+            if any(not c.isprintable() for c in name + str(value)):
+                raise OptionError(f"webhook: the header {name!r} has a control character")
+        self._key = secret_key(secret) if secret else None
+        self._kind = kind
+        self._headers = dict(headers or {})
+        self._time_out_s = time_out_s
+        self._tls: ssl.SSLContext | None = None
+        if self._parts.scheme == "https":
+            try:
+                self._tls = ssl.create_default_context(cafile=ca_file)
+            except (OSError, ssl.SSLError) as error:
+                raise OptionError(f"webhook: ca_file {ca_file} cannot be used: {error}") from None
+
+    def __call__(self, item: Item) -> None:
+        """One attempt. Reject, or Defer: it was not taken this time."""
+        body, headers = self._request(item)
+        moment = str(int(time.time()))
+        headers |= {"webhook-id": item.uid, "webhook-timestamp": moment, "User-Agent": f"Pillarbox/{__version__}"}
+        if self._key is not None:
+            headers["webhook-signature"] = signature(self._key, item.uid, moment, body)
+        status, text = self._post(body, {**headers, **self._headers})
+        if 200 <= status < 300:
+            return
+        said = f"{self._parts.hostname} said {status}" + (f": {text}" if text else "")
+        if status in PERMANENT:
+            raise Reject(said, 550, "5.3.0")
+        raise Defer(said)
+
+    def _request(self, item: Item) -> tuple[bytes, dict[str, str]]:
+        envelope = {
+            "uid": item.uid,
+            "attempt": item.attempt,
+            "reverse_path": item.reverse_path,
+            "recipients": item.recipients,
+            "received_at": item.received_at,
+            "facts": item.facts,
+        }
+        if self._kind == "raw":
+            return item.content, {"Content-Type": "message/rfc822", "X-Pillarbox-Envelope": json.dumps(envelope)}
+        content = base64.b64encode(item.content).decode()
+        return json.dumps({**envelope, "content": content}).encode(), {"Content-Type": "application/json"}
+
+    def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
+        parts = self._parts
+        connection: http.client.HTTPConnection
+        if self._tls is not None:
+            connection = http.client.HTTPSConnection(parts.netloc, timeout=self._time_out_s, context=self._tls)
+        else:
+            connection = http.client.HTTPConnection(parts.netloc, timeout=self._time_out_s)
+        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        try:
+            connection.request("POST", path, body, headers)
+            answer = connection.getresponse()
+            return answer.status, " ".join(answer.read(_MOST_ANSWER_BYTES).decode("utf-8", "replace").split())[:200]
+        except (OSError, http.client.HTTPException) as error:
+            raise Defer(f"{parts.hostname}: {type(error).__name__}: {error}") from None
+        finally:
+            connection.close()
+
+
+def secret_key(secret: str) -> bytes:
+    """The key of a secret: `whsec_` and base64, or any text. OptionError for what is neither."""
+    if not secret.startswith(_SECRET):
+        return secret.encode()
+    try:
+        return base64.b64decode(secret.removeprefix(_SECRET), validate=True)
+    except binascii.Error:
+        raise OptionError("webhook: the secret begins with whsec_ but is no base64 behind it") from None
+
+
+def signature(key: bytes, uid: str, moment: str, body: bytes) -> str:
+    """`v1,` and the HMAC-SHA256 of id, timestamp and body, in base64."""
+    digest = hmac.new(key, f"{uid}.{moment}.".encode() + body, hashlib.sha256).digest()
+    return f"v1,{base64.b64encode(digest).decode()}"
+
+
+def verify(
+    secret: str, headers: Mapping[str, str], body: bytes, *, tolerance_s: float = 300.0, now: float | None = None
+) -> str:
+    """For the receiving side: the id of a request that was signed with this secret lately. SignatureError for any other."""
+    found = {name.lower(): value for name, value in headers.items()}
+    uid, moment = found.get("webhook-id", ""), found.get("webhook-timestamp", "")
+    if not (uid and moment.isascii() and moment.isdigit()):
+        raise SignatureError("webhook-id or webhook-timestamp is missing")
+    if abs((time.time() if now is None else now) - int(moment)) > tolerance_s:
+        raise SignatureError("webhook-timestamp is too far from now")
+    wanted = signature(secret_key(secret), uid, moment, body)
+    # Several while a secret is changed: one that fits is enough.
+    if not any(
+        hmac.compare_digest(one.encode(), wanted.encode()) for one in found.get("webhook-signature", "").split(" ")
+    ):
+        raise SignatureError("webhook-signature is none of ours")
+    return uid

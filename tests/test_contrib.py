@@ -1,0 +1,84 @@
+"""The files for operators: systemd's own verdict of the units, the image's steps, the Grafana dashboard."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+
+from pillarbox.admin import metrics
+from tests.conftest import ROOT, tool
+
+UNITS = ROOT / "contrib" / "systemd"
+
+
+def test_systemd_takes_the_units(tmp_path: Path) -> None:
+    analyze = tool("systemd-analyze")
+    for name in ("pillarbox.service", "pillarbox.socket"):
+        text = (UNITS / name).read_text()
+        # A command that is there, and a user that is.
+        text = text.replace("/opt/pillarbox/bin/pillarbox", "/bin/true").replace("=pillarbox\n", "=root\n")
+        (tmp_path / name).write_text(text)
+    done = subprocess.run(
+        [
+            analyze,
+            "verify",
+            "--recursive-errors=no",
+            str(tmp_path / "pillarbox.service"),
+            str(tmp_path / "pillarbox.socket"),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    said = [line for line in done.stderr.splitlines() if "pillarbox" in line]
+    assert not said, said
+
+
+def test_the_units_command_is_one_that_we_have(tmp_path: Path) -> None:
+    text = (UNITS / "pillarbox.service").read_text()
+    found = re.search(r"^ExecStart=\S+/pillarbox (.*)$", text, re.M)
+    assert found
+    from tests.daemon import pillarbox
+
+    words = (
+        found[1]
+        .replace("/etc/pillarbox/pillarbox.toml", str(tmp_path / "none.toml"))
+        .replace("/var/lib/pillarbox", str(tmp_path))
+    )
+    done = pillarbox(*words.split(), ok=False)
+    assert "none.toml: cannot be read" in done.stderr
+    assert "Type=notify" in text and "UMask=0077" in text and "StateDirectoryMode=0700" in text
+
+
+def test_the_image_has_what_its_command_needs(tmp_path: Path) -> None:
+    """Docker itself does not run here: its steps and its command do."""
+    text = (ROOT / "Dockerfile").read_text()
+    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M)
+    allowed = (ROOT / ".dockerignore").read_text()
+    for word in " ".join(copied).split():
+        assert (ROOT / word).exists() and f"!{word}" in allowed
+    command = json.loads(re.search(r"^CMD (\[\"serve.*\])$", text, re.M)[1])  # type: ignore[index]
+    from tests.daemon import pillarbox
+
+    done = pillarbox(
+        *[word.replace("/var/lib/pillarbox", str(tmp_path / "x")) for word in command], "--max-size=1", ok=False
+    )
+    assert done.returncode == 2 and "max_size_bytes" in done.stderr, "the flags are known"
+
+
+def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
+    board = json.loads((ROOT / "contrib" / "grafana" / "pillarbox.json").read_text())
+    live = {"counters": {}, "sessions": [], "lanes": []}
+    lane = {"next_hop": "mx:a.test", "state": "down", "waiting": 1, "busy": 1, "connections": 1}
+    body, _ = metrics.render({**live, "lanes": [lane]}, {"paused": False, "in_hand": 0, "recipients": {"queued": 1}})
+    known = set(re.findall(r"^(\w+)", body.decode(), re.M))
+    asked = {
+        name
+        for panel in board["panels"]
+        for t in panel.get("targets", ())
+        for name in re.findall(r"(?:pillarbox|process)_\w+", t["expr"])
+    }
+    assert len(asked) >= 10 and asked <= known, asked - known
+    assert board["title"] == "Pillarbox" and len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
