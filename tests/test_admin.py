@@ -90,7 +90,7 @@ def test_a_token_always_but_for_healthz(server: Server) -> None:
 
 
 @pytest.mark.parametrize("host", ["evil.test", "127.0.0.1", "localhost:1", "", "127.0.0.1:8025.evil.test"])
-def test_row_82_another_host_is_refused(server: Server, host: str) -> None:
+def test_row_131_another_host_is_refused(server: Server, host: str) -> None:
     """DNS rebinding: a name that was made to point here is not ours, whatever token comes with it."""
     _, client = server
     assert client.ask("GET", "/readyz", Host=host)[0] in (400, 421)

@@ -19,6 +19,7 @@ FLOORS: list[set[str]] = [
     {"smtp"},
     {"mail"},
     {"clock", "places"},
+    {"watchdog"},
     {"options"},
     {"events", "queue", "dns"},
     {"server", "delivery", "plugins", "capture"},

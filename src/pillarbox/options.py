@@ -86,6 +86,9 @@ class Options(BaseModel):
     delay_notice_s: float | None = Field(None, gt=0, description="tell the sender of a delay after this; None: never")
     history_s: float = Field(7 * 86400.0, ge=0, description="how long finished messages stay in `queue list --all`")
     history_messages: int = Field(10_000, ge=0, description="how many finished messages stay there at most")
+    reserve_bytes: int = Field(
+        64 << 20, ge=0, description="MAIL is refused (452) while the queue's disk has less room than this; 0: never"
+    )
     spool_above_bytes: int = Field(128 * 1024, ge=0, description="content beyond this is streamed to a file")
 
     # ---- relaying

@@ -50,9 +50,11 @@ from .server.context import ServerContext, facts_of_session
 from .server.describe import describe
 from .server.limits import Admission
 from .server.listener import Listeners
+from .server.room import Room
 from .server.tls import replace_context, server_context
 from .smtp.sasl import Credentials
 from .smtp.server import Rules
+from .watchdog import LoopWatchdog
 
 Explain = Callable[[dict[str, Any]], Awaitable[Any]]
 
@@ -108,6 +110,7 @@ class Parts:
         self.router = Router(relay, handlers.find, options.direct)
         self.rule = RelayRule(tuple(options.domains), options.trusted_networks, self.router.takes_ours)
         self.context = self._make_context()
+        self.watchdog = LoopWatchdog()
         # What listeners were opened with, over every change of certificates.
         self._facade = self.context.tls
         self.listeners = Listeners(self.context, listener_failed, slot.sockets)
@@ -176,6 +179,7 @@ class Parts:
             authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
             default_senders=self._default_senders,
             rules=self._rules(),
+            room=Room(options.data_dir, options.reserve_bytes if options.store == "sqlite" else 0),
             wiretap=wiretap.tap if options.options.get("trace") else None,
             client_prefix=f"s{self._slot.number}-" if self._slot.number else "s",
         )
@@ -315,6 +319,7 @@ class Parts:
         self.lanes.wake = self.scheduler.wake
         self.lanes.is_back = self.scheduler.next_hop_is_back
         self._fill_pipeline()
+        self.watchdog.start()
         if options.paused:
             await self.scheduler.pause()
         if options.store == "sqlite":
@@ -370,6 +375,7 @@ class Parts:
         if options.simple:
             simple = Simple(options.hostname, greeting, self.rule, options.max_recipients)
             simple.facts_of = facts_of_session(self.context)
+            simple.room = self.context.room
             pipeline.push(SIMPLE, simple)
         elif greeting is not None:
             pipeline.push("greeting", greeting)
@@ -377,6 +383,7 @@ class Parts:
     async def stop(self, grace_s: float) -> None:
         """Everything, in the order in which nothing is lost."""
         await self.listeners.stop(grace_s)
+        self.watchdog.stop()
         if self._adopter is not None:
             await self._adopter.stop()
         self.queue.close()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from ..events import catalogue as e
 from ..options import Network
@@ -37,6 +37,7 @@ _TOO_MANY = Reply(452, "4.5.3", "Too many recipients: send the rest in a further
 _LOGIN_FIRST = Reply(530, "5.7.0", "Authentication required")
 _TLS_FIRST = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
 _NEEDS_UTF8 = Reply(553, "5.6.7", "Address with UTF-8: use SMTPUTF8 with MAIL")
+_NO_ROOM = Reply(452, "4.3.1", "No room left for mail: try again later")
 _NOT_TRUSTED = Reply(550, "5.7.1", "Relaying denied: authenticate, or ask the operator")
 _NOBODY = Reply(550, "5.1.1", "No such mailbox here")
 
@@ -92,6 +93,16 @@ class RelayRule:
         return None if session.is_submission else _NOT_TRUSTED
 
 
+class _Room(Protocol):
+    """Whether there is room on the disk."""
+
+    is_enough: bool
+
+
+class _Endless:
+    is_enough = True
+
+
 class Greeting:
     """The 220. Alone in the pipeline where the program answers everything else."""
 
@@ -115,6 +126,7 @@ class Simple:
         self._max_recipients = max_recipients
         self._hello_cache: dict[Any, Reply] = {}
         self.facts_of: Callable[[e.Session], Facts] = lambda session: Facts()
+        self.room: _Room = _Endless()
 
         self._answers: dict[str, Reply | Answer] = {
             "cmd_ehlo": self._ehlo,
@@ -184,6 +196,8 @@ class Simple:
     def _mail(self, session: e.Session, command: e.CmdMail | Command) -> Reply:
         if session.wants_login and session.username is None:
             return _LOGIN_FIRST if session.tls else _TLS_FIRST
+        if not self.room.is_enough:
+            return _NO_ROOM
         if session.username is not None and command.address is not None and not _may_send_as(session, command.address):
             return Reply(553, "5.7.1", f"{session.username} may not send as this address")
         return _SENDER_OK

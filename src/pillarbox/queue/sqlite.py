@@ -13,6 +13,7 @@ import itertools
 import json
 import logging
 import os
+import stat
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -88,6 +89,7 @@ class SqliteStore:
             if not is_new_allowed and not os.path.exists(self.path):
                 raise FileNotFoundError(self.path)
             self._make_folder(self.spool)
+            self._check_spool()
             self._db = connect(self.path, is_read_only=False)
             self._prepare()
             self._db.execute(SQL["dropped_table"])
@@ -105,6 +107,15 @@ class SqliteStore:
             os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
             raise StoreError(f"cannot make the data directory {folder}: {error.strerror}; see --data-dir") from error
+
+    def _check_spool(self) -> None:
+        """StoreError when it is somebody else's, or leads elsewhere: mail would be written there, and removed (row 135)."""
+        found = os.lstat(self.spool)
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
+            what = "is a symbolic link" if stat.S_ISLNK(found.st_mode) else "is not a folder of this user's"
+            raise StoreError(f"the spool {self.spool} {what}: remove it, the server makes its own")
+        if stat.S_IMODE(found.st_mode) & 0o077:
+            os.chmod(self.spool, 0o700)
 
     def _take_lock(self) -> int:
         try:

@@ -19,6 +19,7 @@ from ..smtp.sasl import MECHANISMS
 from ..smtp.server import Rules
 from .accounts import Account
 from .limits import Admission, GuessLimit
+from .room import Room
 
 if TYPE_CHECKING:
     from .connection import Outbox
@@ -55,6 +56,7 @@ class ServerContext:
     authenticate: Callable[[str, str], Any] | None = None
     default_senders: Callable[[Account], tuple[str, ...]] = lambda account: account.may_send_as
     rules: Rules = field(default_factory=Rules)
+    room: Room = field(default_factory=lambda: Room("", 0))
     # Spread over many addresses an account is still one account, and the other way round (hostile row 59).
     guesses_by_peer: GuessLimit = field(default_factory=lambda: GuessLimit(10))
     guesses_by_account: GuessLimit = field(default_factory=lambda: GuessLimit(20))

@@ -90,6 +90,7 @@ class Listeners:
                 where = host if scheme == "unix" else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
                 self._failed(error, where)
                 raise ListenError(error.errno or 0, listen_fault(error, where, port)) from None
+        context.room.look()
         self._timer = context.clock.call_later(SWEEP_S, self._sweep)
 
     async def _listen(self, scheme: str, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
@@ -173,6 +174,7 @@ class Listeners:
     def _sweep(self) -> None:
         context = self._context
         self._timer = context.clock.call_later(SWEEP_S, self._sweep)
+        context.room.look()
         now = context.clock.monotonic()
         for session in list(context.sessions.values()):
             session.sweep(now)
