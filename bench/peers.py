@@ -128,6 +128,27 @@ class Pillarbox:
         return children_of(self._process.child.pid) if self._process.child else []
 
 
+class Watched(Pillarbox):
+    """The same with somebody who looks: /metrics once a second, and an open event stream; their own time is not counted."""
+
+    def __init__(self) -> None:
+        super().__init__("pillarbox+watched", 2609, ("--admin=127.0.0.1:2619",))
+        self._watcher = Process()
+
+    def start(self, folder: Path, *, relay_to: int | None) -> None:
+        """See Peer."""
+        super().start(folder, relay_to=relay_to)
+        self._watcher.run(
+            [sys.executable, "-m", "bench.watcher", str(folder / "data")], Path.cwd(), str(folder / "watcher.log")
+        )
+        time.sleep(0.5)
+
+    def stop(self) -> None:
+        """See Peer."""
+        self._watcher.end()
+        super().stop()
+
+
 class WithPlugin(Pillarbox):
     """The same with one plugin on every event, plain ("sync") or "async"."""
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .peers import Aiosmtpd, Peer, Pillarbox, Postfix, SinkPeer, WithPlugin
+from .peers import Aiosmtpd, Peer, Pillarbox, Postfix, SinkPeer, Watched, WithPlugin
 
 Make = Callable[[], Peer]
 KB, MB = 1024, 1024 * 1024
@@ -84,4 +84,6 @@ WORKLOADS = [
     Workload("20 sessions, new connections, beside 5,000 idle ones", "idle", (Pillarbox,), 20, 4000),
     Workload("a million queued: relay", "million", (Pillarbox,), 20, 4000),
     Workload("plugins on every event, 20 sessions, reused connections", "accept", OWN, 20, 8000, is_reused=True),
+    Workload("watched, 20 sessions, new connections", "accept", (Pillarbox, Watched), 20, 6000),
+    Workload("watched, 20 sessions, reused connections", "accept", (Pillarbox, Watched), 20, 10000, is_reused=True),
 ]

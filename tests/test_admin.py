@@ -20,7 +20,7 @@ from pillarbox.admin.parsed import parsed_view
 from pillarbox.admin.rows import openapi
 from tests.browser import browsing, shots
 from tests.conftest import free_port
-from tests.daemon import Daemon, pillarbox, sink, wait_until
+from tests.daemon import Daemon, pillarbox, sink, smtp_source, wait_until
 from tests.test_workers import send
 
 
@@ -392,3 +392,71 @@ def test_in_a_browser(tmp_path: Path) -> None:
             page.goto(client.url + "/queue")
             assert page.evaluate("document.documentElement.scrollWidth") <= 380
             page.screenshot(path=str(pictures / "queue-on-a-telephone.png"))
+
+
+def test_many_tabs_do_not_grow_memory(tmp_path: Path) -> None:
+    """Fifty dashboards that nobody looks at: each has its event stream open, reads nothing of it, and asks for samples."""
+    with Daemon(tmp_path, "--paused", f"--admin=127.0.0.1:{free_port()}") as daemon:
+        client = Client(daemon)
+        host, port = client.host.split(":")
+        tabs = []
+        for _ in range(50):
+            sock = socket.create_connection((host, int(port)))
+            sock.sendall(
+                f"GET /api/events?names=all HTTP/1.1\r\nHost: {client.host}\r\nAuthorization: Bearer {client.token}\r\n\r\n".encode()
+            )
+            assert b"200 OK" in sock.recv(1000)
+            tabs.append(sock)
+
+        def resident_mb() -> float:
+            status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+            return next(int(line.split()[1]) for line in status.splitlines() if line.startswith("VmRSS:")) / 1024
+
+        def load() -> None:
+            smtp_source(daemon.port, 800, "-s", "10", "-l", "1000")
+            for _ in range(50):
+                client.get("/samples")
+                client.get("/api/status")
+
+        # What the streams may hold, and what the server needs in any case.
+        load()
+        load()
+        before = resident_mb()
+        for _ in range(4):
+            load()
+        grown = resident_mb() - before
+        assert grown < 12, grown
+        for sock in tabs:
+            sock.close()
+        wait_until(lambda: client.get("/api/status")["counters"]["accepted"] == 4800)
+
+
+def test_a_stream_is_bounded_in_events_a_second(tmp_path: Path) -> None:
+    with Daemon(tmp_path, "--paused", f"--admin=127.0.0.1:{free_port()}") as daemon:
+        client = Client(daemon)
+
+        def read(query: str, count: int) -> list[dict[str, Any]]:
+            connection = http.client.HTTPConnection(client.host, timeout=20)
+            connection.request(
+                "GET", f"/api/events?names=message_queued{query}", headers={"Authorization": f"Bearer {client.token}"}
+            )
+            answer = connection.getresponse()
+            answer.readline()
+            smtp_source(daemon.port, count, "-s", "5", "-l", "500")
+            send(daemon.port, "last@c.test")
+            found: list[dict[str, Any]] = []
+            wait_until(lambda: client.get("/api/status")["counters"]["accepted"] >= count)
+            while True:
+                line = answer.readline()
+                if line.startswith(b"data: "):
+                    found.append(json.loads(line[6:]))
+                    if "last@c.test" in line.decode():
+                        break
+                    if sum(one["event"] == "message_queued" for one in found) == 20 and query == "&rate=20":
+                        break
+            connection.close()
+            return found
+
+        assert sum(one["event"] == "message_queued" for one in read("&rate=0", 300)) == 301
+        assert len(read("&rate=20", 300)) <= 25
+        assert client.ask("GET", "/api/events?rate=-1")[0] == 400

@@ -71,7 +71,10 @@ ROWS = (
     ),
     Row(
         "GET", "/api/events", "events", "What happens, as server-sent events",
-        "text/event-stream", {"names": "events with commas, or all", "text": "only those that have this text"},
+        "text/event-stream", {
+            "names": "events with commas, or all", "text": "only those that have this text",
+            "rate": f"at most so many a second, 0 for no bound; {stream.RATE} by default",
+        },
     ),
     Row("POST", "/api/logins", "new_login", "A link that logs a browser in, once, within ten minutes", "{url}", {}),
     Row("GET", "/api/openapi.json", "openapi", "This table as OpenAPI 3.1", "OpenAPI", {}),
@@ -195,7 +198,10 @@ class Api:
     async def events(self, request: Request) -> Response:
         """What happens."""
         names = stream.wanted_events(request.query_params.get("names", ""))
-        octets = stream.stream(self._server, names, request.query_params.get("text", ""))
+        rate = request.query_params.get("rate", str(stream.RATE))
+        if not (rate.isascii() and rate.isdigit() and len(rate) < 10):
+            raise ValueError("rate is a number of events a second, 0 for no bound")
+        octets = stream.stream(self._server, names, request.query_params.get("text", ""), int(rate))
         return StreamingResponse(octets, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def openapi(self, request: Request) -> Response:

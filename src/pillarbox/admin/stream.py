@@ -20,6 +20,9 @@ from ..mail.envelope import Envelope
 from ..smtp.reply import Reply
 
 BUFFER = 1000
+# Events a second, unless somebody wants more.
+RATE = 100
+GATHER_S = 0.05
 # Something is sent in any case, so that a connection that is gone is found out.
 PING_S = 15.0
 # What a page wants that names none: commands of sessions are many, and left out.
@@ -59,42 +62,109 @@ def _plain(value: Any) -> Any:
     return type(value).__name__
 
 
-async def stream(server: MailServer, names: list[str], text: str) -> AsyncIterator[bytes]:
-    """The octets of the stream. `text`: only events that have it somewhere, in any case."""
-    waiting: deque[dict[str, Any]] = deque()
-    ready = asyncio.Event()
-    dropped = 0
-    needle = text.lower()
+class _Watcher:
+    """What one stream has heard and not sent yet; hears `rate` events a second at most, if that is not 0.
 
-    def hear(event: Any) -> None:
-        nonlocal dropped
-        told = as_json(event)
-        if needle and needle not in json.dumps(told, ensure_ascii=False).lower():
+    Nobody reads thousands of events a second, and each that is told costs as much as a command: a watcher that has had its
+    share hears nothing at all until the second is over.
+    """
+
+    def __init__(self, server: MailServer, names: list[str], text: str, rate: int) -> None:
+        self._server = server
+        self._names = names
+        self._needle = text.lower()
+        self._rate = rate
+        self._left = rate
+        self._began = 0.0
+        self._resume: asyncio.TimerHandle | None = None
+        self._is_over = False
+        self._waiting: deque[dict[str, Any]] = deque()
+        self._dropped = 0
+        self._is_cut = False
+        self.ready = asyncio.Event()
+
+    def start(self) -> None:
+        """From now on."""
+        self._server.register(self._hear, self._names)
+
+    def stop(self) -> None:
+        """No more."""
+        self._is_over = True
+        if self._resume is not None:
+            self._resume.cancel()
+        self._server.unregister(self._hear)
+
+    def _hear(self, event: Any) -> None:
+        if self._is_over:
             return
-        if len(waiting) >= BUFFER:
-            dropped += 1
+        if self._rate and self._resume is not None:
+            # On its way already when the share was used up.
+            self._is_cut = True
+            return
+        told = as_json(event)
+        if self._needle and self._needle not in json.dumps(told, ensure_ascii=False).lower():
+            return
+        if len(self._waiting) >= BUFFER:
+            self._dropped += 1
         else:
-            waiting.append(told)
-        ready.set()
+            self._waiting.append(told)
+        self.ready.set()
+        # With a text to look for, all is looked at: what fits is little.
+        if self._rate and not self._needle:
+            self._use_share()
 
-    server.register(hear, names)
+    def _use_share(self) -> None:
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        if now - self._began >= 1.0:
+            self._began, self._left = now, self._rate
+        self._left -= 1
+        if self._left <= 0:
+            self._server.unregister(self._hear)
+            self._resume = loop.call_later(max(0.0, self._began + 1.0 - now), self._go_on)
+
+    def _go_on(self) -> None:
+        self._resume = None
+        if not self._is_over:
+            # Whether anything was missed meanwhile nobody counted; it is likely.
+            self._is_cut = True
+            self.start()
+
+    def take(self) -> bytes:
+        """What waits, as the stream's lines."""
+        self.ready.clear()
+        pieces = []
+        while self._waiting:
+            pieces.append(f"data: {json.dumps(self._waiting.popleft(), ensure_ascii=False)}\n\n")
+        if self._dropped:
+            pieces.append(f"data: {json.dumps({'event': 'dropped', 'count': self._dropped})}\n\n")
+            self._dropped = 0
+        elif self._is_cut and pieces:
+            told = {
+                "event": "dropped",
+                "count": None,
+                "why": f"more than {self._rate} events a second: ask with rate=0",
+            }
+            pieces.append(f"data: {json.dumps(told)}\n\n")
+        self._is_cut = False
+        return "".join(pieces).encode()
+
+
+async def stream(server: MailServer, names: list[str], text: str, rate: int = RATE) -> AsyncIterator[bytes]:
+    """The octets of the stream. `text`: only events that have it somewhere, in any case; `rate`: at most, 0 for no bound."""
+    watcher = _Watcher(server, names, text, rate)
+    watcher.start()
     try:
         yield b": the events of this server from now on\n\n"
         while True:
             try:
                 async with asyncio.timeout(PING_S):
-                    await ready.wait()
+                    await watcher.ready.wait()
             except TimeoutError:
                 yield b": still here\n\n"
                 continue
-            ready.clear()
-            pieces = []
-            while waiting:
-                told = waiting.popleft()
-                pieces.append(f"data: {json.dumps(told, ensure_ascii=False)}\n\n")
-            if dropped:
-                pieces.append(f"data: {json.dumps({'event': 'dropped', 'count': dropped})}\n\n")
-                dropped = 0
-            yield "".join(pieces).encode()
+            yield watcher.take()
+            # What comes within a moment leaves together.
+            await asyncio.sleep(GATHER_S)
     finally:
-        server.unregister(hear)
+        watcher.stop()

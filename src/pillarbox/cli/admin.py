@@ -37,7 +37,8 @@ def events(
     """Show what happens in the running server, as it happens, until Ctrl-C."""
     if count is not None and count <= 0:
         return
-    asked = {"names": ",".join(names or ()), "text": text}
+    # All of them: who wants fewer names them, or a text.
+    asked = {"names": ",".join(names or ()), "text": text, "rate": "0"}
     url, token = api.find(data_dir)
     show = _as_json if as_json or not sys.stdout.isatty() else _for_people
     try:
