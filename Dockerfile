@@ -1,6 +1,7 @@
 # docker build -t pillarbox . ; see docs/guides/run-with-docker.md
 FROM python:3.13-slim AS build
 COPY pyproject.toml README.md LICENSE /src/
+COPY docs/man /src/docs/man
 COPY src /src/src
 RUN python -m venv /opt/pillarbox && /opt/pillarbox/bin/pip install --no-cache-dir "/src[testing]"
 

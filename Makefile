@@ -55,6 +55,8 @@ bench-page: .venv/.installed
 
 docs: .venv/.installed
 	$(BIN)/python tools/make_reference.py
+	$(BIN)/python tools/make_man.py
+	$(BIN)/python tools/make_grafana.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .coverage bench/results
