@@ -25,6 +25,11 @@ PANELS: list[tuple[str, str, list[tuple[str, str]], int]] = [
     ("Waiting by next hop", "short", [("topk(10, sum by (next_hop) (pillarbox_lane_waiting))", "{{next_hop}}")], 8),
     ("Connections by next hop", "short", [("topk(10, sum by (next_hop) (pillarbox_lane_connections))", "{{next_hop}}")], 8),
     ("Next hops in back-off", "short", [("sum by (next_hop) (pillarbox_lane_down) > 0", "{{next_hop}}")], 8),
+    (
+        "From accepted to delivered", "s",
+        [("sum(rate(pillarbox_delivery_seconds_total[$__rate_interval])) / sum(rate(pillarbox_recipients_delivered_total[$__rate_interval]))", "mean")],
+        8,
+    ),
     ("Sessions", "short", [("sum(pillarbox_sessions_open)", "open")], 8),
     ("Sessions begun a second", "ops", [("sum(rate(pillarbox_sessions_total[$__rate_interval]))", "sessions")], 8),
     (

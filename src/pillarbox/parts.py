@@ -312,7 +312,7 @@ class Parts:
         spool.collect_orphans(self.store.spool_names())
         bounces = BounceMaker(options.hostname, options.expire_s, self.new_uid)
         self._is_connected = True
-        outcomes = Outcomes(self.dispatcher, self.context.counters)
+        outcomes = Outcomes(self.dispatcher, self.context.counters, self.clock.time)
         self.scheduler.connect(self.lanes, bounces, outcomes, spool.remove)
         self.scheduler.on_stuck = outcomes.stuck
         self.lanes.finished = self.scheduler.finished

@@ -185,6 +185,21 @@ def test_recover(store: Any) -> None:
     assert [m.uid for m in claim(store, NOW + 7)] == ["C"]
 
 
+def test_what_waits_for_whom(store: Any) -> None:
+    one, two, three = message("A", "x@d.test", "y@d.test"), message("B", at=NOW + 5), message("C")
+    for m, hop in ((one, "mx:a.test"), (two, "mx:a.test"), (three, None)):
+        for r in m.recipients:
+            r.next_hop = hop
+    three.hold("later")
+    accept(store, one, two, three)
+    assert store.next_hops(10) == [("mx:a.test", "queued", 3, NOW), ("", "held", 1, None)]
+    assert store.next_hops(1) == [("mx:a.test", "queued", 3, NOW)]
+    assert store.reader().next_hops(10)[0][2] == 3
+    with store.transaction():
+        store.change(Action.CANCEL, Query(uids=["A", "B", "C"]), NOW)
+    assert store.next_hops(10) == []
+
+
 def test_held_from_the_start(store: Any) -> None:
     held = message("A", "one@d.test", "two@d.test")
     held.hold("somebody shall look at it")

@@ -39,6 +39,10 @@ ROWS = (
     Row("GET", "/api/status", "status", "Counts, flags, counters since the start", "{recipients, paused, counters}", {}),
     Row("GET", "/api/sessions", "sessions", "Sessions that are open now", "[session]", {}),
     Row("GET", "/api/lanes", "lanes", "Next hops with their state", "[lane]", {}),
+    Row(
+        "GET", "/api/next-hops", "next_hops", "What waits for whom, the most first",
+        "[{next_hop, queued, deferred, held, due_at}]", {},
+    ),
     Row("GET", "/api/options", "options", "Options in force; secrets are left out", "{option: value}", {}),
     Row(
         "GET", "/api/messages", "messages", "Messages, oldest first",
@@ -133,6 +137,10 @@ class Api:
     async def lanes(self, request: Request) -> Response:
         """Where mail goes."""
         return JSONResponse((await self._server.queue.live())["lanes"])
+
+    async def next_hops(self, request: Request) -> Response:
+        """The queue by next hop."""
+        return JSONResponse(await self._server.queue.next_hops())
 
     async def options(self, request: Request) -> Response:
         """What is in force."""

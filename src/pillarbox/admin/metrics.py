@@ -18,6 +18,7 @@ _COUNTERS = (
     ("accepted", "pillarbox_messages_accepted", "Messages that got their 250."),
     ("refused", "pillarbox_refused", "Commands and messages that were refused."),
     ("delivered", "pillarbox_recipients_delivered", "Recipients whose copy was delivered."),
+    ("delivery_s", "pillarbox_delivery_seconds", "Seconds from acceptance to delivery, of all delivered recipients."),
     ("deferred", "pillarbox_recipients_deferred", "Attempts that are tried again."),
     ("bounced", "pillarbox_recipients_bounced", "Recipients that were given up."),
     ("commits", "pillarbox_queue_commits", "Transactions of the queue."),

@@ -58,7 +58,7 @@ class Samples:
 
     def add(self, counters: dict[str, Any]) -> None:
         """One more."""
-        names = ("accepted", "delivered", "deferred", "bounced", "refused", "open")
+        names = ("accepted", "delivered", "deferred", "bounced", "refused", "open", "delivery_s")
         self._rows.append({"at": time.time(), **{name: counters.get(name, 0) for name in names}})
 
     def list(self) -> list[dict[str, float]]:
@@ -96,6 +96,7 @@ class Pages:
             request,
             status_=await queue.status(),
             live=await queue.live(),
+            hops=await queue.next_hops(20),
             samples=self._samples.list(),
         )
 

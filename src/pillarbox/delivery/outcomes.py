@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..events import catalogue as e
@@ -19,14 +20,16 @@ class Counts(Protocol):
     delivered: int
     deferred: int
     bounced: int
+    delivery_s: float
 
 
 class Outcomes:
     """The scheduler's `on_outcome`."""
 
-    def __init__(self, dispatcher: Dispatcher, counters: Counts) -> None:
+    def __init__(self, dispatcher: Dispatcher, counters: Counts, now: Callable[[], float]) -> None:
         self._dispatcher = dispatcher
         self._counters = counters
+        self._now = now
 
     def __call__(self, work: Work, judged: list[Judged]) -> None:
         """One event and one log line for recipients that have the same state by the same reply."""
@@ -34,7 +37,9 @@ class Outcomes:
         groups: dict[tuple[str, str], list[Judged]] = {}
         for one in judged:
             state = one.settled.state
-            counters.delivered += state == "delivered"
+            if state == "delivered":
+                counters.delivered += 1
+                counters.delivery_s += max(0.0, self._now() - work.message.received_at)
             counters.deferred += state == "deferred"
             counters.bounced += state in ("bounced", "expired")
             groups.setdefault((state, str(one.result.reply)), []).append(one)

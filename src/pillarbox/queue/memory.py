@@ -268,6 +268,19 @@ class MemoryStore:
                 counts[r.state] = counts.get(r.state, 0) + 1
         return counts
 
+    def next_hops(self, limit: int) -> list[tuple[str, str, int, float | None]]:
+        """(next hop, state, recipients, earliest due time) of what is not final, the most first."""
+        found: dict[tuple[str, str], list[float]] = {}
+        for message in self._messages.values():
+            for r in message.recipients:
+                if r.state not in FINAL:
+                    due = found.setdefault((r.next_hop or "", r.state), [])
+                    due.append(r.due_at if r.due_at is not None else float("inf"))
+        rows = [
+            (hop, state, len(due), min(due) if min(due) < float("inf") else None) for (hop, state), due in found.items()
+        ]
+        return sorted(rows, key=lambda row: (-row[2], row[0]))[:limit]
+
     def next_due(self, skip: Collection[str] = ()) -> float | None:
         """The next due time."""
         recipients = (r for m in self._messages.values() for r in m.recipients)

@@ -469,6 +469,10 @@ class SqliteStore:
         """Recipients by state."""
         return self._read.counts()
 
+    def next_hops(self, limit: int) -> list[tuple[str, str, int, float | None]]:
+        """What waits for whom."""
+        return self._read.next_hops(limit)
+
     def next_due(self, skip: Collection[str] = ()) -> float | None:
         """The next due time."""
         return self._read.next_due(skip)

@@ -101,6 +101,10 @@ class SqliteReader:
         """Recipients by state."""
         return dict(self._db.execute(SQL["counts"]))
 
+    def next_hops(self, limit: int) -> list[tuple[str, str, int, float | None]]:
+        """(next hop, state, recipients, earliest due time) of what is not final, the most first."""
+        return list(self.rows(SQL["next_hops"], (limit,)))
+
     def next_due(self, skip: Collection[str] = ()) -> float | None:
         """When the next recipient is due."""
         for (due_at,) in self.rows(SQL["next_due"], (json.dumps(list(skip)),)):

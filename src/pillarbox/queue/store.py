@@ -30,6 +30,9 @@ class Reader(Protocol):
     def counts(self) -> dict[str, int]:
         """Recipients by state."""
 
+    def next_hops(self, limit: int) -> list[tuple[str, str, int, float | None]]:
+        """(next hop, state, recipients, earliest due time) of what is not final, the most first."""
+
     def flag(self, name: str) -> str | None:
         """A control flag, such as "paused"."""
 
@@ -113,6 +116,9 @@ class Store(Protocol):
 
     def counts(self) -> dict[str, int]:
         """Recipients by state."""
+
+    def next_hops(self, limit: int) -> list[tuple[str, str, int, float | None]]:
+        """(next hop, state, recipients, earliest due time) of what is not final, the most first."""
 
     def next_due(self, skip: Collection[str] = ()) -> float | None:
         """When the next recipient is due whose next hop is not in `skip`, or None."""

@@ -207,6 +207,18 @@ class WholeQueue:
         views = sorted((view for views in found for view in views), key=lambda view: (view.received_at, view.uid))
         return views[: query.limit]
 
+    async def next_hops(self, limit: int = 200) -> Rows:
+        """What waits for whom, the most first: next_hop, recipients by state, earliest due time."""
+        hops: dict[str, dict[str, Any]] = {}
+        for rows in await self._read(lambda reader: reader.next_hops(limit)):
+            for hop, state, count, due_at in rows:
+                row = hops.setdefault(hop, {"next_hop": hop, "queued": 0, "deferred": 0, "held": 0, "due_at": None})
+                row[state] += count
+                times = [at for at in (row["due_at"], due_at) if at is not None]
+                row["due_at"] = min(times) if times else None
+        found = sorted(hops.values(), key=lambda row: (-row["queued"] - row["deferred"] - row["held"], row["next_hop"]))
+        return found[:limit]
+
     async def content(self, uid: str) -> Content | None:
         """The content of a message that is not final."""
         found = await self._read(lambda reader: reader.content(uid))

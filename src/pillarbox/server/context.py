@@ -36,6 +36,8 @@ class Counters:
     delivered: int = 0
     deferred: int = 0
     bounced: int = 0
+    # Seconds from acceptance to delivery, of all that were delivered.
+    delivery_s: float = 0.0
 
 
 @dataclass(slots=True)

@@ -44,13 +44,29 @@ function rates(samples, key) {
   }
   return found;
 }
+// Mean seconds from acceptance to delivery, of what was delivered between two samples.
+function latencies(samples) {
+  const found = [];
+  for (let i = 1; i < samples.length; i++) {
+    const count = samples[i].delivered - samples[i - 1].delivered, seconds = samples[i].delivery_s - samples[i - 1].delivery_s;
+    found.push(count > 0 && seconds >= 0 ? seconds / count : 0);
+  }
+  return found;
+}
+function plot(key, values) {
+  const svg = document.querySelector(`[data-chart="${key}"]`);
+  const most = Math.max(key === "latency" ? 0.01 : 1, ...values), step = 300 / Math.max(1, values.length - 1);
+  const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
+  line.setAttribute("points", values.map((v, i) => `${(i * step).toFixed(1)},${(57 - 54 * v / most).toFixed(1)}`).join(" "));
+  svg.replaceChildren(line);
+}
 function draw(samples) {
+  const waits = latencies(samples).slice(-360), last = waits.filter((v) => v > 0).pop();
+  plot("latency", waits);
+  document.querySelector('[data-rate="latency"]').textContent = last === undefined ? "–" : last.toFixed(last < 10 ? 2 : 0);
   for (const key of KEYS) {
-    const values = rates(samples, key).slice(-360), svg = document.querySelector(`[data-chart="${key}"]`);
-    const most = Math.max(1, ...values), step = 300 / Math.max(1, values.length - 1);
-    const line = document.createElementNS("http://www.w3.org/2000/svg", "polyline");
-    line.setAttribute("points", values.map((v, i) => `${(i * step).toFixed(1)},${(57 - 54 * v / most).toFixed(1)}`).join(" "));
-    svg.replaceChildren(line);
+    const values = rates(samples, key).slice(-360);
+    plot(key, values);
     const last = values.length ? values[values.length - 1] : 0;
     document.querySelector(`[data-rate="${key}"]`).textContent = last >= 10 ? last.toFixed(0) : last.toFixed(1);
   }

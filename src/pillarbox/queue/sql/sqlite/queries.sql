@@ -152,6 +152,10 @@ WHERE due_at IS NOT NULL AND NOT leased AND state IN ('queued', 'deferred') AND 
 -- name: counts
 SELECT state, count(*) FROM recipient GROUP BY state;
 
+-- name: next_hops
+SELECT coalesce(next_hop, ''), state, count(*), min(due_at) FROM recipient
+WHERE state IN ('queued', 'deferred', 'held') GROUP BY 1, 2 ORDER BY 3 DESC, 1 LIMIT ?;
+
 -- name: next_due
 SELECT due_at FROM recipient INDEXED BY recipient_due
 WHERE due_at IS NOT NULL AND coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?)) ORDER BY due_at LIMIT 1;
