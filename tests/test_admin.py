@@ -363,6 +363,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
             pillarbox("send", f"--server={daemon.address}", "--to=browser@c.test", "--subject=hello", "--count=3")
             page.wait_for_selector("[data-counter=accepted]:text-is('3')", timeout=20_000)
             page.wait_for_selector("[data-chart=accepted] polyline", state="attached")
+            page.wait_for_selector("#states :text-is('3')", timeout=20_000)
             before = page.locator("[data-chart=accepted] polyline").get_attribute("points")
             page.wait_for_function(
                 "old => document.querySelector('[data-chart=accepted] polyline').getAttribute('points') !== old",

@@ -77,6 +77,12 @@ async function refresh() {
     const [samples, status] = await Promise.all([fetch("/samples").then((r) => r.json()), fetch("/api/status").then((r) => r.json())]);
     draw(samples);
     for (const one of document.querySelectorAll("[data-counter]")) one.textContent = status.counters[one.dataset.counter];
+    const page = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
+    for (const part of document.querySelectorAll("table[data-part]")) {
+      // Not under somebody's finger.
+      const now = page.getElementById(part.id);
+      if (now && !part.contains(document.activeElement)) part.tBodies[0].replaceWith(now.tBodies[0]);
+    }
   } catch (error) { say("The server does not answer."); }
 }
 if (document.querySelector("[data-chart]")) { refresh(); setInterval(refresh, 5000); }
