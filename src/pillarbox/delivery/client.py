@@ -17,7 +17,7 @@ from ..smtp.reply import Reply
 from ..smtp.sasl import Credentials, choose_mechanism
 from ..smtp.state import ClientState
 from .route import Target
-from .tlspolicy import TlsPolicy
+from .tlspolicy import ResumingContext, TlsPolicy
 
 _log = logging.getLogger("pillarbox.delivery")
 CONNECT_S = 30.0
@@ -125,12 +125,19 @@ class ClientConnection(asyncio.Protocol):
             self.abort()
             raise
         self._step = None
+        self._remember_tls()
         if self.smtp.state is not ClientState.IDLE:
             # The server hung up right behind its last reply.
             self.abort()
             raise ConnectFault(Reply(451, "4.4.2", "Connection lost"), self.smtp.stage)
         self.is_open = True
         self.idle_since = self._clock.monotonic()
+
+    def _remember_tls(self) -> None:
+        context, transport = self._settings.context, self._transport
+        tls = transport.get_extra_info("ssl_object") if transport is not None else None
+        if tls is not None and isinstance(context, ResumingContext):
+            context.remember(self.target.host, tls)
 
     async def _greet(self, *, with_tls: bool) -> None:
         settings, smtp = self._settings, self.smtp

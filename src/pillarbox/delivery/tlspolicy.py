@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+import sys
 from enum import Enum
 
 from ..errors import OptionError
@@ -22,10 +23,54 @@ class TlsPolicy(Enum):
         return self in (TlsPolicy.ENCRYPT, TlsPolicy.VERIFY)
 
 
+class ResumingContext(ssl.SSLContext):
+    """A context that remembers the last session with each server, so that the next handshake is short (RFC 8446 section 2.2).
+
+    Sessions are of this context alone: what a handshake under VERIFY has verified is not taken over by any other policy.
+    """
+
+    MOST_SERVERS = 1000
+
+    def wrap_bio(
+        self,
+        incoming: ssl.MemoryBIO,
+        outgoing: ssl.MemoryBIO,
+        server_side: bool = False,
+        server_hostname: str | bytes | None = None,
+        session: ssl.SSLSession | None = None,
+    ) -> ssl.SSLObject:
+        """As the loop calls it; with the session that there is."""
+        if session is None and isinstance(server_hostname, str):
+            session = self._sessions().get(server_hostname)
+        return super().wrap_bio(incoming, outgoing, server_side, server_hostname, session)
+
+    def _sessions(self) -> dict[str, ssl.SSLSession]:
+        # ssl.SSLContext has its own way to be made, and knows no attributes of ours.
+        found: dict[str, ssl.SSLSession] = self.__dict__.setdefault("sessions", {})
+        return found
+
+    def remember(self, server_hostname: str, tls: ssl.SSLObject) -> None:
+        """Once the server has said something: tickets of TLS 1.3 come behind the handshake."""
+        session = tls.session
+        if session is None or not session.has_ticket:
+            return
+        sessions = self._sessions()
+        if server_hostname not in sessions and len(sessions) >= self.MOST_SERVERS:
+            sessions.pop(next(iter(sessions)))
+        sessions[server_hostname] = session
+
+
 def client_context(policy: TlsPolicy, ca_file: str | None) -> ssl.SSLContext:
     """One context for a policy: verified certificates and names only under VERIFY. OptionError names a bad CA file."""
     try:
-        context = ssl.create_default_context(cafile=ca_file)
+        context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
+        if sys.version_info >= (3, 13):
+            # As ssl.create_default_context has it from there on.
+            context.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN | ssl.VERIFY_X509_STRICT
+        if ca_file:
+            context.load_verify_locations(ca_file)
+        else:
+            context.load_default_certs()
     except (OSError, ssl.SSLError) as error:
         raise OptionError(f"option 'relay_ca': cannot use {ca_file}: {error}; a PEM file is wanted") from None
     context.minimum_version = ssl.TLSVersion.TLSv1_2
