@@ -109,8 +109,11 @@ def tables_page() -> str:
         "Only the server writes: use `pillarbox queue` to steer. Times are unix seconds.\n\n```sql\n"
         + scripts
         + "\n```\n\n"
-        "What waits, by next hop and last reply:\n\n```sql\nSELECT next_hop, last_reply, count(*) FROM recipient\n"
-        "WHERE state IN ('queued', 'deferred') GROUP BY 1, 2 ORDER BY 3 DESC;\n```\n"
+        "The views stand in each file, and `pillarbox queue sql` has them over all of them, read-only. What waits, by next hop and last\n"
+        "reply; the slowest attempts of the last hour; who sends most:\n\n```sh\n"
+        "pillarbox queue sql \"SELECT next_hop, last_reply, count(*) FROM queue_recipients WHERE state IN ('queued', 'deferred') GROUP BY 1, 2 ORDER BY 3 DESC\"\n"
+        "pillarbox queue sql 'SELECT seconds, address, remote, reply FROM queue_attempts WHERE at > unixepoch() - 3600 ORDER BY 1 DESC LIMIT 10'\n"
+        "pillarbox queue sql --json 'SELECT reverse_path, count(*) AS messages, sum(size_bytes) AS octets FROM queue_messages GROUP BY 1 ORDER BY 2 DESC'\n```\n"
     )
 
 

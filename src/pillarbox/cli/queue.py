@@ -16,7 +16,7 @@ from ..errors import OptionError, StoreError
 from ..places import default_data_dir
 from ..queue.shards import find_shards
 from ..queue.whole import ask_all
-from . import mailbox
+from . import mailbox, sql
 from .tables import print_list, print_message
 
 queue_app = typer.Typer(no_args_is_help=True, help="Look into the queue and steer it.")
@@ -39,6 +39,7 @@ Everything = Annotated[bool, typer.Option("--all", help="Every message that is n
 
 queue_app.command("export")(mailbox.export)
 queue_app.command("import")(mailbox.import_)
+queue_app.command("sql")(sql.sql)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

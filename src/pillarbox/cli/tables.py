@@ -167,3 +167,13 @@ def print_event(event: dict[str, Any]) -> None:
     )
     colour = _COLOURS.get(name, "bold")
     _console().print(f"{time.strftime('%H:%M:%S')} [{colour}]{_safe(name):16}[/{colour}] {what}", soft_wrap=True)
+
+
+def print_rows(columns: list[str], rows: Any) -> None:
+    """What a question in SQL has brought."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in columns:
+        table.add_column(_safe(name), overflow="fold")
+    for row in rows:
+        table.add_row(*("" if value is None else _safe(value) for value in row))
+    _console().print(table if columns else "no rows")

@@ -1,0 +1,49 @@
+"""`pillarbox queue sql`: questions in SQL to the queue as a whole, read-only."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import OptionError
+from ..places import default_data_dir
+from ..queue.look import ask_sql
+
+
+def sql(
+    question: Annotated[
+        str,
+        typer.Argument(
+            metavar="SELECT",
+            help="From queue_messages, queue_recipients, queue_attempts, queue_next_hops; - for stdin.",
+        ),
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="One array of objects on stdout.")] = False,
+    as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout, with a line of names.")] = False,
+    data_dir: Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")] = None,
+) -> None:
+    """Ask the queue in SQL, all of its parts as one, while it runs or not; nothing is changed."""
+    if as_json and as_csv:
+        raise OptionError("--json and --csv are both given: one of them")
+    text = sys.stdin.read() if question == "-" else question
+    folder = data_dir or default_data_dir()
+    columns, rows = ask_sql(folder if os.path.isdir(folder) else "", text)
+    if as_json:
+        print(json.dumps([dict(zip(columns, map(_plain, row), strict=True)) for row in rows], indent=2))
+    elif as_csv:
+        out = csv.writer(sys.stdout)
+        out.writerow(columns)
+        out.writerows(rows)
+    else:
+        from .tables import print_rows
+
+        print_rows(columns, rows)
+
+
+def _plain(value: Any) -> Any:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
