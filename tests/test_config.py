@@ -50,6 +50,7 @@ BROKEN: dict[str, tuple[str, list[tuple[int, str, str]]]] = {
         [(4, "use", "missing")],
     ),
     "a pattern that is none": ("[[handlers]]\nmatch = '('\nuse = 'os:getcwd'\n", [(1, "match", "regular expression")]),
+    "a user that is not there": ("user = 'no-such-user'\n", [(1, "user", "no-such-user")]),
     "no processes": ("workers = 0\n", [(1, "workers", "1")]),
     "a level that is none": ("port = 0\nlog_level = 'loud'\n", [(2, "log_level", "'warning'")]),
     "everything at once": (

@@ -20,6 +20,7 @@ from ..queue.whole import is_paused
 from ..server.accounts import AuthFile
 from ..server.tls import server_context
 from .config import Config, ConfigError, Fault, load
+from .privileges import find_identity
 
 GROUP = "pillarbox.plugins"
 _PLUGIN_KEYS = ("use", "name", "options")
@@ -102,6 +103,11 @@ def _look_at_files(config: Config, options: dict[str, Any]) -> list[Fault]:
         ("relay_ca", lambda path: _readable("relay_ca", path)),
         ("data_dir", is_paused),
     )
+    if config.daemon.user is not None:
+        try:
+            find_identity(config.daemon.user)
+        except OptionError as error:
+            faults.append(Fault(config.place("user"), str(error)))
     for key, look in looks:
         path = given(key)
         try:
