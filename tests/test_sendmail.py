@@ -131,7 +131,7 @@ def test_what_goes_wrong(server: Daemon, programs: Path) -> None:
         (("-bd",), 64, b"pillarbox serve"),
         (("-N", "sometimes", "c@d.test"), 64, b"give never"),
         (("-R", "half", "c@d.test"), 64, b"full or hdrs"),
-        (("not an address",), 69, b"501"),
+        (("not an address",), 65, b"cannot be read"),
     ):
         done = call(programs, server, *arguments, text=b"Subject: wrong\n\nx\n")
         assert done.returncode == code and words in done.stderr, (arguments, done.stderr)

@@ -357,7 +357,8 @@ class MailServer(EventSide):
         return self._parts
 
     async def enqueue(self, item: Mapping[str, Any] | None = None, **keywords: Any) -> str:
-        """Mail of the program's own: `reverse_path`, `recipients`, `content`; optional `uid`, `ts` (unix seconds). The uid.
+        """Mail of the program's own: `reverse_path`, `recipients`, `content`; optional `uid`, `ts` (unix seconds), `hold` (a
+        reason: it waits for a release). The uid.
 
         `item` may be a dict with the original's keys: from, rcpt, msg. `content` is str, bytes, an EmailMessage or a
         binary file. Durable when it returns. OptionError names the key at fault, DuplicateUidError a uid that is there.
@@ -367,6 +368,8 @@ class MailServer(EventSide):
         uid = enqueued.uid or parts.new_uid()
         stamp = Stamp(options.hostname, uid, parts.new_uid(), self._clock.time(), options.expire_s, options.origin)
         message = await build_message(enqueued, stamp, parts.context.spool, options.spool_above_bytes)
+        if enqueued.hold:
+            message.hold(enqueued.hold)
         parts.scheduler.prepare(message)
         try:
             await parts.commit.run(lambda store: store.accept([message]))

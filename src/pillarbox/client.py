@@ -9,7 +9,6 @@ answer was lost is asked again and never doubled.
 
 from __future__ import annotations
 
-import email.policy
 import http.client
 import io
 import json
@@ -18,13 +17,15 @@ import time
 import uuid
 from collections.abc import Iterator, Sequence
 from email.message import Message
+from email.parser import BytesHeaderParser
 from email.utils import getaddresses
 from typing import IO, Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from .errors import DuplicateUidError, NotRunningError, OptionError, PillarboxError, StoreError
+from .errors import DuplicateUidError, NotRunningError, OptionError, PillarboxError, StateError, StoreError
 from .places import default_data_dir
-from .queue.control import ask
+from .queue.control import MAX_REQUEST_BYTES, ask
+from .queue.enqueue import message_octets
 from .queue.shards import find_shards
 
 _PIECE_BYTES = 1 << 18
@@ -61,14 +62,22 @@ class Client:
         recipients: str | Sequence[str],
         content: str | bytes | Message | IO[bytes],
         uid: str | None = None,
+        hold: str = "",
     ) -> str:
         """Puts a message into the queue and returns its uid once it is on the disk.
 
-        OptionError says what is wrong with it, DuplicateUidError that your `uid` is there already, NotRunningError that no
-        server answers: then it may be called again, with the same `uid` if it must not come twice.
+        `hold`, a reason, keeps it there until somebody releases it. OptionError says what is wrong with it,
+        DuplicateUidError that your `uid` is there already, NotRunningError that no server answers: then it may be called
+        again, with the same `uid` if it must not come twice.
         """
+        if reverse_path is not None and not isinstance(reverse_path, str):
+            raise OptionError(
+                f"enqueue: key 'reverse_path': {type(reverse_path).__name__} is not allowed: give str, or None"
+            )
         listed = [recipients] if isinstance(recipients, str) else list(recipients)
         item = {"reverse_path": reverse_path, "recipients": listed, "uid": uid or f"c-{uuid.uuid4().hex}"}
+        if hold:
+            item["hold"] = hold
         file, size = _file_of(content)
         start = file.tell()
         deadline = time.monotonic() + self._patience_s
@@ -95,26 +104,35 @@ class Client:
 
         Bcc fields are not sent. OptionError when nobody is named.
         """
+        resent = "Resent-" if any(name.lower().startswith("resent-") for name in message) else ""
         if recipients is None:
-            named = [str(text) for name in ("To", "Cc", "Bcc") for text in message.get_all(name, [])]
+            named = [str(text) for name in ("To", "Cc", "Bcc") for text in message.get_all(resent + name, [])]
             recipients = [address for _, address in getaddresses(named) if address]
         if sender is None:
-            found = getaddresses([str(message.get("Sender") or message.get("From") or "")])
+            found = getaddresses([str(message.get(f"{resent}Sender") or message.get(f"{resent}From") or "")])
             sender = found[0][1] if found else ""
         if not recipients:
             raise OptionError("send_message: nobody is named in To, Cc and Bcc: give recipients=")
-        octets = message.as_bytes(policy=message.policy.clone(linesep="\r\n", max_line_length=None))
-        if message.get("Bcc") is not None:
-            octets = without_bcc(octets)
+        octets = without_bcc(message_octets(message))
         return self.enqueue(reverse_path=sender, recipients=recipients, content=octets)
 
 
+def field_texts(octets: bytes) -> list[tuple[str, str]]:
+    """(name in lower case, text) of each header field; UTF-8 stands as it is (RFC 6532)."""
+    found = []
+    for name, value in BytesHeaderParser().parsebytes(octets).raw_items():
+        # The parser keeps octets that are not ASCII as surrogates.
+        found.append((name.lower(), str(value).encode("utf-8", "surrogateescape").decode("utf-8", "replace")))
+    return found
+
+
 def without_bcc(octets: bytes) -> bytes:
-    """A message without its Bcc fields, the rest untouched; line ends are CRLF or LF."""
+    """A message without its Bcc and Resent-Bcc fields, the rest untouched; line ends are CRLF or LF."""
     from .mail.content import Content
 
     content = Content(octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
     content.remove_header("Bcc")
+    content.remove_header("Resent-Bcc")
     return content.read()
 
 
@@ -134,6 +152,10 @@ class _Socket:
 
     def enqueue(self, item: dict[str, Any], content: Iterator[bytes], size: int) -> None:
         request = {"verb": "enqueue", "item": item, "size_bytes": size}
+        if len(json.dumps(request)) >= MAX_REQUEST_BYTES:
+            raise OptionError(
+                f"enqueue: {len(item['recipients'])} recipients are too many for one message: send several"
+            )
         if not os.path.isdir(self._folder):
             raise _Unreachable(f"there is no data directory {self._folder}", was_sent=False)
         shards = find_shards(self._folder) or [0]
@@ -141,6 +163,9 @@ class _Socket:
             ask(self._folder, request, content=content, shard=shards[0], timeout_s=120.0)
         except DuplicateUidError:
             raise
+        except StateError as error:
+            # It is just ending, and has taken nothing.
+            raise _Unreachable(str(error), was_sent=False) from None
         except StoreError as error:
             cause = error.__cause__
             if isinstance(cause, PermissionError):
@@ -171,6 +196,8 @@ class _Http:
             "Content-Length": str(size),
             "X-Uid": item["uid"],
         }
+        if "hold" in item:
+            headers["X-Hold"] = quote(item["hold"])
         try:
             connection.connect()
         except OSError as error:
@@ -204,7 +231,7 @@ def _error_of(status: int, body: bytes) -> Exception:
 
 def _file_of(content: str | bytes | Message | IO[bytes]) -> tuple[IO[bytes], int]:
     if isinstance(content, Message):
-        content = content.as_bytes(policy=email.policy.SMTP)
+        content = message_octets(content)
     if isinstance(content, str):
         content = content.encode("utf-8")
     if isinstance(content, (bytes, bytearray, memoryview)):

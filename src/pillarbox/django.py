@@ -16,6 +16,7 @@ from django.core.mail.message import EmailMessage
 
 from .client import Client, connect
 from .errors import PillarboxError
+from .queue.enqueue import message_octets
 
 
 class EmailBackend(BaseEmailBackend):
@@ -37,7 +38,7 @@ class EmailBackend(BaseEmailBackend):
                 continue
             sender = _bare(message.from_email)
             try:
-                content = message.message().as_bytes(linesep="\r\n")
+                content = _octets(message.message())
                 self._client.enqueue(reverse_path=sender, recipients=recipients, content=content)
             except PillarboxError:
                 if not self.fail_silently:
@@ -45,6 +46,15 @@ class EmailBackend(BaseEmailBackend):
             else:
                 taken += 1
         return taken
+
+
+def _octets(message: Any) -> bytes:
+    try:
+        found: bytes = message.as_bytes(linesep="\r\n")
+    except TypeError:
+        # From Django 6 on it is a message of Python's own.
+        found = message_octets(message)
+    return found
 
 
 def _bare(address: Any) -> str:

@@ -17,7 +17,7 @@ from .events.session import Endpoint, Session
 from .places import LOGIN_SCHEMES
 from .plugins.dnsbl import DnsblPlugin
 from .plugins.sender_verify import SenderVerifyPlugin
-from .plugins.simple import RelayRule
+from .plugins.simple import RelayRule, may_send_as
 from .queue.model import ACTIVE
 from .smtp.command import Command, Grammar, parse_command
 from .smtp.reply import Reply
@@ -111,6 +111,8 @@ class Explainer:
         if story.reply is None:
             story.reply = "250 2.1.5 Recipient OK"
         route = await self._route(story, address, with_probe=with_probe)
+        if self._parts.options.capture:
+            story.tell("capture", "holds", "every message stays in the inbox until it is released")
         self._limits(story, route["next_hop"])
         return story.ended(asked=asked, route=route)
 
@@ -132,6 +134,9 @@ class Explainer:
         session.username = user
         if parts.context.is_closing:
             story.refuse("server", Reply(421, "4.3.2", "Shutting down"))
+        parts.context.room.look()
+        if not parts.context.room.is_enough:
+            story.refuse("disk", Reply(452, "4.3.1", "No room left for mail: try again later"), "below reserve_bytes")
         options = parts.options
         if len(parts.context.sessions) >= parts.context.admission.max_sessions:
             story.refuse("sessions", Reply(421, "4.7.0", f"{options.max_sessions} sessions are open (max_sessions)"))
@@ -168,9 +173,12 @@ class Explainer:
         from .server.accounts import Account
 
         session.senders = parts.context.default_senders(Account(session.username))
-        story.tell(
-            "sender", "notes", f"{session.username} may send as {', '.join(session.senders)}, or as its account says"
-        )
+        named = ", ".join(session.senders)
+        if not may_send_as(session, sender):
+            reply = Reply(553, "5.7.1", f"{session.username} may not send as this address")
+            story.refuse("sender", reply, f"an account of that name may send as {named}")
+        else:
+            story.tell("sender", "passes", f"{session.username} may send as {named}")
 
     async def _sender_verify(self, story: Story, session: Session, sender: str | None) -> None:
         plugin = self._parts.dispatcher.pipeline.get("sender_verify") or self._parts.make_sender_verify()
@@ -271,8 +279,6 @@ class Explainer:
     def _limits(self, story: Story, next_hop: str | None) -> None:
         """What would hold it in the queue now."""
         parts = self._parts
-        if parts.options.capture:
-            story.tell("capture", "holds", "every message stays in the inbox until it is released")
         if parts.scheduler.is_paused:
             story.tell("queue", "holds", "the queue is paused: pillarbox queue resume")
         if next_hop in parts.lanes.paused:

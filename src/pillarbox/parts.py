@@ -126,7 +126,8 @@ class Parts:
         self.inbox: Inbox | None = None
         if options.capture:
             self.scheduler.hold_new = CAPTURED
-            self.inbox = Inbox(self.queue, dispatcher.subscribers, options.capture_messages)
+            self.inbox = Inbox(self.queue, options.capture_messages)
+            self.scheduler.on_held = self.inbox.hear
         self._control: ControlServer | None = None
         self._adopter: Adopter | None = None
         self._is_connected = False

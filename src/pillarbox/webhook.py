@@ -73,7 +73,7 @@ class Webhook:
         for name, value in (headers or {}).items():
             if any(not c.isprintable() for c in name + str(value)):
                 raise OptionError(f"webhook: the header {name!r} has a control character")
-        self._key = secret_key(secret) if secret else None
+        self._key = secret_key(secret) if secret is not None else None
         self._kind = kind
         self._headers = dict(headers or {})
         self._time_out_s = time_out_s
@@ -133,6 +133,8 @@ class Webhook:
 
 def secret_key(secret: str) -> bytes:
     """The key of a secret: `whsec_` and base64, or any text. OptionError for what is neither."""
+    if secret in ("", _SECRET):
+        raise OptionError("webhook: the secret is empty: without one, leave it out")
     if not secret.startswith(_SECRET):
         return secret.encode()
     try:
@@ -153,7 +155,7 @@ def verify(
     """For the receiving side: the id of a request that was signed with this secret lately. SignatureError for any other."""
     found = {name.lower(): value for name, value in headers.items()}
     uid, moment = found.get("webhook-id", ""), found.get("webhook-timestamp", "")
-    if not (uid and moment.isascii() and moment.isdigit()):
+    if not (uid and moment.isascii() and moment.isdigit() and len(moment) < 13):
         raise SignatureError("webhook-id or webhook-timestamp is missing")
     if abs((time.time() if now is None else now) - int(moment)) > tolerance_s:
         raise SignatureError("webhook-timestamp is too far from now")

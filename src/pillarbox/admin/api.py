@@ -7,6 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from typing import Any
+from urllib.parse import unquote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -266,6 +267,8 @@ class Api:
             item["uid"] = _uid_of(key)
         elif own is not None:
             item["uid"] = own
+        if "x-hold" in request.headers:
+            item["hold"] = unquote(request.headers["x-hold"])
         try:
             uid = await self._server.enqueue(_judged(item, self._server.options))
         except DuplicateUidError:

@@ -51,6 +51,8 @@ async def _ask(request: dict[str, Any], octets: bytes) -> Any:
     async with _SLOTS.setdefault(id(loop), asyncio.Semaphore(MOST_PROCESSES)):
         child = await asyncio.create_subprocess_exec(
             sys.executable,
+            # Not from the working directory, whatever lies there.
+            "-P",
             "-m",
             __name__,
             stdin=asyncio.subprocess.PIPE,

@@ -102,6 +102,9 @@ def parse_fault(text: str) -> Fault:
 class Faults:
     """A plugin with a list of faults, which may change at any time: the first that fits is the one that happens."""
 
+    # A delay is part of the plan.
+    deadline_s = 3700.0
+
     def __init__(self, faults: Iterable[Fault | str] = (), *, rng: random.Random | None = None) -> None:
         self.list: list[Fault] = []
         self._rng = rng or random.Random()
@@ -164,4 +167,8 @@ def _of(envelope: Any, *recipients: str | None) -> tuple[str, list[str]]:
 
 def _fits(pattern: str, texts: list[str]) -> bool:
     """A pattern that is not just * wants somebody to fit it."""
-    return pattern == "*" or any(fnmatch.fnmatchcase(text.lower(), pattern.lower()) for text in texts)
+    if pattern == "*":
+        return True
+    # Only * and ? are special: an address literal has brackets of its own.
+    pattern = pattern.lower().replace("[", "[[]")
+    return any(fnmatch.fnmatchcase(text.lower(), pattern) for text in texts)

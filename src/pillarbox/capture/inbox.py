@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from email.message import EmailMessage
 from typing import Any, Protocol
 
-from ..events.subscribers import Subscribers
 from ..mail.content import Content
-from ..queue.model import Action, Query, View
+from ..queue.model import Action, Message, Query, View
 
 # Stands in `received.held_for` of what is in the inbox, and not held for another reason.
 CAPTURED = "the capture inbox"
@@ -92,28 +91,34 @@ class Wanted:
 class Inbox:
     """See the module's text. `keep`: messages that stay; the oldest goes when one more comes."""
 
-    def __init__(self, queue: Queue, subscribers: Subscribers, keep: int) -> None:
+    def __init__(self, queue: Queue, keep: int) -> None:
         self._queue = queue
         self._keep = keep
-        self._count = 0
+        # What is there from before is counted when the first one comes.
+        self._count = keep
+        self._is_stale = False
         self._trimming: asyncio.Task[None] | None = None
         self._waiting: set[asyncio.Event] = set()
-        subscribers.register(self._hear, ["message_queued"])
 
-    def _hear(self, event: Any) -> None:
+    def hear(self, message: Message) -> None:
+        """A message is on the disk, and held; whoever it came from: SMTP, a program, or the server itself (a DSN)."""
         for waiting in self._waiting:
             waiting.set()
         self._count += 1
+        self._is_stale = True
         if self._count > self._keep and self._trimming is None:
             self._trimming = asyncio.get_running_loop().create_task(self._trim())
 
     async def _trim(self) -> None:
         try:
-            views = await self.views()
-            surplus = [view.uid for view in views[self._keep :]]
-            if surplus:
-                await self._queue.change(Action.CANCEL, Query(uids=surplus))
-            self._count = len(views) - len(surplus)
+            # Again, where more came while it was counted.
+            while self._is_stale:
+                self._is_stale = False
+                views = await self.views()
+                surplus = [view.uid for view in views[self._keep :]]
+                if surplus:
+                    await self._queue.change(Action.CANCEL, Query(uids=surplus, state="held"))
+                self._count = len(views) - len(surplus)
         finally:
             self._trimming = None
 
@@ -174,18 +179,26 @@ class Inbox:
         news = asyncio.Event()
         self._waiting.add(news)
         try:
+            # What is there is found, however short the time is.
+            if (found := await self._first(wanted, where)) is not None:
+                return found
             async with asyncio.timeout(timeout):
                 while True:
-                    news.clear()
-                    for view in reversed(await self.views(wanted)):
-                        found = await self._captured(view)
-                        if found is not None and (where is None or where(found)):
-                            return found
                     await news.wait()
+                    news.clear()
+                    if (found := await self._first(wanted, where)) is not None:
+                        return found
         except TimeoutError:
             raise TimeoutError(await self._missed(wanted, timeout)) from None
         finally:
             self._waiting.discard(news)
+
+    async def _first(self, wanted: Wanted, where: Callable[[Captured], bool] | None) -> Captured | None:
+        for view in reversed(await self.views(wanted)):
+            found = await self._captured(view)
+            if found is not None and (where is None or where(found)):
+                return found
+        return None
 
     async def _missed(self, wanted: Wanted, timeout: float) -> str:
         views = await self.views(limit=10)
@@ -196,12 +209,12 @@ class Inbox:
 
     async def delete(self, uids: Sequence[str] | None = None) -> list[str]:
         """Takes these out, or all of them; the uids of those that were there."""
-        if uids is None:
-            uids = [view.uid for view in await self.views()]
-        if not uids:
-            return []
-        return await self._queue.change(Action.CANCEL, Query(uids=list(uids)))
+        here = [view.uid for view in await self.views()]
+        gone = here if uids is None else [uid for uid in here if uid in set(uids)]
+        return await self._queue.change(Action.CANCEL, Query(uids=gone, state="held")) if gone else []
 
     async def release(self, uid: str) -> bool:
         """Sends it on its way, to the relay that the server has; False when it is not in the inbox."""
-        return bool(await self._queue.change(Action.RELEASE, Query(uids=[uid])))
+        if uid not in [view.uid for view in await self.views()]:
+            return False
+        return bool(await self._queue.change(Action.RELEASE, Query(uids=[uid], state="held")))

@@ -70,7 +70,7 @@ def _ask(request: dict[str, Any], config: str | None, data_dir: str | None) -> A
     row = ask_all(folder, {"verb": "show", "uid": request["uid"]}) if "uid" in request else None
     if "uid" in request and row is None:
         return None
-    return asyncio.run(_dry(request, config, {**flags, "data_dir": folder}, row, is_paused=status["paused"]))
+    return asyncio.run(_dry(request, config, {**flags, "data_dir": folder}, row, status=status))
 
 
 async def _dry(
@@ -79,7 +79,7 @@ async def _dry(
     flags: dict[str, Any],
     row: dict[str, Any] | None,
     *,
-    is_paused: bool = False,
+    status: dict[str, Any] | None = None,
 ) -> Any:
     from ..app import MailServer
     from ..daemon.loading import resolve
@@ -87,7 +87,9 @@ async def _dry(
     from ..explain import Explainer
 
     server = MailServer(**resolve(read_config(config, flags)))
-    server._parts.scheduler.is_paused = is_paused
+    if status is not None:
+        server._parts.scheduler.is_paused = status["paused"]
+        server._parts.lanes.paused |= set(status["paused_next_hops"])
     explainer = Explainer(server._parts)
     try:
         if row is not None:

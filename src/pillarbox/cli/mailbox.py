@@ -8,19 +8,21 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
+import json
 import mailbox
 import os
 import sys
 import time
 from collections.abc import Iterator
-from email.parser import BytesHeaderParser
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, Any, BinaryIO
 
 import typer
 
+from ..client import field_texts
 from ..clock import SystemClock, UidSource
-from ..errors import OptionError, StoreError, StoreLockedError
+from ..errors import DuplicateUidError, OptionError, PillarboxError, StoreError, StoreLockedError
 from ..mail.content import Content
 from ..places import default_data_dir, default_hostname
 from ..queue.control import parse_query
@@ -32,7 +34,7 @@ from ..queue.sqlite import SqliteStore
 from ..queue.sqlite_read import SqliteReader, connect
 
 FORMATS = ("mbox", "maildir")
-_TO, _FROM = "X-Envelope-To", "Return-Path"
+_TO, _FROM, _STATE = "X-Envelope-To", "Return-Path", "X-Envelope-State"
 _SPOOL_ABOVE_BYTES = 128 * 1024
 _EXPIRE_S = 4 * 86400.0
 
@@ -56,14 +58,19 @@ def export(
         query = parse_query({name: value for name, value in fields.items() if value})
     except ValueError as error:
         raise OptionError(str(error)) from None
-    count = 0
-    with contextlib.ExitStack() as stack:
-        take = _to_mbox(target, stack) if kind == "mbox" else _to_maildir(target)
-        for view, content in _stored(data_dir or default_data_dir(), query):
-            take(view, _with_envelope(view, content))
-            count += 1
-    print(f"{count} message{'' if count == 1 else 's'} exported", file=sys.stderr)
-    missing = set(uids or ()) if not count else set()
+    done: list[str] = []
+    try:
+        with contextlib.ExitStack() as stack:
+            take = _to_mbox(target, stack) if kind == "mbox" else _to_maildir(target)
+            for view, content in _stored(data_dir or default_data_dir(), query):
+                take(view, _with_envelope(view, content))
+                done.append(view.uid)
+    except OSError as error:
+        raise StoreError(
+            f"the export ends behind {len(done)} messages: {error.strerror or error}; what was written last may be cut"
+        ) from None
+    print(f"{len(done)} message{'' if len(done) == 1 else 's'} exported", file=sys.stderr)
+    missing = set(uids or ()) - set(done)
     if missing:
         raise StoreError(f"not exported: {', '.join(sorted(missing))} (unknown or final)")
 
@@ -82,19 +89,18 @@ def import_(
     ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Put messages into the queue. All are read first: with a fault in one, none is taken."""
+    """Put messages into the queue. All are read first: with a fault in one, none is taken; what is there already stays one."""
     _check_format(kind)
     folder = data_dir or default_data_dir()
     found = list(_read(source, kind))
     items = [_item(octets, number, sender, to, headers=headers) for number, octets in found]
+    held = {item["uid"] for item in items if item.pop("is_held")}
     for number, item in enumerate(items, 1):
         try:
             parse_enqueue(item, {})
         except OptionError as error:
             raise OptionError(f"{source}: message {number}: {error}; nothing was imported") from None
-    taken = _give(folder, items)
-    for uid in taken:
-        print(uid)
+    taken = _give(folder, items, held)
     print(f"{len(taken)} message{'' if len(taken) == 1 else 's'} imported", file=sys.stderr)
 
 
@@ -126,7 +132,10 @@ def _with_envelope(view: View, content: Content) -> Iterator[bytes]:
     # What claims to be an envelope in the message itself is not.
     waiting = [r.address for r in view.recipients if r.state not in FINAL]
     head = f"{_FROM}: <{view.reverse_path or ''}>\r\n" + "".join(f"{_TO}: {address}\r\n" for address in waiting)
-    content.remove_header(_TO)
+    if view.state == "held":
+        head += f"{_STATE}: held\r\n"
+    for name in (_TO, _STATE):
+        content.remove_header(name)
     yield head.encode("utf-8")
     yield from content.chunks()
 
@@ -152,6 +161,9 @@ def _to_mbox(target: str, stack: contextlib.ExitStack) -> Any:
             last = line
         file.write(b"\n" if last.endswith(b"\n") else b"\n\n")
         file.flush()
+        if target != "-":
+            # Whoever empties the queue behind this has nothing else.
+            os.fsync(file.fileno())
 
     return take
 
@@ -222,49 +234,75 @@ def _read(source: str, kind: str) -> Iterator[tuple[int, bytes]]:
 
 
 def _item(octets: bytes, number: int, sender: str | None, to: list[str] | None, *, headers: bool) -> dict[str, Any]:
-    fields = BytesHeaderParser().parsebytes(octets)
-    recipients = list(to or ()) or [str(text).strip() for text in fields.get_all(_TO, [])]
-    if not recipients and headers:
-        texts = [str(text) for name in ("To", "Cc", "Bcc") for text in fields.get_all(name, [])]
+    fields = field_texts(octets)
+    recipients = list(to or ()) or [text.strip() for name, text in fields if name == _TO.lower()]
+    by_headers = not recipients and headers
+    if by_headers:
+        texts = [text for name, text in fields if name in ("to", "cc", "bcc")]
         recipients = [address for _, address in getaddresses(texts) if address]
     if not recipients:
         raise OptionError(
             f"message {number} names no recipient: it has no {_TO}; give --to ADDRESS, or --headers. Nothing was imported"
         )
-    path = fields.get(_FROM)
-    reverse_path = parseaddr(str(path))[1] if path is not None else sender
+    path = next((text for name, text in fields if name == _FROM.lower()), None)
+    reverse_path = parseaddr(path)[1] if path is not None else sender
     content = Content(octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
-    for name in (_TO, _FROM, "Bcc"):
+    for name in (_TO, _FROM, _STATE, *(("Bcc", "Resent-Bcc") if by_headers else ())):
         content.remove_header(name)
-    return {"reverse_path": reverse_path or "", "recipients": recipients, "content": content.read()}
+    item: dict[str, Any] = {"reverse_path": reverse_path or "", "recipients": recipients, "content": content.read()}
+    # The same message has the same uid at every import: a second one takes what the first has left.
+    told = json.dumps([item["reverse_path"], recipients, number]).encode() + item["content"]
+    item["uid"] = f"i-{hashlib.sha256(told).hexdigest()[:40]}"
+    is_held = any(name == _STATE.lower() and text.strip() == "held" for name, text in fields)
+    return {**item, "is_held": is_held}
 
 
-def _give(folder: str, items: list[dict[str, Any]]) -> list[str]:
-    """To the server that runs there, or into its queue."""
-    from ..client import connect as connect_client
-
+def _give(folder: str, items: list[dict[str, Any]], held: set[str]) -> list[str]:
+    """To the server that runs there, or into its queue; tells each uid as it is taken."""
     os.makedirs(folder, mode=0o700, exist_ok=True)
     store = SqliteStore(folder)
     try:
         store.open()
     except StoreLockedError:
-        client = connect_client(folder)
-        return [client.enqueue(**item) for item in items]
+        return _give_running(folder, items, held)
     try:
-        return asyncio.run(_write(store, items))
+        taken = asyncio.run(_write(store, [item for item in items if store.get(item["uid"]) is None], held))
     finally:
         store.close()
+    for uid in taken:
+        print(uid)
+    return taken
 
 
-async def _write(store: SqliteStore, items: list[dict[str, Any]]) -> list[str]:
+def _give_running(folder: str, items: list[dict[str, Any]], held: set[str]) -> list[str]:
+    from ..client import connect as connect_client
+
+    client, taken = connect_client(folder), []
+    try:
+        for item in items:
+            with contextlib.suppress(DuplicateUidError):
+                taken.append(client.enqueue(**item, hold="held before it was imported" if item["uid"] in held else ""))
+                print(taken[-1])
+    except PillarboxError as error:
+        raise StoreError(
+            f"message {item['uid']}: {error}; {len(taken)} of {len(items)} were imported: import again for the rest, "
+            "none comes twice"
+        ) from None
+    return taken
+
+
+async def _write(store: SqliteStore, items: list[dict[str, Any]], held: set[str]) -> list[str]:
     """One transaction for all of them."""
     clock, spool = SystemClock(), Spool(store.spool)
     new_uid = UidSource(clock)
     messages = []
     try:
         for item in items:
-            stamp = Stamp(default_hostname(), new_uid(), new_uid(), clock.time(), _EXPIRE_S)
-            messages.append(await build_message(parse_enqueue(item, {}), stamp, spool, _SPOOL_ABOVE_BYTES))
+            stamp = Stamp(default_hostname(), item["uid"], new_uid(), clock.time(), _EXPIRE_S)
+            message = await build_message(parse_enqueue(item, {}), stamp, spool, _SPOOL_ABOVE_BYTES)
+            if item["uid"] in held:
+                message.hold("held before it was imported")
+            messages.append(message)
         with store.transaction():
             store.accept(messages)
     except BaseException:

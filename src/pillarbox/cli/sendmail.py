@@ -6,6 +6,7 @@ believed; exit codes are those of sysexits.h. Options are sendmail's own, and so
 
 from __future__ import annotations
 
+import contextlib
 import getopt
 import getpass
 import os
@@ -21,7 +22,7 @@ from email.policy import default as modern
 from email.utils import formataddr, formatdate, getaddresses
 from typing import BinaryIO
 
-from ..client import without_bcc
+from ..client import field_texts, without_bcc
 from ..places import default_hostname, parse_endpoint
 from ..smtp.extension import format_xtext
 from ..smtp.framing import normalise_lines
@@ -61,17 +62,28 @@ class Call:
 def parse_call(arguments: list[str], called: str = "sendmail") -> Call:
     """Raises SendmailError for what cannot be meant."""
     call = Call(mode={"mailq": "p", "newaliases": "i"}.get(called, "m"))
-    # -q and -q30m: the time stands in the same word or is left out, which getopt knows nothing of.
-    if any(re.fullmatch(r"-q(\d+[smhdw]?)*", word) for word in arguments):
-        call.flushes = True
-        arguments = [word for word in arguments if not re.fullmatch(r"-q(\d+[smhdw]?)*", word)]
     try:
-        given, call.recipients = getopt.gnu_getopt(arguments, _SHORT)
+        given, call.recipients = getopt.gnu_getopt(_without_q(call, arguments), _SHORT)
     except getopt.GetoptError as error:
         raise SendmailError(_USAGE, f"{error}; see the documentation of `pillarbox sendmail`") from None
     for option, value in given:
         _take(call, option, value)
     return call
+
+
+def _without_q(call: Call, arguments: list[str]) -> list[str]:
+    """-q, -q30m and -qIuid: the value stands in the same word or is left out, which getopt knows nothing of."""
+    kept: list[str] = []
+    for number, word in enumerate(arguments):
+        if word == "--":
+            return [*kept, *arguments[number:]]
+        before = arguments[number - 1] if number else ""
+        is_value = len(before) == 2 and before[0] == "-" and f"{before[1]}:" in _SHORT
+        if word.startswith("-q") and not is_value:
+            call.flushes = True
+        else:
+            kept.append(word)
+    return kept
 
 
 def _take(call: Call, option: str, value: str) -> None:
@@ -82,8 +94,8 @@ def _take(call: Call, option: str, value: str) -> None:
         call.name = "".join(c if c.isprintable() else " " for c in value)
     elif option == "-t":
         call.takes_from_headers = True
-    elif option in ("-i", "-I") or (option == "-o" and value == "i"):
-        call.dots_are_text = option != "-I"
+    elif option in ("-i", "-I") or (option == "-o" and value[:1] == "i"):
+        call.dots_are_text = option != "-I" and value[1:].lower() not in ("f", "false", "n", "no", "0")
         call.mode = "i" if option == "-I" else call.mode
     elif option == "-N":
         words = value.upper().split(",")
@@ -133,41 +145,67 @@ def _queue(*words: str) -> int:
 
 def _send(call: Call, stdin: BinaryIO) -> int:
     octets = read_message(stdin, dots_are_text=call.dots_are_text)
-    recipients = [address for text in call.recipients for _, address in getaddresses([text]) if address]
+    recipients = [address for text in call.recipients for address in addresses_in(text)]
     if call.takes_from_headers:
         recipients += named_recipients(octets)
         octets = without_bcc(octets)
     if not recipients:
         raise SendmailError(_USAGE, "nobody to send to: name recipients, or use -t with To, Cc or Bcc")
-    sender = call.sender if call.sender is not None else f"{_user()}@{default_hostname()}"
+    sender = qualified(call.sender if call.sender is not None else _user())
     octets = completed(octets, sender, call.name)
     if call.mode == "v":
         return _OK
-    _hand_over(call, sender, list(dict.fromkeys(recipients)), octets)
+    _hand_over(call, sender, list(dict.fromkeys(qualified(one) for one in recipients)), octets)
     return _OK
 
 
 def read_message(stdin: BinaryIO, *, dots_are_text: bool) -> bytes:
     """Everything, or up to a line with a dot alone; with CRLF."""
     if dots_are_text:
-        return normalise_lines(stdin.read())
+        return _without_from(normalise_lines(stdin.read()))
     lines = []
     for line in stdin:
         if line.rstrip(b"\r\n") == b".":
             break
         lines.append(line)
-    return normalise_lines(b"".join(lines))
+    return _without_from(normalise_lines(b"".join(lines)))
+
+
+def _without_from(octets: bytes) -> bytes:
+    """Without the line that an mbox has before a message."""
+    return octets.partition(b"\r\n")[2] if octets.startswith(b"From ") else octets
 
 
 def named_recipients(octets: bytes) -> list[str]:
     """The addresses in To, Cc and Bcc; those of Resent- fields where there are any (RFC 5322 section 3.6.6)."""
-    fields = BytesHeaderParser().parsebytes(octets)
-    for prefix in ("Resent-", ""):
-        texts = [str(text) for name in ("To", "Cc", "Bcc") for text in fields.get_all(prefix + name, [])]
-        found = [address for _, address in getaddresses([" ".join(text.split()) for text in texts]) if address]
+    fields = field_texts(octets)
+    for prefix in ("resent-", ""):
+        texts = [text for name, text in fields if name in (f"{prefix}to", f"{prefix}cc", f"{prefix}bcc")]
+        found = [address for text in texts for address in addresses_in(text)]
         if found:
             return found
     return []
+
+
+def addresses_in(text: str) -> list[str]:
+    """The addresses in a list of them. SendmailError for one that cannot be read: nobody is left out in silence."""
+    text = " ".join(text.split())
+    # A group without members, and nothing at all, is nobody.
+    if not text or re.fullmatch(r"[^,@<>]*:\s*;", text):
+        return []
+    found = getaddresses([text])
+    if any(" " in part.strip() and "@" not in part and ":" not in part for part in text.split(",") if '"' not in text):
+        # Words without an address: what stands there is nobody's.
+        found = [("", "")]
+    # What was put together from pieces is no address that stands there.
+    if not all(address and address in text and (" " not in address or address[0] == '"') for _, address in found):
+        raise SendmailError(_DATA, f"these recipients cannot be read: {text[:200]}")
+    return [address for _, address in found]
+
+
+def qualified(address: str) -> str:
+    """A local-part alone, such as root, is of this host."""
+    return address if not address or "@" in address else f"{address}@{default_hostname()}"
 
 
 def completed(octets: bytes, sender: str, name: str) -> bytes:
@@ -209,7 +247,8 @@ def _hand_over(call: Call, sender: str, recipients: list[str], octets: bytes) ->
     scheme, host, port = _server()
     kind = smtplib.SMTP_SSL if scheme == "smtps" else smtplib.SMTP
     try:
-        with kind(host, port, timeout=_WAIT_S) as client:
+        client = kind(host, port, timeout=_WAIT_S)
+        try:
             client.ehlo()
             _check(client.mail(sender, _mail_options(call, client, [sender, *recipients], octets)), f"sender {sender}")
             for address in recipients:
@@ -217,6 +256,10 @@ def _hand_over(call: Call, sender: str, recipients: list[str], octets: bytes) ->
                 # All or none: who calls a program expects one answer.
                 _check(client.rcpt(address, options), address)
             _check(client.data(octets), "the message")
+        finally:
+            # It is decided, whatever the server says to this.
+            with contextlib.suppress(OSError, smtplib.SMTPException):
+                client.quit()
     except ValueError as error:
         raise SendmailError(_DATA, f"an address cannot be sent: {error}") from None
     except smtplib.SMTPResponseException as error:

@@ -55,7 +55,10 @@ def _look(folder: str) -> dict[str, Any]:
     status: dict[str, Any] = ask_all(folder, {"verb": "status"})
     if not status["running"]:
         raise StoreError(f"no server runs on {folder}: start `pillarbox serve`, or name its folder with --data-dir")
-    return {**status, "live": ask_all(folder, {"verb": "live"})}
+    live = ask_all(folder, {"verb": "live"})
+    if "counters" not in live:
+        raise StoreError(f"the server on {folder} has ended")
+    return {**status, "live": live}
 
 
 def _rates(before: tuple[float, dict[str, Any]] | None, now: float, counters: dict[str, Any]) -> dict[str, float]:

@@ -13,6 +13,7 @@ from typing import Any
 from ..app import MailServer
 from ..capture import Faults
 from ..errors import OptionError
+from ..queue.model import Action, Query
 from ..server.accounts import Account
 from .config import admin_address
 from .logs import configure_logs
@@ -87,6 +88,8 @@ def dev(given: DevOptions, make_side: MakeSide) -> None:
             "authenticator": any_account if given.takes_any_login else None,
             "auth_in_clear": given.takes_any_login,
             "plugins": {"faults": faults},
+            # Until what is in the queue from before is held, too.
+            "paused": True,
             **given.more,
         }
         _run(options, given, make_side)
@@ -99,6 +102,9 @@ def _run(options: dict[str, Any], given: DevOptions, make_side: MakeSide) -> Non
     sides: list[Any] = []
 
     async def announce(server: MailServer) -> None:
+        for state in ("queued", "deferred"):
+            await server.queue.change(Action.HOLD, Query(state=state))
+        await server.resume_queue()
         address = admin_address(given.admin)
         line = "pillarbox: ready on " + " ".join(
             f"{host}:{port}" if port else host for host, port in server.getsocknames()

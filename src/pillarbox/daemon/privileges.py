@@ -44,7 +44,13 @@ def become(identity: Identity, data_dir: str) -> None:
             f"option 'user': only root can become {identity.name}: start as root, or leave the option out"
         )
     if not os.path.isdir(data_dir):
-        os.makedirs(data_dir, mode=0o700)
+        mask = os.umask(0o022)
+        try:
+            # That user has to get there.
+            os.makedirs(os.path.dirname(os.path.abspath(data_dir)), exist_ok=True)
+        finally:
+            os.umask(mask)
+        os.mkdir(data_dir, mode=0o700)
         os.chown(data_dir, identity.uid, identity.gid)
     elif os.stat(data_dir).st_uid != identity.uid:
         raise OptionError(

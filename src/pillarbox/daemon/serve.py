@@ -245,13 +245,17 @@ class _Alone:
     def serve(self) -> None:
         """Blocks."""
         running = self._running
-        MailServer.run(
-            on_ready=self._announce,
-            on_closing=running.stop_side,
-            grace_s=running.grace_s,
-            slot=Slot(sockets=tuple(rows_of(self._rows, 0, 1))),
-            **running.given,
-        )
+
+        def run() -> None:
+            MailServer.run(
+                on_ready=self._announce,
+                on_closing=running.stop_side,
+                grace_s=running.grace_s,
+                slot=Slot(sockets=tuple(rows_of(self._rows, 0, 1))),
+                **running.given,
+            )
+
+        _with_lock(run)
         hold_signals()
         if self._wants_restart:
             become_new(Handover(self._rows))
@@ -350,10 +354,19 @@ def _work(running: _Running, slot: Slot, ready: Ready, life: int) -> None:
     # server says otherwise, not who comes in place of a worker.
     given = running.given
     given["paused"] = (given.get("paused", False) and slot.is_first) or is_paused(str(running.data_dir))
+    _with_lock(
+        lambda: MailServer.run(
+            on_ready=announce, on_closing=running.stop_side, grace_s=running.grace_s, slot=slot, **given
+        )
+    )
+
+
+def _with_lock(run: Callable[[], None]) -> None:
+    """`pillarbox queue` and others have the lock for a moment while nobody else has it: that is waited for."""
     deadline = time.monotonic() + LOCKED_S
     while True:
         try:
-            MailServer.run(on_ready=announce, on_closing=running.stop_side, grace_s=running.grace_s, slot=slot, **given)
+            run()
         except StoreLockedError:
             if time.monotonic() > deadline:
                 raise

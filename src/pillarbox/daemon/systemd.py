@@ -40,8 +40,11 @@ def activated_sockets() -> list[tuple[str, socket.socket]]:
     found = []
     for number in range(int(count)):
         handle = _FIRST + number
-        os.set_inheritable(handle, False)
-        sock = socket.socket(fileno=handle)
+        try:
+            os.set_inheritable(handle, False)
+            sock = socket.socket(fileno=handle)
+        except OSError as error:
+            raise OptionError(f"LISTEN_FDS says {count} sockets, but {handle} is none: {error.strerror}") from None
         if sock.family not in (socket.AF_INET, socket.AF_INET6) or not _listens(sock):
             raise OptionError(
                 f"socket {handle} of the service manager is no TCP socket that listens: use ListenStream=PORT"

@@ -216,7 +216,9 @@ class Lanes:
         if router.relay is None and not router.is_direct and not self._ways.handlers.list():
             return 0
         if router.relay is not None and not self._ways.handlers.list():
-            # One lane for all there is.
+            # One lane for all there is. Paused it takes nothing, and nothing is given up for that.
+            if router.relay.key in self.paused:
+                return _UNLIMITED
             return _UNLIMITED if self.has_room(router.relay.key) else 0
         return _UNLIMITED
 
@@ -228,7 +230,7 @@ class Lanes:
 
     def down(self) -> list[str]:
         """See queue.work.Deliverer."""
-        down = [key for key, lane in self._lanes.items() if lane.is_down]
+        down = [key for key, lane in self._lanes.items() if lane.is_down and key not in self.paused]
         router = self._ways.router
         return down if router.relay is not None or router.is_direct else [*down, NOWHERE]
 

@@ -198,7 +198,7 @@ class Simple:
             return _LOGIN_FIRST if session.tls else _TLS_FIRST
         if not self.room.is_enough:
             return _NO_ROOM
-        if session.username is not None and command.address is not None and not _may_send_as(session, command.address):
+        if session.username is not None and command.address is not None and not may_send_as(session, command.address):
             return Reply(553, "5.7.1", f"{session.username} may not send as this address")
         return _SENDER_OK
 
@@ -266,7 +266,8 @@ class Simple:
 _OWN = dict(vars(Simple))
 
 
-def _may_send_as(session: e.Session, address: str) -> bool:
+def may_send_as(session: e.Session, address: str) -> bool:
+    """True for an address that the session's account may put into MAIL."""
     own = comparable_mailbox(address)
     for allowed in session.senders:
         if allowed == "*" or comparable_mailbox(allowed) == own:

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Iterable, Iterator
 from typing import Any, Protocol
 
-from ..errors import DuplicateUidError, OptionError, PillarboxError, StoreError
+from ..errors import DuplicateUidError, OptionError, PillarboxError, StateError, StoreError
 from .commit import GroupCommit
 from .model import ACTIVE, STATES, Action, Query, view_as_json
 from .paused import PAUSED, PAUSED_HOPS, format_hops, parse_hops
@@ -274,6 +274,11 @@ class ControlServer:
                 return {"ok": True, "value": await self._take_mail(request, reader)}
             is_own = isinstance(request, dict) and request.get("scope") == "shard"
             return {"ok": True, "value": await perform(self._own if is_own else self._whole, request)}
+        except EOFError:
+            # What follows would be read as a request: the connection ends.
+            raise
+        except StateError as error:
+            return {"ok": False, "error": str(error), "kind": "stopping"}
         except OptionError as error:
             return {"ok": False, "error": str(error), "kind": "option"}
         except (ValueError, RecursionError) as error:
@@ -351,6 +356,8 @@ def ask(
     if not answer.get("ok"):
         if answer.get("kind") == "option":
             raise OptionError(str(answer.get("error")))
+        if answer.get("kind") == "stopping":
+            raise StateError(str(answer.get("error")))
         if answer.get("kind") == "duplicate":
             raise DuplicateUidError(str(answer.get("error")))
         raise StoreError(str(answer.get("error")))

@@ -11,6 +11,7 @@ import email.policy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message as EmailMessageBase
+from email.utils import getaddresses
 from typing import IO, Any
 
 from ..errors import OptionError
@@ -24,7 +25,7 @@ from .spool import Spool
 
 # The original's keys, and what they are called here.
 _ALIASES = {"from": "reverse_path", "rcpt": "recipients", "msg": "content"}
-_KEYS = ("reverse_path", "recipients", "content", "uid", "ts")
+_KEYS = ("reverse_path", "recipients", "content", "uid", "ts", "hold")
 _MAX_UID = 64
 _READ_BYTES = 256 * 1024
 
@@ -37,6 +38,7 @@ class Enqueued:
     source: Any
     uid: str | None
     ts: float | None
+    hold: str = ""
 
 
 def parse_enqueue(given: Mapping[str, Any] | None, keywords: Mapping[str, Any]) -> Enqueued:
@@ -60,7 +62,13 @@ def parse_enqueue(given: Mapping[str, Any] | None, keywords: Mapping[str, Any]) 
     recipients = _recipients(fields["recipients"])
     is_utf8 = not all(address.isascii() for address in [reverse_path or "", *recipients])
     envelope = Envelope(reverse_path, [EnvelopeRecipient(address) for address in recipients], is_smtputf8=is_utf8)
-    return Enqueued(envelope, _source(fields["content"]), _uid(fields.get("uid")), _ts(fields.get("ts")))
+    return Enqueued(
+        envelope,
+        _source(fields["content"]),
+        _uid(fields.get("uid")),
+        _ts(fields.get("ts")),
+        str(fields.get("hold") or ""),
+    )
 
 
 def _reverse_path(value: Any) -> str | None:
@@ -86,9 +94,17 @@ def _recipients(value: Any) -> list[str]:
     return list(dict.fromkeys(_mailbox("recipients", address) for address in addresses))
 
 
+def message_octets(message: EmailMessageBase) -> bytes:
+    """A message as it is sent; fields with addresses that are not ASCII stand as they are (RFC 6532), others encoded."""
+    fields = ("From", "Sender", "To", "Cc", "Bcc", "Reply-To", "Resent-From", "Resent-To", "Resent-Cc", "Resent-Bcc")
+    texts = [str(text) for name in fields for text in message.get_all(name, [])]
+    is_utf8 = any(not address.isascii() for _, address in getaddresses(texts))
+    return message.as_bytes(policy=email.policy.SMTP.clone(utf8=is_utf8))
+
+
 def _source(value: Any) -> Any:
     if isinstance(value, EmailMessageBase):
-        return value.as_bytes(policy=email.policy.SMTP)
+        return message_octets(value)
     if isinstance(value, str):
         try:
             return value.encode("utf-8")

@@ -75,8 +75,9 @@ class Scheduler:
         self._next_sweep = 0.0
         self._tasks: set[asyncio.Task[None]] = set()
         self.is_paused = False
-        # A text: every new message is held, for that reason.
+        # A text: every new message is held, for that reason; and who hears of them.
         self.hold_new = ""
+        self.on_held: Callable[[Message], None] = lambda message: None
 
     def connect(
         self,
@@ -168,7 +169,9 @@ class Scheduler:
 
     def accepted(self, message: Message) -> None:
         """A message is durable now. A leased one is delivered, for any other a claim will come."""
-        if message.leased_until is None:
+        if message.is_held:
+            self.on_held(message)
+        elif message.leased_until is None:
             self.wake()
         elif self._is_running and not self.is_paused:
             self._take(message)
@@ -421,8 +424,15 @@ class Scheduler:
             self._give_back(self._deliverer.withdraw_from(next_hop))
         else:
             paused.discard(next_hop)
-        flag = format_hops(paused)
-        await self._commit.run(lambda store: store.set_flag(PAUSED_HOPS, flag))
+        flag, now = format_hops(paused), self._clock.time()
+
+        def work(store: Store) -> None:
+            store.set_flag(PAUSED_HOPS, flag)
+            if not is_paused:
+                # What was on its way there when it was paused has come back for a while.
+                store.wake(next_hop, ["lookup"], now)
+
+        await self._commit.run(work)
         self.wake()
 
     @property

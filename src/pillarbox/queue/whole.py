@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 
 import apsw
 
-from ..errors import StoreError, StoreLockedError
+from ..errors import StateError, StoreError, StoreLockedError
 from ..mail.content import Content
 from .commit import GroupCommit
 from .control import LiveSteering, Rows, StoppedSteering, Uids, ask, perform
@@ -57,6 +57,10 @@ def ask_shard(
         except StoreLockedError:
             try:
                 return ask(folder, {**request, "scope": "shard"}, shard=shard, timeout_s=timeout_s)
+            except StateError as error:
+                # It is just ending: the next one can be asked, or nobody has the lock.
+                if time.monotonic() > deadline:
+                    raise StoreError(str(error)) from None
             except StoreError as error:
                 _judge_refusal(error, deadline)
         time.sleep(_PAUSE_S)

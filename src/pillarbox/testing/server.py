@@ -267,7 +267,8 @@ class SmtpServer:
 
     def _future(self, work: Callable[[MailServer], Coroutine[Any, Any, Any]]) -> Any:
         server, loop = self.mail_server, self._loop
-        assert loop is not None
+        if loop is None or self._thread is None or not self._thread.is_alive():
+            raise StateError("this server does not run any more")
         return asyncio.run_coroutine_threadsafe(work(server), loop)
 
     def _on_inbox(self, work: Callable[[Inbox], Coroutine[Any, Any, Any]]) -> Any:
