@@ -468,3 +468,22 @@ def test_a_wake_up_during_the_sweep_for_expired_mail(tmp_path: Path) -> None:
                 await in_state(server, uid, "delivered")
 
     run_async(main)
+
+
+def test_a_session_from_before_a_reload_does_not_answer_for_those_behind(tmp_path: Path) -> None:
+    """EHLO is remembered; what an old session is told must not become what new ones are told."""
+
+    async def main() -> None:
+        given: dict[str, Any] = {"store": "memory", "max_size_bytes": 100_000}
+        async with serving(tmp_path, **given) as server:
+            old = await Client.connect(server)
+            server.reload(
+                **{**server.options.model_dump(exclude={"plugins", "handlers", "resolver"}), "max_size_bytes": 200_000}
+            )
+            assert "SIZE 100000" in await old.ask(b"EHLO x.test")
+            new = await Client.connect(server)
+            assert "SIZE 200000" in await new.ask(b"EHLO x.test")
+            old.close()
+            new.close()
+
+    run_async(main)

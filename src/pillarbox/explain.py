@@ -80,11 +80,17 @@ class Explainer:
             raise ValueError("explain wants a recipient, or a uid")
         return await self.recipient(
             request["recipient"],
-            request.get("sender") if request.get("sender") is not None else "sender@example.org",
+            request.get("sender") if request.get("sender") is not None else self._usual_sender(request.get("user")),
             request.get("peer") or "127.0.0.1",
             request.get("user"),
             with_probe=bool(request.get("probe")),
         )
+
+    def _usual_sender(self, user: str | None) -> str:
+        """Whoever logs in sends as itself, unless somebody says otherwise."""
+        if user is None:
+            return "sender@example.org"
+        return user if "@" in user else f"{user}@{self._parts.options.hostname}"
 
     # ------------------------------------------------------------------- a dry run
 

@@ -157,6 +157,7 @@ def test_row_106_a_flood_from_one_net(tmp_path: Path, peers: list[str]) -> None:
     run_async(main)
 
 
+@pytest.mark.slow
 def test_row_108_without_descriptors_the_loop_rests_and_comes_back(tmp_path: Path) -> None:
     prlimit = tool("prlimit")
     with Daemon(tmp_path, "--log-level=error", wrap=(prlimit, "--nofile=60")) as daemon:
@@ -395,6 +396,7 @@ def test_row_123_a_plugin_that_raises(error: BaseException) -> None:
     run_async(main)
 
 
+@pytest.mark.slow
 def test_row_124_who_holds_the_loop_is_named(tmp_path: Path) -> None:
     (tmp_path / "slow_mail.py").write_text(
         "import time\nclass Slow:\n    def on_cmd_noop(self, server, event):\n        busy_for(4.0)\n\n"

@@ -166,7 +166,16 @@ class Simple:
 
     def _ehlo(self, session: e.Session, command: e.CmdEhlo | Command) -> Reply:
         facts = self.facts_of(session)
-        key = (facts.is_tls, facts.is_authenticated, command.address)
+        # All that the lines are made of: sessions from before a reload still say EHLO by what they were told.
+        key = (
+            facts.max_size_bytes,
+            facts.max_recipients,
+            facts.tls_offered,
+            facts.is_tls,
+            facts.auth_mechanisms,
+            facts.is_authenticated,
+            command.address,
+        )
         reply = self._hello_cache.get(key)
         if reply is None:
             lines = (f"{self._hostname} greets {command.address}", *offered(facts))
