@@ -12,6 +12,7 @@ from ..app import MailServer
 from ..capture import Captured, Faults
 from ..capture.inbox import Wanted
 from ..errors import OptionError
+from ..queue.model import View
 from . import reading
 from .parsed import MOST_PARSED_BYTES
 from .rows import Row
@@ -45,12 +46,12 @@ ROWS = (
 )  # fmt: skip
 
 
-def envelope_json(message: Captured) -> dict[str, Any]:
-    """A captured message, without its content."""
+def envelope_json(message: Captured | View) -> dict[str, Any]:
+    """A message of the inbox, without its content."""
     return {
         "uid": message.uid,
-        "from": message.reverse_path,
-        "to": message.recipients,
+        "from": message.reverse_path or "",
+        "to": [one if isinstance(one, str) else one.address for one in message.recipients],
         "subject": message.subject,
         "size_bytes": message.size_bytes,
         "received_at": message.received_at,
@@ -77,20 +78,7 @@ class InboxApi:
         if not (text.isascii() and text.isdigit()):
             raise ValueError("limit is a number")
         views = await self._server.inbox.views(_wanted(request), limit=min(int(text), MOST_ROWS))
-        return JSONResponse(
-            [
-                {
-                    "uid": view.uid,
-                    "from": view.reverse_path or "",
-                    "to": [r.address for r in view.recipients],
-                    "subject": view.subject,
-                    "size_bytes": view.size_bytes,
-                    "received_at": view.received_at,
-                    "received": view.facts,
-                }
-                for view in views
-            ]
-        )
+        return JSONResponse([envelope_json(view) for view in views])
 
     async def inbox_wait(self, request: Request) -> Response:
         """The first one."""
