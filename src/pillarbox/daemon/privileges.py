@@ -5,6 +5,7 @@ from __future__ import annotations
 import grp
 import os
 import pwd
+import sys
 from dataclasses import dataclass
 
 from ..errors import OptionError
@@ -61,5 +62,11 @@ def become(identity: Identity, data_dir: str) -> None:
     os.setuid(identity.uid)
     if identity.uid and os.getuid() == 0:
         raise OptionError(f"option 'user': still root after becoming {identity.name}")
+    program = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    for path in (program, sys.executable):
+        if not os.access(path, os.R_OK | os.X_OK):
+            raise OptionError(
+                f"option 'user': {identity.name} cannot read the program at {path}: install it where that user may, such as /opt"
+            )
     # Files of before are not this user's to see.
     os.environ.pop("HOME", None)
