@@ -19,11 +19,13 @@ import pytest
 from pillarbox import MailServer
 
 ROOT = Path(__file__).resolve().parent.parent
+# The suite starts many processes: each would compile the package anew.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Fast ones first: a broken unit shows before a load test has run."""
-    items.sort(key=lambda item: item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: item.get_closest_marker("alone") is not None)
 
 
 def tool(name: str) -> str:

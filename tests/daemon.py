@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from tests import warm
 from tests.conftest import free_port, tool
 
 PILLARBOX = [sys.executable, "-m", "pillarbox"]
@@ -81,7 +82,7 @@ class Daemon:
 
 def pillarbox(*arguments: str, ok: bool = True, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
     """The command; `ok` False leaves its exit code to the test."""
-    done = subprocess.run([*PILLARBOX, *arguments], capture_output=True, text=True, timeout=60, input=stdin)
+    done = warm.call([*arguments], stdin, 60)
     assert not ok or done.returncode == 0, done.stderr + done.stdout
     return done
 

@@ -292,7 +292,6 @@ def numbered(count: int) -> set[str]:
     return {f"{n}c@d.test" for n in range(1, count + 1)} if count else set()
 
 
-@pytest.mark.slow
 def test_all_arrive_once(tmp_path: Path) -> None:
     count = 1000 if CI else 5000
     with (
@@ -312,7 +311,6 @@ TROUBLES = [
 ]  # fmt: skip
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("flag", "command"), TROUBLES)
 def test_troubled_sinks(tmp_path: Path, flag: str, command: str) -> None:
     """Disconnect, 421 and 4yz on RCPT, DATA and the dot: all arrive in the end, attempts and replies show."""
@@ -332,7 +330,6 @@ def test_troubled_sinks(tmp_path: Path, flag: str, command: str) -> None:
             assert len(dumped(folder)) == count and max(dumped(folder).values()) == 1
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("command", ["rcpt", "data", "."])
 def test_refusing_sink(tmp_path: Path, command: str) -> None:
     """5yz: bounced, and a DSN is made (which this sink refuses, too: no second one)."""
@@ -348,7 +345,6 @@ def test_refusing_sink(tmp_path: Path, command: str) -> None:
         assert rows[0]["recipients"][0]["last_reply"].startswith("5")
 
 
-@pytest.mark.slow
 def test_sink_is_stopped_and_restarted(tmp_path: Path) -> None:
     port, count = free_port(), 200
     with Daemon(tmp_path, f"--relay=127.0.0.1:{port}", "--log-level=error") as server:
@@ -399,7 +395,6 @@ class Sender(threading.Thread):
                 self._stop_event.wait(0.02)
 
 
-@pytest.mark.slow
 def test_kill_9_loses_nothing_that_had_its_250(tmp_path: Path) -> None:
     rounds = 6 if CI else 20
     rng = random.Random(20)
@@ -429,7 +424,6 @@ def test_kill_9_loses_nothing_that_had_its_250(tmp_path: Path) -> None:
         assert os.listdir(server.data / "spool") == [], "and no spool file is left over"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("size", [2_000, 700_000], ids=["small", "spooled"])
 def test_fdatasync_between_content_and_250(tmp_path: Path, size: int) -> None:
     """A kill does not test the disk: strace shows the sync before each 250."""
@@ -458,7 +452,7 @@ def test_fdatasync_between_content_and_250(tmp_path: Path, size: int) -> None:
         assert len(synced) >= (1 if size < 10_000 else 3), between[-20:]
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_large_messages_with_flat_memory(tmp_path: Path) -> None:
     """One of 50 MB, and 40 of 10 MB at once: under 150 MB of memory, the same octets at the far end."""
     digests: list[str] = []

@@ -70,7 +70,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 @pytest.mark.parametrize("name", HOSTILE)
 def test_looking_at_hostile_mail_holds_up_nobody(tmp_path: Path, name: str) -> None:
     with Daemon(tmp_path, "--paused", f"--admin=127.0.0.1:{free_port()}") as daemon:
@@ -103,7 +103,6 @@ def test_pictures_within_html_are_bounded() -> None:
     json.dumps(parsed_view(nested(50)))
 
 
-@pytest.mark.slow
 def test_silent_connections_do_not_use_up_the_server(tmp_path: Path) -> None:
     with Daemon(tmp_path, "--paused", f"--admin=127.0.0.1:{free_port()}") as daemon:
         client = Client(daemon)
@@ -284,7 +283,7 @@ def test_a_worker_that_is_started_anew_has_what_was_reloaded(tmp_path: Path) -> 
         assert sizes(daemon.port) == {"200000"}
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_file_that_is_gone_is_a_fault_and_plugins_are_not_made_again(tmp_path: Path) -> None:
     (tmp_path / "made_mail.py").write_text(
         "import pathlib\nclass Counting:\n    def __init__(self, path):\n        p = pathlib.Path(path)\n"

@@ -259,7 +259,7 @@ def test_a_domain_that_hangs_does_not_hold_up_others(tmp_path: Path) -> None:
     run_async(main)
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_a_dead_domain_beside_a_live_one(tmp_path: Path) -> None:
     """5,000 messages for a dead domain; the live one's latency (median of 200) stays within two times."""
     count = 1000 if os.environ.get("CI") else 5000

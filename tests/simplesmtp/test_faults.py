@@ -225,7 +225,7 @@ async def test_fault_b14_addresses_are_judged(server: MailServer) -> None:
             await server.enqueue(reverse_path=bad_text, recipients=["c@d.test"], content="x")
 
 
-@pytest.mark.slow
+@pytest.mark.alone
 def test_fault_b15_b17_accepting_stays_flat(tmp_path: Path) -> None:
     """Nothing of a session stays: objects, timers, table entries."""
     import gc

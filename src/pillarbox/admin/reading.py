@@ -14,7 +14,7 @@ from typing import Any
 
 from .parsed import attachment, html_page, parsed_view
 
-MOST_S = 8.0
+MOST_S = 5.0
 MOST_MEMORY_BYTES = 768 << 20
 # So many at once: more wait for their turn.
 MOST_PROCESSES = 2
