@@ -23,8 +23,9 @@ serve: .venv/.installed
 	@exec $(BIN)/pillarbox serve --listen 127.0.0.1:2525 $(if $(RELAY),--relay $(RELAY),--no-direct) $(ARGS)
 
 # All of it: most tests four at a time (they wait more than they work), then those that measure, one after the other.
-test: .venv/.installed
-	@sh tools/install-test-programs.sh
+test:
+	@sh tools/make-venv.sh empty
+	@sh tools/install-test-programs.sh & programs=$$!; sh tools/make-venv.sh && wait $$programs
 ifeq ($(ARGS),)
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone

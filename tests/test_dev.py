@@ -87,7 +87,7 @@ def test_inbox_by_http(tmp_path: Path) -> None:
         assert server.ask("GET", f"/api/inbox/{uid}")[1]["subject"] == "subject 0"
         assert server.ask("POST", f"/api/inbox/{uid}/release") == (200, {"released": uid})
         wait_until(lambda: len(list(folder.iterdir())) == 1)
-        assert "subject 0" in next(folder.iterdir()).read_text()
+        wait_until(lambda: "subject 0" in next(folder.iterdir()).read_text())
         assert server.ask("POST", f"/api/inbox/{uid}/release")[0] == 404
         assert server.ask("DELETE", f"/api/inbox/{found[1]['uid']}") == (200, {"deleted": [found[1]["uid"]]})
         assert server.ask("DELETE", f"/api/inbox/{found[1]['uid']}")[0] == 404

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Makes .venv with this project (editable) and its development tools; does nothing when it is up to date.
+# `make-venv.sh empty` makes the environment alone, and installs nothing into it.
 set -eu
 stamp=.venv/.installed
 if [ -f "$stamp" ] && [ "$stamp" -nt pyproject.toml ]; then exit 0; fi
@@ -26,6 +27,7 @@ if [ ! -x .venv/bin/python ] && ! "$python" -m venv .venv 2>/dev/null; then
         exit 1
     fi
 fi
+[ "${1:-}" = empty ] && exit 0
 echo "installing Pillarbox and its tools into .venv"
 .venv/bin/python -m pip install -q --disable-pip-version-check -e '.[dev]'
 touch "$stamp"
