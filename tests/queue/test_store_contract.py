@@ -1,4 +1,4 @@
-"""One contract for every store: SQLite, memory; null says yes and forgets."""
+"""One contract for every store: SQLite, memory, PostgreSQL; null says yes and forgets."""
 
 from __future__ import annotations
 
@@ -7,22 +7,31 @@ from pathlib import Path
 from typing import Any
 
 import apsw
+import psycopg
 import pytest
 
 from pillarbox.errors import DuplicateUidError, StoreError, StoreFullError, StoreLockedError
 from pillarbox.mail.content import Content
 from pillarbox.mail.envelope import Envelope
+from pillarbox.queue import sqlite
 from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import Action, Message, Query, Settled, Settlement, view_as_json
 from pillarbox.queue.null import NullStore
+from pillarbox.queue.pgnode import free
+from pillarbox.queue.postgres import PostgresStore
 from pillarbox.queue.sqlite import SqliteStore
 
 NOW = 1_800_000_000.0
 
 
-@pytest.fixture(params=["sqlite", "memory"])
+@pytest.fixture(params=["sqlite", "memory", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
-    made: Any = SqliteStore(str(tmp_path)) if request.param == "sqlite" else MemoryStore(str(tmp_path / "spool"))
+    made: Any
+    if request.param == "postgres":
+        # The tests' own time, in place of the database's.
+        made = PostgresStore(request.getfixturevalue("database"), str(tmp_path), has_own_clock=False)
+    else:
+        made = SqliteStore(str(tmp_path)) if request.param == "sqlite" else MemoryStore(str(tmp_path / "spool"))
     made.open()
     yield made
     made.close()
@@ -44,6 +53,18 @@ def accept(store: Any, *messages: Message) -> None:
 def claim(store: Any, now: float = NOW, limit: int = 10, size: int = 1 << 20) -> list[Message]:
     with store.transaction():
         return list(store.claim(limit, now, now + 100, size))
+
+
+def lapse(store: Any, now: float, *, is_crash: bool = False) -> int:
+    """The leases that have run out by `now` are free; with `is_crash` all there are. How many recipients are due again."""
+    if isinstance(store, PostgresStore):
+        # What another node's heart-beat does.
+        with psycopg.connect(store.url, autocommit=True) as other:
+            return free(other, [store.heart.me] if is_crash else [], 0 if is_crash else store.heart.me, now)
+    if is_crash:
+        with store.transaction():
+            return int(store.recover(now))
+    return 0
 
 
 def settle(store: Any, key: int, *settled: Settled, at: float = NOW) -> None:
@@ -114,6 +135,7 @@ def test_claim_is_a_lease(store: Any) -> None:
     with store.transaction():
         store.renew([claimed[0].key], NOW + 300)
     assert claim(store, NOW + 150, 10) == [] or [m.uid for m in claim(store, NOW + 150)] == []
+    lapse(store, NOW + 301)
     assert "A" in [m.uid for m in claim(store, NOW + 301)]
 
 
@@ -126,6 +148,7 @@ def test_claim_bounds(store: Any) -> None:
 def test_leased_at_birth(store: Any) -> None:
     accept(store, message("A", leased_until=NOW + 50))
     assert claim(store) == [] and store.get("A").recipients[0].is_leased
+    lapse(store, NOW + 51)
     assert [m.uid for m in claim(store, NOW + 51)] == ["A"]
 
 
@@ -176,8 +199,7 @@ def test_recover(store: Any) -> None:
         assert store.change(Action.CANCEL, Query(uids=["B"]), NOW) == ["B"]
     assert store.get("B").finished_at is None, "still in flight"
     claim(store)
-    with store.transaction():
-        assert store.recover(NOW + 7) == 1
+    assert lapse(store, NOW + 7, is_crash=True) == 1
     view = store.get("C")
     assert (view.recipients[0].is_leased, view.recipients[0].due_at, view.recipients[0].attempts) == (False, NOW + 7, 1)
     assert [a.outcome for a in view.attempts] == ["ambiguous"]
@@ -325,7 +347,8 @@ def test_purge(store: Any, tmp_path: Path) -> None:
     path.write_bytes(b"Subject: x\r\n\r\n" + b"y" * 100)
     big = Content(b"Received: z\r\n", path=str(path), offset=0, file_bytes=114)
     accept(store, message("BIG", content=big), *(message(f"M{n}") for n in range(5)))
-    assert store.spool_names() == {"big"} and store.content("BIG").size_bytes == 127
+    in_spool = set() if isinstance(store, PostgresStore) else {"big"}
+    assert store.spool_names() == in_spool and store.content("BIG").size_bytes == 127
     assert store.content("BIG").read() == b"Received: z\r\n" + path.read_bytes()
     for number, one in enumerate(claim(store)):
         settle(store, one.key, done(0, "delivered"), at=NOW + number)
@@ -492,7 +515,7 @@ def test_sqlite_wal_that_cannot_be_lengthened(tmp_path: Path, monkeypatch: pytes
 
     store = SqliteStore(str(tmp_path))
     monkeypatch.setattr(os, "write", fail)
-    monkeypatch.setattr(store, "_take_lock", lambda: os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR))
+    monkeypatch.setattr(sqlite, "take_lock", lambda path, folder: os.open(tmp_path / "lock", os.O_CREAT | os.O_RDWR))
     store.open()
     accept(store, message("A"))
     assert store.get("A") is not None

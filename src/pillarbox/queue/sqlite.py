@@ -7,21 +7,20 @@ corrupt a WAL file when two connections write or checkpoint at once.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import functools
 import itertools
 import json
 import logging
 import os
-import stat
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
 import apsw
 
-from ..errors import DuplicateUidError, StoreError, StoreFullError, StoreLockedError
+from ..errors import DuplicateUidError, StoreError, StoreFullError
 from ..mail.content import Content
 from . import shards
+from .folder import make_folder, make_spool, take_lock
 from .model import Action, Message, Query, Recipient, Settlement, View
 from .sql import migrations
 from .sqlite_read import SQL, SqliteReader, connect
@@ -83,13 +82,12 @@ class SqliteStore:
 
         FileNotFoundError for a shard that is not there, unless a new one `is_new_allowed`.
         """
-        self._make_folder(self.folder)
-        self._lock = self._take_lock()
+        make_folder(self.folder)
+        self._lock = take_lock(self._lock_path, self.folder)
         try:
             if not is_new_allowed and not os.path.exists(self.path):
                 raise FileNotFoundError(self.path)
-            self._make_folder(self.spool)
-            self._check_spool()
+            make_spool(self.spool)
             self._db = connect(self.path, is_read_only=False)
             self._prepare()
             self._db.execute(SQL["dropped_table"])
@@ -101,38 +99,6 @@ class SqliteStore:
             if isinstance(error, apsw.Error):
                 raise _translated(error, self.path) from error
             raise
-
-    def _make_folder(self, folder: str) -> None:
-        try:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
-        except OSError as error:
-            raise StoreError(f"cannot make the data directory {folder}: {error.strerror}; see --data-dir") from error
-
-    def _check_spool(self) -> None:
-        """StoreError when it is somebody else's, or leads elsewhere: mail would be written there, and removed (row 135)."""
-        found = os.lstat(self.spool)
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.geteuid():
-            what = "is a symbolic link" if stat.S_ISLNK(found.st_mode) else "is not a folder of this user's"
-            raise StoreError(f"the spool {self.spool} {what}: remove it, the server makes its own")
-        if stat.S_IMODE(found.st_mode) & 0o077:
-            os.chmod(self.spool, 0o700)
-
-    def _take_lock(self) -> int:
-        try:
-            lock = os.open(self._lock_path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        except OSError as error:
-            raise StoreError(f"cannot open {self._lock_path}: {error.strerror}; see --data-dir") from error
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            owner = os.read(lock, 32).decode("ascii", "replace").strip()
-            os.close(lock)
-            raise StoreLockedError(
-                f"a server (pid {owner or 'unknown'}) runs on {self.folder}: stop it, or use another --data-dir"
-            ) from None
-        os.ftruncate(lock, 0)
-        os.write(lock, f"{os.getpid()}\n".encode())
-        return lock
 
     def _release_lock(self) -> None:
         if self._lock is not None:

@@ -1,0 +1,244 @@
+"""Transactions of a node, and what it has in hand: true when they are committed, also when the answer was lost.
+
+A connection that breaks at COMMIT leaves it open what became of the transaction. Then the database is asked, once the old
+connection's process is gone: a message is there or not, a lease is settled or not. Must not know what is in a message.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Collection, Iterator
+from typing import Any
+
+import psycopg
+
+from ..errors import StoreError
+from .pgnode import SQL, Connection, StoreAwayError, connect, translated
+
+_log = logging.getLogger("pillarbox.queue")
+_BLOCK = 1000
+# So long is the database asked what became of a commit whose answer was lost.
+DOUBT_S = 60.0
+_ASK_AGAIN_S = 0.1
+Lease = tuple[int, int]
+
+
+class Numbers:
+    """Numbers of a sequence, a block at a time."""
+
+    def __init__(self, name: str) -> None:
+        self._sql = f"SELECT nextval('{name}')".encode()
+        self._next = self._end = 0
+
+    def take(self, connection: Connection) -> int:
+        """The next one."""
+        if self._next >= self._end:
+            row = connection.execute(self._sql).fetchone()
+            assert row is not None
+            self._next, self._end = row[0], row[0] + _BLOCK
+        self._next += 1
+        return self._next - 1
+
+
+class Work:
+    """What a transaction does to what this node has in hand; a lease is (message id, recipient's number)."""
+
+    __slots__ = ("dropped", "epochs", "files", "settled", "taken", "uids")
+
+    def __init__(self) -> None:
+        self.uids: list[str] = []
+        self.taken: dict[Lease, int] = {}
+        self.settled: list[Lease] = []
+        self.epochs: list[int] = []
+        self.files: dict[int, str] = {}
+        self.dropped: list[str] = []
+
+
+class Hands:
+    """What this node has in hand: leases with their epochs, and the spool files that go with them."""
+
+    def __init__(self) -> None:
+        self._held: dict[int, dict[int, int]] = {}
+        self._files: dict[int, str] = {}
+        self._dropped: list[str] = []
+        self._guard = threading.Lock()
+
+    def epoch(self, lease: Lease) -> int:
+        """Of a lease; -1 where there is none."""
+        return self._held.get(lease[0], {}).get(lease[1], -1)
+
+    def of(self, keys: Collection[int]) -> set[Lease]:
+        """The leases of these messages."""
+        with self._guard:
+            return {(key, number) for key in keys for number in self._held.get(key, ())}
+
+    def done(self, work: Work) -> None:
+        """It is committed."""
+        with self._guard:
+            for (key, number), epoch in work.taken.items():
+                self._held.setdefault(key, {})[number] = epoch
+            for key, name in work.files.items():
+                # A message that was lost and claimed again has had another file before.
+                self._drop(self._files.get(key))
+                self._files[key] = name
+            for key, number in work.settled:
+                self._leave(key, number)
+            self._dropped += work.dropped
+
+    def _leave(self, key: int, number: int) -> None:
+        held = self._held.get(key, {})
+        held.pop(number, None)
+        if not held:
+            self._held.pop(key, None)
+            self._drop(self._files.pop(key, None))
+
+    def leave(self, leases: Collection[Lease]) -> None:
+        """They are somebody else's."""
+        with self._guard:
+            for key, number in leases:
+                self._leave(key, number)
+
+    def failed(self, work: Work) -> None:
+        """It is not committed: what a claim had fetched is of no use. A message that was not accepted is its sender's."""
+        with self._guard:
+            for key, name in work.files.items():
+                if not work.uids:
+                    self._drop(name)
+                    self._files.pop(key, None)
+
+    def _drop(self, name: str | None) -> None:
+        if name is not None:
+            self._dropped.append(name)
+
+    def take_dropped(self) -> list[str]:
+        """Spool files that nothing needs any longer, since the last call."""
+        with self._guard:
+            dropped, self._dropped = self._dropped, []
+            return dropped
+
+
+class Session:
+    """The writer's connection, made again where it was lost, and its transactions."""
+
+    def __init__(self, url: str, name: str) -> None:
+        self.url = url
+        self.hands = Hands()
+        self.me = 0
+        self._name = name
+        self._db: Connection | None = None
+        self._backend: tuple[int, Any] = (0, None)
+        self._work: Work | None = None
+
+    @contextlib.contextmanager
+    def lent(self) -> Iterator[Connection]:
+        """The connection."""
+        yield self.connected()
+
+    def connected(self) -> Connection:
+        """The connection; StoreAwayError when there is none to be had."""
+        if self._db is None or self._db.closed:
+            self._db = connect(self.url, self._name)
+            row = self._db.execute(
+                "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
+            ).fetchone()
+            self._backend = (row[0], row[1]) if row else (0, None)
+        return self._db
+
+    def disconnect(self) -> None:
+        """Gives the connection up."""
+        connection, self._db = self._db, None
+        if connection is not None:
+            with contextlib.suppress(psycopg.Error):
+                connection.close()
+
+    @property
+    def current(self) -> tuple[Connection, Work]:
+        """Of the transaction that is open."""
+        assert self._db is not None and self._work is not None, "not within a transaction"
+        return self._db, self._work
+
+    @contextlib.contextmanager
+    def transaction(self, *, is_pipelined: bool = False) -> Iterator[tuple[Connection, Work]]:
+        """BEGIN to COMMIT; durable when the block is left, or undone when it is left by an exception.
+
+        What is pipelined is sent as a whole, and read as a whole: results can be fetched when the block is left.
+        """
+        work = self._work = Work()
+        is_sent = False
+        try:
+            db = self.connected() if is_pipelined else self._begun()
+            with db.pipeline() if is_pipelined else contextlib.nullcontext():
+                if is_pipelined:
+                    db.execute("BEGIN")
+                yield db, work
+                is_sent = True
+                db.execute("COMMIT")
+        except psycopg.Error as error:
+            found = translated(error, self.url)
+            # Pipelined, the commit may have gone with the rest whenever it broke.
+            is_in_doubt = (is_sent or is_pipelined) and isinstance(found, StoreAwayError)
+            if is_in_doubt and self._was_committed(work):
+                self.hands.done(work)
+                return
+            self._roll_back()
+            self.hands.failed(work)
+            raise found from error
+        except BaseException:
+            self._roll_back()
+            self.hands.failed(work)
+            raise
+        finally:
+            self._work = None
+        self.hands.done(work)
+
+    def _begun(self) -> Connection:
+        """The connection, with a transaction begun; a new one if the old one was lost while nobody used it."""
+        try:
+            db = self.connected()
+            db.execute("BEGIN")
+        except psycopg.OperationalError:
+            self.disconnect()
+            db = self.connected()
+            db.execute("BEGIN")
+        return db
+
+    def _roll_back(self) -> None:
+        if self._db is not None and not self._db.closed:
+            try:
+                self._db.execute("ROLLBACK")
+            except psycopg.Error:
+                self.disconnect()
+
+    def _was_committed(self, work: Work) -> bool:
+        """The connection broke at the commit: did it come through? Waits until the database can tell. False: it did not."""
+        pid, since = self._backend
+        self.disconnect()
+        deadline = time.monotonic() + DOUBT_S
+        while True:
+            try:
+                db = self.connected()
+                sql = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
+                if db.execute(sql, (pid, since)).fetchone() is None:
+                    return self._find(db, work)
+            except (psycopg.Error, StoreError) as error:
+                self.disconnect()
+                if time.monotonic() > deadline:
+                    _log.error("what became of a commit cannot be told: %s", error)
+                    return False
+            # The old connection's process may still be at it.
+            time.sleep(_ASK_AGAIN_S)
+
+    def _find(self, db: Connection, work: Work) -> bool:
+        for epoch in work.epochs:
+            # A claim that nobody knows of, if it came through.
+            db.execute(SQL["release_epoch"], {"me": self.me, "epoch": epoch})
+        if work.uids:
+            return bool(db.execute(SQL["known_uids"], {"uids": work.uids[:1]}).fetchall())
+        if work.settled:
+            keys = sorted({key for key, _ in work.settled})
+            left = db.execute(SQL["still_leased"], {"me": self.me, "ids": keys}).fetchall()
+            return not {(row[0], row[1]) for row in left} & set(work.settled)
+        return False

@@ -1,0 +1,397 @@
+"""The store of many nodes: PostgreSQL. One transaction for what a group commit brings, 250 after its commit.
+
+A claim is a lease with an owner and an epoch: what is settled with another is refused, and counted. The database's clock
+rules; times that a caller passes in count as so long from now. Contents are in the database: no mail is bound to a host.
+Needs `pillarbox[postgres]`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg_pool import ConnectionPool, PoolTimeout
+
+from ..mail.content import Content
+from . import shards
+from .folder import make_folder, make_spool, take_lock
+from .model import Action, Message, Query, Recipient, Settlement, View
+from .pgnode import CONNECT_S, LEASE_S, SQL, Connection, Heart, StoreAwayError, check_tables, node_name, translated
+from .pgwork import Lease, Numbers, Session, Work
+from .postgres_read import PIECE_BYTES, PostgresReader
+from .postgres_rows import attempt_columns, message_columns, pieces_of, recipient_columns, settled_columns
+
+_log = logging.getLogger("pillarbox.queue")
+T = TypeVar("T")
+Cursor = psycopg.Cursor[tuple[Any, ...]]
+_STEERING = {Action.HOLD: "hold", Action.RELEASE: "release", Action.RETRY: "retry", Action.CANCEL: "cancel"}
+
+
+class PostgresStore:
+    """See queue.store.Store. `folder` is this worker's data directory: its lock, and a spool for what is on its way.
+
+    `is_node` False only looks and steers: nothing can be accepted or claimed. With `has_own_clock` False the times that
+    callers pass in are taken as they are (tests).
+    """
+
+    is_inline = False
+    suits_loop = False
+    wants_maintenance = False
+
+    def __init__(
+        self,
+        url: str,
+        folder: str = "",
+        worker: int = 0,
+        *,
+        lease_s: float = LEASE_S,
+        is_node: bool = True,
+        has_own_clock: bool = True,
+    ) -> None:
+        self.url = url
+        self.folder = folder
+        self.spool = shards.spool_folder(folder, worker) if folder else ""
+        self.heart = Heart(url, node_name(worker), lease_s)
+        self.late_settles = 0
+        self._lock_path = shards.lock_file(folder, worker)
+        self._lock: int | None = None
+        self._is_node = is_node
+        self._has_own_clock = has_own_clock
+        self._session = Session(url, self.heart.name)
+        self._hands = self._session.hands
+        self._pool: ConnectionPool[Connection] | None = None
+        self._read = PostgresReader(self._session.lent, self.spool)
+        self._ids = Numbers("message_id")
+        self._epochs = Numbers("lease_epoch")
+
+    # ------------------------------------------------------------ open and close
+
+    def open(self) -> None:
+        """Connects, makes or checks the tables, registers this node. StoreError says what is in the way."""
+        if not self._is_node:
+            check_tables(self._session.connected(), self.url)
+            return
+        make_folder(self.folder)
+        self._lock = take_lock(self._lock_path, self.folder)
+        try:
+            make_spool(self.spool)
+            self.heart.start()
+            self._session.me = self.heart.me
+            self._session.connected()
+            self.heart.run()
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        """What is still in hand becomes anybody's; nothing is lost."""
+        if self._pool is not None:
+            self._pool.close()
+            self._pool = None
+        self._session.disconnect()
+        self.heart.stop()
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def reader(self) -> PostgresReader:
+        """A reader for other threads, with connections from a pool."""
+        if self._pool is None:
+            self._pool = ConnectionPool(
+                self.url,
+                min_size=0,
+                max_size=4,
+                timeout=CONNECT_S,
+                kwargs={"autocommit": True, "application_name": f"pillarbox {self.heart.name} reader"},
+                open=True,
+                reconnect_timeout=CONNECT_S,
+            )
+            logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
+        pool = self._pool
+
+        @contextlib.contextmanager
+        def lent() -> Iterator[Connection]:
+            try:
+                with pool.connection() as connection:
+                    yield connection
+            except PoolTimeout as error:
+                raise StoreAwayError(f"the queue's database does not answer: {error}") from None
+            except psycopg.Error as error:
+                raise translated(error, self.url) from error
+
+        return PostgresReader(lent, self.spool)
+
+    def maintain(self) -> None:
+        """Nothing to do: the database looks after itself."""
+
+    # ------------------------------------------------------------------- writing
+
+    @contextlib.contextmanager
+    def transaction(self) -> Iterator[None]:
+        """One durable commit for what is done inside."""
+        with self._session.transaction():
+            yield
+
+    def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
+        """Messages and outcomes in one transaction, and in one turn to the database and back."""
+        try:
+            self._commit(accepts, settles)
+        except StoreAwayError:
+            if self.heart.is_away:
+                raise
+            # The connection was lost, nothing of it came through, and the database is there again.
+            self._commit(accepts, settles)
+
+    def _commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
+        try:
+            epoch = self._number(self._session.connected(), accepts)
+        except psycopg.Error as error:
+            self._session.disconnect()
+            raise translated(error, self.url) from error
+        late = None
+        with self._session.transaction(is_pipelined=True) as (db, work):
+            if accepts:
+                self._accept(db, accepts, epoch, work)
+            if settles:
+                late = self._settle(db, settles, work)
+        self._count_late(late, len(work.settled))
+
+    def _number(self, db: Connection, batch: Sequence[Message]) -> int:
+        """The keys of new messages, and the epoch of their leases. Asks the database once for very many of them."""
+        for message in batch:
+            message.key = self._ids.take(db)
+        return self._epochs.take(db) if any(message.leased_until is not None for message in batch) else 0
+
+    def _from_now(self, at: float | None, now: float) -> float | None:
+        """A time of the caller's as the database takes it: so long from now."""
+        if at is None or not self._has_own_clock:
+            return at
+        return max(at - now, 0.0)
+
+    def _now(self, now: float) -> float | None:
+        return None if self._has_own_clock else now
+
+    @property
+    def _zero(self) -> float | None:
+        """What "so long from now" counts from, where the caller's times are taken as they are."""
+        return None if self._has_own_clock else 0.0
+
+    def accept(self, batch: Sequence[Message]) -> None:
+        """Within transaction()."""
+        db, work = self._session.current
+        self._accept(db, batch, self._number(db, batch), work)
+
+    def _accept(self, db: Connection, batch: Sequence[Message], epoch: int, work: Work) -> None:
+        recipients = [(m, r) for m in batch for r in m.recipients]
+        due = [(m, r) for m, r in recipients if not m.is_held]
+        db.execute(SQL["insert_messages"], message_columns(batch))
+        for pieces in pieces_of(batch):
+            db.execute(SQL["insert_contents"], pieces)
+        db.execute(SQL["insert_recipients"], recipient_columns(recipients))
+        if due:
+            given = {
+                "id": [m.key for m, _ in due],
+                "number": [r.number for _, r in due],
+                "next_hop": [r.next_hop or "" for _, r in due],
+                "after": [self._from_now(m.due_at or m.received_at, m.received_at) for m, _ in due],
+                "lease": [self._from_now(m.leased_until, m.received_at) for m, _ in due],
+                "epoch": [epoch if m.leased_until is not None else 0 for m, _ in due],
+            }
+            db.execute(SQL["insert_due"], {**given, "me": self.heart.me, "now": self._zero})
+        if any(m.leased_until is None for m, _ in due):
+            db.execute(SQL["notify"], {"what": "due"})
+        work.uids += [m.uid for m in batch]
+        work.taken |= {(m.key, r.number): epoch for m, r in due if m.leased_until is not None}
+        for m in batch:
+            if m.content.path and m.leased_until is not None and not m.is_held:
+                work.files[m.key] = os.path.basename(m.content.path)
+            elif m.content.path:
+                work.dropped.append(os.path.basename(m.content.path))
+
+    def settle(self, batch: Sequence[Settlement]) -> None:
+        """Within transaction()."""
+        db, work = self._session.current
+        before = len(work.settled)
+        late = self._settle(db, batch, work)
+        self._count_late(late, len(work.settled) - before)
+
+    def _settle(self, db: Connection, batch: Sequence[Settlement], work: Work) -> Cursor | None:
+        """Outcomes, their history, and what becomes final by them: the cursor that tells how many were still ours."""
+        rows = [(one, s) for one in batch for s in one.recipients]
+        if not rows:
+            return None
+        leases: list[Lease] = [(one.key, s.number) for one, s in rows]
+        epochs = [work.taken.get(lease, self._hands.epoch(lease)) for lease in leases]
+        ids = sorted({key for key, _ in leases})
+        those = {
+            "me": self.heart.me,
+            "id": [key for key, _ in leases],
+            "number": [n for _, n in leases],
+            "epoch": epochs,
+        }
+        db.execute(SQL["lock_messages"], {"ids": ids})
+        db.execute(SQL["lock_due"], those)
+        tried = [(one, s, epoch) for (one, s), epoch in zip(rows, epochs, strict=True) if s.is_attempt]
+        if tried:
+            db.execute(SQL["insert_attempts"], {**attempt_columns(tried), "me": self.heart.me})
+        after = [self._from_now(s.due_at, one.at) for one, s in rows]
+        cursor = db.execute(SQL["settle"], {**those, **settled_columns(rows), "after": after, "now": self._zero})
+        db.execute(SQL["finish"], {"ids": ids, "now": self._now(max(one.at for one in batch))})
+        work.settled += leases
+        return cursor
+
+    def _count_late(self, cursor: Cursor | None, count: int) -> None:
+        row = cursor.fetchone() if cursor is not None else None
+        late = count - row[0] if row is not None else 0
+        if late:
+            self.late_settles += late
+            _log.warning(
+                "%d outcomes came too late: others had taken over what was in hand here, it may be sent twice", late
+            )
+
+    def claim(
+        self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
+    ) -> list[Message]:
+        """The messages that are due first; stops when their contents pass the bound (but gives one at least)."""
+        given = {"skip": list(skip), "max_bytes": max_content_bytes, "small": PIECE_BYTES}
+        return self._claim("claim", given, limit, now, lease_until)
+
+    def claim_expired(
+        self, limit: int, now: float, lease_until: float, only: Collection[str] | None = None
+    ) -> list[Message]:
+        """Messages past their time, whose next hop may be down for ever."""
+        return self._claim("claim_expired", {"only": None if only is None else list(only)}, limit, now, lease_until)
+
+    def _claim(self, name: str, given: dict[str, Any], limit: int, now: float, lease_until: float) -> list[Message]:
+        db, work = self._session.current
+        if not self.heart.is_alive:
+            # The others may be about to bury us.
+            return []
+        epoch = self._epochs.take(db)
+        work.epochs.append(epoch)
+        lease = self._from_now(lease_until, now) if self._has_own_clock else lease_until - now
+        own = {"me": self.heart.me, "epoch": epoch, "now": self._now(now), "lease": lease, "limit": limit}
+        recipients: dict[int, list[Recipient]] = {}
+        rows = db.execute(SQL[name], {**given, **own}).fetchall()
+        rows.sort(key=lambda row: (row[2], row[0], row[1]))
+        for key, number, _, until, address, state, attempts, notify, orcpt, hop, reply, stage, delayed in rows:
+            words = tuple(notify.split(",")) if notify else ()
+            found = Recipient(number, address, state, words, orcpt, attempts, until, hop, reply, stage, delayed, True)
+            recipients.setdefault(key, []).append(found)
+        for those in recipients.values():
+            those.sort(key=lambda r: r.number)
+        messages = self._read.messages(recipients, lease_until, str(epoch)) if recipients else []
+        for key in recipients.keys() - {message.key for message in messages}:
+            numbers = [r.number for r in recipients[key]]
+            # A message without its content cannot be sent; it is held, visible, and the rest goes on (hostile row 115).
+            db.execute(SQL["quarantine"], {"id": key, "numbers": numbers})
+            db.execute(SQL["drop_due"], {"id": key, "numbers": numbers})
+        for message in messages:
+            work.taken |= {(message.key, r.number): epoch for r in message.recipients}
+            if message.content.path:
+                work.files[message.key] = os.path.basename(message.content.path)
+        return messages
+
+    def renew(self, keys: Collection[int], lease_until: float) -> None:
+        """Moves the end of the leases; that this node lives, its heart says."""
+        db, _ = self._session.current
+        lease = lease_until - time.time() if self._has_own_clock else lease_until
+        given = {"me": self.heart.me, "ids": list(keys), "lease": lease, "now": self._zero}
+        db.execute(SQL["renew"], given)
+
+    def recover(self, now: float) -> int:
+        """What the dead had in hand is due again; the heart has seen to it at the start, and does at each beat."""
+        found, self.heart.takeovers = self.heart.takeovers, 0
+        return found
+
+    def lost(self, keys: Collection[int]) -> set[tuple[int, int]]:
+        """Of what the caller has of these messages, the (key, number) that are not its own any more."""
+        db, _ = self._session.current
+        given = {"me": self.heart.me, "ids": list(keys)}
+        kept = {(row[0], row[1]) for row in db.execute(SQL["still_leased"], given).fetchall()}
+        lost = self._hands.of(keys) - kept
+        self._hands.leave(lost)
+        return lost
+
+    def change(self, action: Action, query: Query, now: float) -> list[str]:
+        """Steers what the query means, and tells the nodes that have it in hand."""
+        db, _ = self._session.current
+        found = self._read.ids(query)
+        ids = [key for key, _ in found]
+        db.execute(SQL["lock_all_messages"], {"ids": ids})
+        db.execute(SQL["lock_all_due"], {"ids": ids})
+        given = {"ids": ids, "now": self._now(now)}
+        changed = {row[0] for row in db.execute(SQL[_STEERING[action]], given).fetchall()}
+        if action in (Action.HOLD, Action.CANCEL):
+            db.execute(SQL["withdraw_due"], given)
+        if action is Action.CANCEL:
+            db.execute(SQL["finish"], given)
+        if changed:
+            db.execute(SQL["notify"], {"what": "changed"})
+        return [uid for key, uid in found if key in changed]
+
+    def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
+        """Due now: the next hop is back."""
+        db, _ = self._session.current
+        given = {"next_hop": next_hop, "stages": sorted(stages), "now": self._now(now)}
+        return db.execute(SQL["wake"], given).rowcount
+
+    def set_flag(self, name: str, value: str | None) -> None:
+        """Sets or removes, and tells all nodes."""
+        db, _ = self._session.current
+        db.execute(SQL["delete_flag" if value is None else "set_flag"], {"name": name, "value": value})
+        db.execute(SQL["notify"], {"what": "changed"})
+
+    def purge(self, finished_before: float, keep: int, limit: int) -> list[str]:
+        """Forgets old history, a bounded piece at a time; gives the names of spool files to unlink."""
+        db, _ = self._session.current
+        db.execute(SQL["purge"], {"before": finished_before, "keep": keep, "limit": limit})
+        return self._hands.take_dropped()
+
+    # ------------------------------------------------------------------- reading
+
+    def _look(self, look: Callable[[], T]) -> T:
+        try:
+            return look()
+        except psycopg.Error as error:
+            raise translated(error, self.url) from error
+
+    def get(self, uid: str) -> View | None:
+        """One message."""
+        return self._look(lambda: self._read.get(uid))
+
+    def content(self, uid: str) -> Content | None:
+        """Its content."""
+        return self._look(lambda: self._read.content(uid))
+
+    def search(self, query: Query) -> list[View]:
+        """Messages."""
+        return self._look(lambda: self._read.search(query))
+
+    def counts(self) -> dict[str, int]:
+        """Recipients by state."""
+        return self._look(self._read.counts)
+
+    def next_hops(self, limit: int) -> list[tuple[str, str, int, float | None]]:
+        """What waits for whom."""
+        return self._look(lambda: self._read.next_hops(limit))
+
+    def next_due(self, skip: Collection[str] = ()) -> float | None:
+        """When, by the caller's clock."""
+        found = self._look(lambda: self._read.next_due(skip))
+        if found is None:
+            return None
+        return time.time() + found[1] if self._has_own_clock else found[0]
+
+    def flag(self, name: str) -> str | None:
+        """A control flag."""
+        return self._look(lambda: self._read.flag(name))
+
+    def spool_names(self) -> set[str]:
+        """None: see PostgresReader."""
+        return set()
