@@ -75,6 +75,16 @@ class Options(BaseModel):
     # ---- the queue
     data_dir: str = Field(default_factory=default_data_dir, description="folder of the queue, the spool and the socket")
     store: Literal["sqlite", "memory", "null"] = Field("sqlite", description="memory and null keep nothing: for tests")
+    queue: str | None = Field(
+        None,
+        repr=False,
+        description="a queue on PostgreSQL that many servers share: postgresql://USER@HOST/DATABASE; default: in data_dir",
+    )
+    node_lease_s: float = Field(
+        30.0,
+        gt=0,
+        description="with queue: a server that has not been heard of for so long is dead, others have its mail",
+    )
     paused: bool = Field(False, description="start with the queue paused: mail is kept, until `queue resume`")
     capture: bool = Field(
         False, description="hold every message in the inbox, deliver none until it is released: for development"
@@ -217,6 +227,13 @@ class Options(BaseModel):
                 raise ValueError(f"{zone}: the weight {weight!r} is not a number above 0")
         return value
 
+    @field_validator("queue")
+    @classmethod
+    def _check_queue(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith(("postgresql://", "postgres://")):
+            raise ValueError("give a URL such as postgresql://pillarbox@db.example.org/mail")
+        return value
+
     @field_validator("resolver")
     @classmethod
     def _check_resolver(cls, value: Any) -> Any:
@@ -286,6 +303,8 @@ class Options(BaseModel):
         return self
 
     def _contradictions(self) -> Iterator[str]:
+        if self.queue and self.store != "sqlite":
+            yield f"queue and store {self.store} are both given: one of them keeps the mail"
         if self.tls_key and not self.tls_cert:
             yield "tls_key is given without tls_cert: give both"
         if self.dnsbl_enable and not self.dnsbl:
@@ -308,6 +327,16 @@ class Options(BaseModel):
         logins = sorted(schemes & LOGIN_SCHEMES)
         if logins and self.simple and self.authenticator is None and not self.auth_file:
             yield f"listen has {logins[0]}:// but nobody can log in: give auth_file or authenticator"
+
+    @property
+    def keeps_mail(self) -> bool:
+        """False for stores that forget: nobody else can be asked about them, or steer them."""
+        return self.store == "sqlite"
+
+    @property
+    def has_shards(self) -> bool:
+        """True when the queue is in files of the data directory, one for each worker."""
+        return self.store == "sqlite" and not self.queue
 
     @property
     def trusted_networks(self) -> tuple[Network, ...]:
@@ -369,7 +398,7 @@ def _explain(fault: Any) -> str:
     if not fault["loc"]:
         return "; ".join(str(fault["msg"]).removeprefix("Value error, ").splitlines())
     text = str(fault["msg"]).removeprefix("Value error, ")
-    secret = path in ("relay_pass",)
+    secret = path in ("relay_pass", "queue")
     given = "***" if secret else repr(fault["input"])
     return f"option {path!r}: {_hidden(given) if path in ('relay', 'listen') else given} is not allowed: {text}"
 

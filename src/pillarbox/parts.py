@@ -34,15 +34,17 @@ from .plugins.simple import Greeting, RelayRule, Simple
 from .queue.adopt import Adopter
 from .queue.commit import GroupCommit
 from .queue.control import ControlServer, LiveSteering
+from .queue.follow import Follower, Pulse
 from .queue.memory import MemoryStore
 from .queue.null import NullStore
 from .queue.retry import RetryPolicy
 from .queue.scheduler import Scheduler
+from .queue.shared import open_postgres
 from .queue.spool import Spool
 from .queue.sqlite import SqliteStore
 from .queue.store import Store
 from .queue.upkeep import History
-from .queue.whole import WholeQueue, paused_next_hops
+from .queue.whole import Place, WholeQueue, paused_next_hops
 from .server import wiretap
 from .server.accounts import Account, AuthFile
 from .server.connection import Outbox
@@ -102,6 +104,7 @@ class Parts:
         self.clock = clock
         self._rng = rng
         self.new_uid = UidSource(clock)
+        self._pulse: Pulse | None = None
         self.store = self._make_store()
         self.commit = GroupCommit(self.store)
         self.scheduler = self._make_scheduler()
@@ -121,13 +124,18 @@ class Parts:
         self._steering = LiveSteering(
             self.scheduler, self.commit, self.lanes.why_waiting, self._live, lambda request: self.explain(request)
         )
-        is_alone = slot.count == 1 or options.store != "sqlite"
-        self.queue = WholeQueue(self._steering, self.commit, options.data_dir, shard=slot.number, is_alone=is_alone)
+        place = Place(
+            options.data_dir, slot.number, slot.count if options.keeps_mail else 1, is_shared=bool(options.queue)
+        )
+        self.queue = WholeQueue(self._steering, self.commit, place)
         self.inbox: Inbox | None = None
         if options.capture:
             self.scheduler.hold_new = CAPTURED
             self.inbox = Inbox(self.queue, options.capture_messages)
             self.scheduler.on_held = self.inbox.hear
+        self._follower = Follower(self.scheduler, self.commit)
+        # This version cannot go on with the queue: the text says why.
+        self.on_unfit: Callable[[str], None] = lambda why: None
         self._control: ControlServer | None = None
         self._adopter: Adopter | None = None
         self._is_connected = False
@@ -136,6 +144,11 @@ class Parts:
 
     def _make_store(self) -> Store:
         options = self.options
+        if options.queue:
+            shared = open_postgres(options.queue, options.data_dir, self._slot.number, options.node_lease_s)
+            self._pulse = shared.heart
+            self._spool_folder = shared.spool
+            return shared
         if options.store == "sqlite":
             store = SqliteStore(options.data_dir, self._slot.number)
             self._spool_folder = store.spool
@@ -180,7 +193,7 @@ class Parts:
             authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
             default_senders=self._default_senders,
             rules=self._rules(),
-            room=Room(options.data_dir, options.reserve_bytes if options.store == "sqlite" else 0),
+            room=Room(options.data_dir, options.reserve_bytes if options.keeps_mail else 0),
             wiretap=wiretap.tap if options.options.get("trace") else None,
             client_prefix=f"s{self._slot.number}-" if self._slot.number else "s",
         )
@@ -323,12 +336,16 @@ class Parts:
         self.watchdog.start()
         if options.paused:
             await self.scheduler.pause()
-        if options.store == "sqlite":
+        if options.has_shards:
             # Of other workers, too: a new one begins as they are.
             self.lanes.paused |= await asyncio.to_thread(paused_next_hops, options.data_dir)
         self.lanes.start()
+        if self._pulse is not None:
+            self.lanes.may_begin = lambda pulse=self._pulse: pulse.is_alive  # type: ignore[misc]
+            self._follower.on_unfit = self.on_unfit
+            self._follower.start(self._pulse, self.context.room.set_away)
         await self.scheduler.start()
-        if options.store == "sqlite":
+        if options.keeps_mail:
             await self._open_to_others()
 
     async def _open_to_others(self) -> None:
@@ -344,7 +361,7 @@ class Parts:
                 max_content_bytes=options.max_size_bytes,
             )
             await self._control.start()
-        if slot.number == 0:
+        if slot.number == 0 and options.has_shards:
             self._adopter = Adopter(self.commit, self.scheduler.wake, self.clock, options.data_dir, slot.count)
             self._adopter.start()
 
@@ -390,6 +407,7 @@ class Parts:
         self.queue.close()
         if self.scheduler.is_running:
             await self.scheduler.stop()
+        await self._follower.stop()
         await self.lanes.stop(grace_s)
         if self._is_connected:
             await self.scheduler.drained()
@@ -400,7 +418,7 @@ class Parts:
         await self.resolver.close()
         if self.context.spool is not None:
             self.context.spool.close()
-            if self.options.store != "sqlite":
+            if not self.options.keeps_mail:
                 shutil.rmtree(self._spool_folder, ignore_errors=True)
         self.store.close()
         self.dispatcher.pipeline.clear()

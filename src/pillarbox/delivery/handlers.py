@@ -24,7 +24,7 @@ import regex
 from ..clock import Clock
 from ..errors import OptionError, PillarboxError
 from ..mail.content import Content
-from ..queue.work import Result, Work
+from ..queue.work import Result, Work, give_back
 from ..smtp.address import comparable_domain
 from ..smtp.reply import Reply
 from .waiting import WaitingLine
@@ -310,7 +310,9 @@ class HandlerLane:
         clock: Clock,
         finished: Callable[[Work], None],
         wake: Callable[[], None],
+        may_begin: Callable[[], bool] = lambda: True,
     ) -> None:
+        self._may_begin = may_begin
         self.key = key
         self._find = find
         self._clock = clock
@@ -363,6 +365,10 @@ class HandlerLane:
             if handler is not None and len(self._running) + self._left_behind >= handler.concurrency:
                 return
             work = self._waiting.pop()
+            if not self._may_begin():
+                give_back(work, self._clock.time())
+                self._finished(work)
+                continue
             task = asyncio.get_running_loop().create_task(self._run(handler, work))
             self._running.add(task)
             task.add_done_callback(self._done)

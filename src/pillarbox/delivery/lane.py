@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from ..clock import Clock
-from ..queue.work import Result, Work
+from ..queue.work import Result, Work, give_back
 from ..smtp.client import ClientFault, Stage, Transaction
 from ..smtp.reply import Reply
 from .client import ClientConnection, ClientSettings, ConnectFault
@@ -57,6 +57,9 @@ class Lanes(Protocol):
 
     def may_open(self, lane: Lane) -> bool:
         """Counts a connection in, if there may be one more of all."""
+
+    def may_begin(self) -> bool:
+        """False when others may have taken over what this server has in hand."""
 
     def has_closed(self) -> None:
         """Counts it out."""
@@ -384,6 +387,10 @@ class Lane:
             self._lanes.has_idle(self)
 
     def _begin(self, connection: ClientConnection, work: Work) -> bool:
+        if not self._lanes.may_begin():
+            give_back(work, self._clock.time())
+            self._lanes.finished(work)
+            return False
         work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
         try:
             built = build_transaction(work, connection.smtp)

@@ -61,6 +61,7 @@ class Lanes:
         self.finished: Callable[[Work], None] = lambda work: None
         self.wake: Callable[[], None] = lambda: None
         self.is_back: Callable[[str, Collection[str]], None] = lambda key, stages: None
+        self.may_begin: Callable[[], bool] = lambda: True
         self.paused: set[str] = set()
         self._lanes: dict[str, Lane] = {}
         self._handler_lanes: dict[str, HandlerLane] = {}
@@ -178,7 +179,7 @@ class Lanes:
         lane = self._handler_lanes.get(key)
         if lane is None:
             match, handlers = key.removeprefix(HANDLER), self._ways.handlers
-            lane = HandlerLane(key, lambda: handlers.get(match), self._clock, self.finished, self.wake)
+            lane = HandlerLane(key, lambda: handlers.get(match), self._clock, self.finished, self.wake, self.may_begin)
             self._handler_lanes[key] = lane
         return lane
 

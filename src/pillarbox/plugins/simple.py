@@ -38,6 +38,7 @@ _LOGIN_FIRST = Reply(530, "5.7.0", "Authentication required")
 _TLS_FIRST = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
 _NEEDS_UTF8 = Reply(553, "5.6.7", "Address with UTF-8: use SMTPUTF8 with MAIL")
 _NO_ROOM = Reply(452, "4.3.1", "No room left for mail: try again later")
+_AWAY = Reply(451, "4.3.0", "The queue is away: try again later")
 _NOT_TRUSTED = Reply(550, "5.7.1", "Relaying denied: authenticate, or ask the operator")
 _NOBODY = Reply(550, "5.1.1", "No such mailbox here")
 
@@ -94,13 +95,15 @@ class RelayRule:
 
 
 class _Room(Protocol):
-    """Whether there is room on the disk."""
+    """Whether there is room for mail: on the disk, and a queue that takes it."""
 
     is_enough: bool
+    is_away: bool
 
 
 class _Endless:
     is_enough = True
+    is_away = False
 
 
 class Greeting:
@@ -206,7 +209,7 @@ class Simple:
         if session.wants_login and session.username is None:
             return _LOGIN_FIRST if session.tls else _TLS_FIRST
         if not self.room.is_enough:
-            return _NO_ROOM
+            return _AWAY if self.room.is_away else _NO_ROOM
         if session.username is not None and command.address is not None and not may_send_as(session, command.address):
             return Reply(553, "5.7.1", f"{session.username} may not send as this address")
         return _SENDER_OK

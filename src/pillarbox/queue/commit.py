@@ -188,7 +188,7 @@ class GroupCommit:
 
     def _suits_loop(self, batch: _Batch) -> bool:
         """Anything else than messages and outcomes may take its time; so may much of those, or a slow disk."""
-        if batch.runs:
+        if batch.runs or not self.store.suits_loop:
             return False
         size = rows = 0
         for message in batch.accepts:

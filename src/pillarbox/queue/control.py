@@ -190,6 +190,7 @@ class LiveSteering:
             "in_hand": self._scheduler.in_hand,
             "recipients": counts,
             "waiting_for": self._why_waiting(),
+            "nodes": await self._commit.read(lambda reader: reader.nodes()),
         }
 
     async def live(self) -> dict[str, Any]:
@@ -380,8 +381,10 @@ class StoppedSteering:
         found = self._store.get(uid)
         if found is None:
             return None
-        is_waiting = found.state in ("queued", "deferred")
-        return view_as_json(found) | {"waiting_for": "the server, which is not running" if is_waiting else None}
+        waits_for = None
+        if found.state in ("queued", "deferred"):
+            waits_for = "one of the servers" if self._store.nodes() else "the server, which is not running"
+        return view_as_json(found) | {"waiting_for": waits_for}
 
     async def change(self, action: Action, query: Query) -> Uids:
         """The uids that were changed."""
@@ -407,13 +410,15 @@ class StoppedSteering:
 
     async def status(self) -> dict[str, Any]:
         """Counts and flags."""
+        nodes = self._store.nodes()
         return {
-            "running": False,
+            "running": bool(nodes),
+            "nodes": nodes,
             "paused": self._store.flag(PAUSED) is not None,
             "paused_next_hops": sorted(parse_hops(self._store.flag(PAUSED_HOPS))),
-            "in_hand": 0,
+            "in_hand": sum(node["in_hand"] for node in nodes),
             "recipients": self._store.counts(),
-            "waiting_for": "the server is not running",
+            "waiting_for": None if nodes else "the server is not running",
         }
 
     async def live(self) -> dict[str, Any]:

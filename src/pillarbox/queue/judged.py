@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
+from typing import Protocol
 
 from ..smtp.reply import Reply
-from .model import Settled
-from .work import Result
+from .model import Message, Settled
+from .retry import RetryPolicy, pause_s
+from .work import Result, Work
 
 
 @dataclass(slots=True)
@@ -16,6 +19,40 @@ class Judged:
     result: Result
     settled: Settled
     is_delay_report: bool = False
+
+
+def judge(work: Work, result: Result, policy: RetryPolicy, rng: random.Random, *, now: float, seconds: float) -> Judged:
+    """What a result means: delivered, bounced, expired, or deferred until when. `seconds`: how long the attempt took."""
+    message, recipient = work.message, result.recipient
+    settled = Settled(
+        recipient.number,
+        "delivered",
+        "delivered",
+        reply=str(result.reply),
+        stage=result.stage,
+        next_hop=work.next_hop or None,
+        remote=result.remote,
+        started_at=work.started_at,
+        seconds=seconds,
+        is_attempt=result.is_attempt,
+    )
+    if result.is_delivered:
+        return Judged(result, settled)
+    if result.is_permanent:
+        settled.state = settled.outcome = "bounced"
+        return Judged(result, settled)
+    if now >= message.expires_at:
+        settled.state = settled.outcome = "expired"
+        return Judged(result, settled)
+    settled.state = "deferred" if result.is_attempt else recipient.state
+    settled.outcome = "ambiguous" if result.is_ambiguous else "deferred"
+    pause = pause_s(policy, recipient.attempts + 1, rng)
+    due_at = result.retry_at if result.retry_at is not None else now + pause
+    settled.due_at = min(due_at, max(message.expires_at, now + 1.0))
+    after = policy.delay_notice_s
+    if after is not None and not recipient.is_delay_reported and now - message.received_at >= after:
+        settled.is_delay_reported = True
+    return Judged(result, settled, is_delay_report=settled.is_delay_reported)
 
 
 def calls_for_report(judged: list[Judged]) -> bool:
@@ -37,3 +74,9 @@ def parse_kept(text: str | None) -> Reply:
         except ValueError:
             return Reply(int(words[0]), None, " ".join(words[1:]))
     return Reply(451, "4.4.7", text or "no attempt could be made")
+
+
+class Reporter(Protocol):
+    """Makes the DSNs that outcomes call for (delivery.bounce)."""
+
+    def __call__(self, message: Message, judged: list[Judged], now: float) -> list[Message]: ...

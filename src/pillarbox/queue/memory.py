@@ -6,6 +6,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any
 
 from ..errors import DuplicateUidError
 from ..mail.content import Content
@@ -28,6 +29,7 @@ class MemoryStore:
     """See queue.store.Store. `spool` may name a folder for large contents."""
 
     is_inline = True
+    suits_loop = True
 
     def __init__(self, spool: str = "") -> None:
         self.spool = spool
@@ -285,6 +287,10 @@ class MemoryStore:
         """The next due time."""
         recipients = (r for m in self._messages.values() for r in m.recipients)
         return min((r.due_at for r in recipients if r.due_at is not None and r.next_hop not in skip), default=None)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """Nobody else."""
+        return []
 
     def flag(self, name: str) -> str | None:
         """A control flag."""

@@ -158,6 +158,7 @@ class Heart:
         self.me = 0
         self.tell: Callable[[News | None], None] = lambda news: None
         self.on_unfit: Callable[[str], None] = lambda why: None
+        self.on_away: Callable[[bool], None] = lambda is_away: None
         self.is_away = False
         # By how much the database's clock is ahead of ours.
         self.offset_s = 0.0
@@ -244,6 +245,7 @@ class Heart:
             return
         if not self.is_away:
             _log.error("the queue at %s is away, mail is refused with 451 until it is back: %s", shown(self.url), error)
+            self.on_away(True)
         self.is_away = True
         self._close()
         self._stop.wait(AGAIN_S)
@@ -276,6 +278,7 @@ class Heart:
         if self.is_away:
             _log.warning("the queue at %s is back", shown(self.url))
             self.is_away = False
+            self.on_away(False)
         flags: dict[str, str] = dict(connection.execute("SELECT name, value FROM flag").fetchall())
         if freed:
             connection.execute(SQL["notify"], {"what": "due"})

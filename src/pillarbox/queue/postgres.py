@@ -392,6 +392,10 @@ class PostgresStore:
         """A control flag."""
         return self._look(lambda: self._read.flag(name))
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """Who works on this queue."""
+        return self._look(self._read.nodes)
+
     def spool_names(self) -> set[str]:
         """None: see PostgresReader."""
         return set()

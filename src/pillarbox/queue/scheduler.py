@@ -9,14 +9,13 @@ import asyncio
 import logging
 import random
 from collections.abc import Callable, Collection
-from typing import Protocol
 
 from ..clock import Clock, Timer
 from .commit import GroupCommit
-from .judged import Judged, calls_for_report, parse_kept
+from .judged import Judged, Reporter, calls_for_report, judge, parse_kept
 from .model import Action, Message, Query, Recipient, Settled, Settlement
 from .paused import PAUSED, PAUSED_HOPS, format_hops, parse_hops
-from .retry import RetryPolicy, pause_s
+from .retry import RetryPolicy
 from .store import Store
 from .upkeep import History, Upkeep
 from .work import Deliverer, Result, Work
@@ -34,12 +33,6 @@ MEMORY_MESSAGES = 5000
 # A claim that failed (disk, lock) is tried again after this.
 FAULT_PAUSE_S = 5.0
 EXPIRY_SWEEP_S = 60.0
-
-
-class Reporter(Protocol):
-    """Makes the DSNs that outcomes call for (delivery.bounce)."""
-
-    def __call__(self, message: Message, judged: list[Judged], now: float) -> list[Message]: ...
 
 
 class Scheduler:
@@ -305,7 +298,8 @@ class Scheduler:
         if self._in_hand.pop(id(work), None) is not None:
             self._in_hand_bytes -= len(work.message.content.prefix)
         now = self._clock.time()
-        judged = [self._judge(work, result, now) for result in work.results]
+        seconds = max(0.0, self._clock.monotonic() - work.started_clock) if work.started_clock else 0.0
+        judged = [judge(work, result, self.policy, self._rng, now=now, seconds=seconds) for result in work.results]
         self._settle(work, judged, now)
         due_at = self._soonest(*(one.settled.due_at for one in judged))
         if due_at is not None and self._is_running and (self._armed_for is None or due_at < self._armed_for):
@@ -318,38 +312,6 @@ class Scheduler:
         self._upkeep.finished(has_spool=bool(work.message.content.path))
         if self._has_more and len(self._in_hand) < MEMORY_MESSAGES // 2 and self._in_hand_bytes <= MEMORY_BYTES // 2:
             self.wake()
-
-    def _judge(self, work: Work, result: Result, now: float) -> Judged:
-        message, recipient = work.message, result.recipient
-        settled = Settled(
-            recipient.number,
-            "delivered",
-            "delivered",
-            reply=str(result.reply),
-            stage=result.stage,
-            next_hop=work.next_hop or None,
-            remote=result.remote,
-            started_at=work.started_at,
-            seconds=max(0.0, self._clock.monotonic() - work.started_clock) if work.started_clock else 0.0,
-            is_attempt=result.is_attempt,
-        )
-        if result.is_delivered:
-            return Judged(result, settled)
-        if result.is_permanent:
-            settled.state = settled.outcome = "bounced"
-            return Judged(result, settled)
-        if now >= message.expires_at:
-            settled.state = settled.outcome = "expired"
-            return Judged(result, settled)
-        settled.state = "deferred" if result.is_attempt else recipient.state
-        settled.outcome = "ambiguous" if result.is_ambiguous else "deferred"
-        pause = pause_s(self.policy, recipient.attempts + 1, self._rng)
-        due_at = result.retry_at if result.retry_at is not None else now + pause
-        settled.due_at = min(due_at, max(message.expires_at, now + 1.0))
-        after = self.policy.delay_notice_s
-        if after is not None and not recipient.is_delay_reported and now - message.received_at >= after:
-            settled.is_delay_reported = True
-        return Judged(result, settled, is_delay_report=settled.is_delay_reported)
 
     def _settle(self, work: Work, judged: list[Judged], now: float) -> None:
         message = work.message
@@ -439,6 +401,33 @@ class Scheduler:
     def paused_next_hops(self) -> list[str]:
         """Those that an operator has paused."""
         return sorted(self._deliverer.paused)
+
+    # ------------------------------------------------------------- other nodes
+
+    def follow(self, *, is_paused: bool, next_hops: set[str]) -> None:
+        """The flags of a queue that is not this server's alone, as somebody has set them."""
+        paused = self._deliverer.paused
+        if is_paused and not self.is_paused:
+            self._give_back(self._deliverer.withdraw(None))
+        self.is_paused = is_paused
+        for hop in next_hops - paused:
+            paused.add(hop)
+            self._give_back(self._deliverer.withdraw_from(hop))
+        paused &= next_hops
+
+    def unbegun(self) -> list[Work]:
+        """Work in hand that no attempt has been begun for."""
+        return [work for work in self._in_hand.values() if not work.started_at]
+
+    def let_go(self, works: list[Work], lost: set[tuple[int, int]]) -> int:
+        """Work that is lost, (key, recipient's number): it is not settled. How many recipients it had that were waiting."""
+        count = 0
+        for work in self._deliverer.withdraw({work.message.uid for work in works}):
+            left = [r for r in work.recipients if (work.message.key, r.number) not in lost]
+            count += len(work.recipients) - len(left)
+            work.recipients = left
+            self._give_back([work])
+        return count
 
     async def change(self, action: Action, query: Query) -> list[str]:
         """Hold, release, retry, cancel: the uids of what was changed, durable when it returns."""

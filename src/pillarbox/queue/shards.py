@@ -31,6 +31,11 @@ def control_socket(shard: int) -> str:
     return f"control-{shard}.sock" if shard else "control.sock"
 
 
+def has_queue(folder: str) -> bool:
+    """True when there is a queue in that folder, or a server that has its queue elsewhere."""
+    return bool(find_shards(folder)) or os.path.exists(os.path.join(folder, control_socket(0)))
+
+
 def find_shards(folder: str) -> list[int]:
     """The numbers of the shards that are there, in order. Empty where the folder is missing or nobody's to read."""
     try:

@@ -63,6 +63,7 @@ class SqliteStore:
     """See queue.store.Store. `folder` is the data directory; the file in it is queue-<shard>.db, the lock beside it."""
 
     is_inline = False
+    suits_loop = True
 
     def __init__(self, folder: str, shard: int = 0) -> None:
         self.folder = folder
@@ -446,6 +447,10 @@ class SqliteStore:
     def flag(self, name: str) -> str | None:
         """A control flag."""
         return self._read.flag(name)
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """A file has one owner."""
+        return []
 
     def spool_names(self) -> set[str]:
         """Spool files in need."""

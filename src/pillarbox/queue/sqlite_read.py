@@ -111,6 +111,10 @@ class SqliteReader:
             return float(due_at)
         return None
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """A file has one owner."""
+        return []
+
     def flag(self, name: str) -> str | None:
         """A control flag."""
         for (value,) in self.rows(SQL["get_flag"], (name,)):

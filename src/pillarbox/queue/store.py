@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..mail.content import Content
 from .model import Action, Message, Query, Settlement, View
@@ -36,6 +36,9 @@ class Reader(Protocol):
     def flag(self, name: str) -> str | None:
         """A control flag, such as "paused"."""
 
+    def nodes(self) -> list[dict[str, Any]]:
+        """Who works on this queue, where it may be more than one server: id, name, version, beat_at, in_hand, ..."""
+
     def close(self) -> None:
         """Gives up what it holds."""
 
@@ -45,6 +48,9 @@ class Store(Protocol):
 
     is_inline: bool
     """True for a store that never waits for a disk: it is used in the loop's own thread."""
+
+    suits_loop: bool
+    """True for a store whose small commits are so quick that the loop's own thread may do them."""
 
     @property
     def wants_maintenance(self) -> bool:
@@ -128,6 +134,9 @@ class Store(Protocol):
 
     def set_flag(self, name: str, value: str | None) -> None:
         """Sets or removes a control flag."""
+
+    def nodes(self) -> list[dict[str, Any]]:
+        """See Reader."""
 
     def purge(self, finished_before: float, keep: int, limit: int) -> list[str]:
         """Forgets finished messages older than that, and all but the last `keep`; at most `limit` at a time.

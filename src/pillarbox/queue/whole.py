@@ -10,6 +10,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import apsw
@@ -81,6 +82,19 @@ def _judge_refusal(error: StoreError, deadline: float) -> None:
         raise error
 
 
+def ask_queue(folder: str, request: dict[str, Any]) -> Any:
+    """One request to the queue of a data directory: its shards, or what its server has elsewhere. Errors as in ask_shard."""
+    if find_shards(folder):
+        return ask_all(folder, request)
+    try:
+        return ask(folder, request)
+    except StateError as error:
+        raise StoreError(str(error)) from None
+    except StoreError as error:
+        _judge_refusal(error, 0.0)
+        raise
+
+
 def ask_all(folder: str, request: dict[str, Any]) -> Any:
     """One request to every shard of a data directory, and what they say together; blocks. Errors as in ask_shard."""
     answers: list[Any] = []
@@ -149,18 +163,28 @@ def _merge_live(answers: list[dict[str, Any]]) -> dict[str, Any]:
     return whole
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a worker is: of `workers` in this data directory; `is_shared` when one queue is the queue of all."""
+
+    folder: str
+    worker: int = 0
+    workers: int = 1
+    is_shared: bool = False
+
+
 class WholeQueue:
     """A worker's view of all shards: its own through its scheduler, the others by reading their files and asking their workers.
 
     In a server of one process there are no others, and nothing but its own is asked.
     """
 
-    def __init__(self, own: LiveSteering, commit: GroupCommit, folder: str, *, shard: int, is_alone: bool) -> None:
+    def __init__(self, own: LiveSteering, commit: GroupCommit, place: Place) -> None:
         self._own = own
         self._commit = commit
-        self._folder = folder
-        self._shard = shard
-        self._is_alone = is_alone
+        self._folder = place.folder
+        self._shard = place.worker
+        self._place = place
         self._threads = ThreadPoolExecutor(4, "pillarbox-shards")
 
     def close(self) -> None:
@@ -168,12 +192,16 @@ class WholeQueue:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _others(self) -> list[int]:
-        return [] if self._is_alone else [shard for shard in find_shards(self._folder) if shard != self._shard]
+        if self._place.workers == 1 or self._place.is_shared:
+            return []
+        return [shard for shard in find_shards(self._folder) if shard != self._shard]
 
     async def _ask(self, request: dict[str, Any]) -> Any:
         """The own answer and those of the others, together."""
         loop = asyncio.get_running_loop()
         is_look = request.get("verb") in _LOOKS
+        if self._place.is_shared and request.get("verb") == "live":
+            return await self._ask_workers(request)
         times = (LOOK_S, LOOK_S) if is_look else (PATIENCE_S, 30.0)
         asked = [
             loop.run_in_executor(self._threads, ask_shard, self._folder, shard, request, *times)
@@ -187,6 +215,21 @@ class WholeQueue:
                 raise error
         whole = merge(request, [own, *(one for one in found if one is not GONE and one not in silent)])
         return {**whole, "silent_workers": len(silent)} if is_look else whole
+
+    async def _ask_workers(self, request: dict[str, Any]) -> Any:
+        """Each knows the same queue, but has sessions and lanes of its own."""
+        loop = asyncio.get_running_loop()
+
+        def one(worker: int) -> Any:
+            return ask(self._folder, {**request, "scope": "shard"}, shard=worker, timeout_s=LOOK_S)
+
+        others = [worker for worker in range(self._place.workers) if worker != self._shard]
+        asked = [loop.run_in_executor(self._threads, one, worker) for worker in others]
+        own = await perform(self._own, request)
+        found = await asyncio.gather(*asked, return_exceptions=True)
+        silent = [answer for answer in found if isinstance(answer, BaseException)]
+        whole = merge(request, [own, *(one for one in found if one not in silent)])
+        return {**whole, "silent_workers": len(silent)}
 
     # ----------------------------------------------------------------- reading
 

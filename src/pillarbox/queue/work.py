@@ -48,6 +48,12 @@ class Work:
             self.recipients = self.message.recipients
 
 
+def give_back(work: Work, now: float) -> None:
+    """Its results: nothing was tried, it is the queue's again; whoever has its lease by now goes on with it."""
+    reply = Reply(451, "4.3.2", "This server had lost touch with the queue")
+    work.results = [Result(r, reply, "lookup", is_attempt=False, retry_at=now) for r in work.recipients]
+
+
 class Deliverer(Protocol):
     """The delivering side, as the scheduler sees it."""
 

@@ -9,12 +9,22 @@ _log = logging.getLogger("pillarbox.listener")
 
 
 class Room:
-    """Looks at a folder's file system, when it is asked to; `is_enough` is what the last look said."""
+    """Looks at a folder's file system, when it is asked to; `is_enough` is what the last look said.
+
+    A queue that is away has no room either: `is_away`.
+    """
 
     def __init__(self, folder: str, reserve_bytes: int) -> None:
         self._folder = folder
         self._reserve_bytes = reserve_bytes
         self.is_enough = True
+        self._has_room = True
+        self.is_away = False
+
+    def set_away(self, is_away: bool) -> None:
+        """The queue's database is away, or back."""
+        self.is_away = is_away
+        self.is_enough = self._has_room and not is_away
 
     def look(self) -> None:
         """Once a second; a change is told of."""
@@ -29,8 +39,9 @@ class Room:
         # File systems without a number of inodes say 0 of 0.
         has_inodes = found.f_files == 0 or found.f_favail > 0
         is_enough = free >= self._reserve_bytes and has_inodes
-        if is_enough != self.is_enough:
-            self.is_enough = is_enough
+        if is_enough != self._has_room:
+            self._has_room = is_enough
+            self.is_enough = is_enough and not self.is_away
             if is_enough:
                 _log.warning("there is room again in %s: mail is taken", self._folder)
             else:
