@@ -77,6 +77,7 @@ class MailServer(EventSide):
         )
         parts.explain = Explainer(parts).explain
         parts.enqueue = self.enqueue
+        parts.on_unfit = self._unfit
         return parts
 
     async def explain(
@@ -417,6 +418,10 @@ class MailServer(EventSide):
     def paused(self) -> bool:
         """True while paused."""
         return self._parts.scheduler.is_paused
+
+    def _unfit(self, why: str) -> None:
+        _log.critical("this server cannot go on with its queue, and stops: %s", why)
+        self._stopping = self._stopping or asyncio.ensure_future(self._stop(30.0))
 
     def _listener_failed(self, error: OSError, address: str) -> None:
         text = os.strerror(error.errno) if error.errno else str(error)

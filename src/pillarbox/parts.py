@@ -420,5 +420,9 @@ class Parts:
             self.context.spool.close()
             if not self.options.keeps_mail:
                 shutil.rmtree(self._spool_folder, ignore_errors=True)
-        self.store.close()
+        if self._pulse is not None:
+            # Waits for the database, and for the heart's thread.
+            await asyncio.to_thread(self.store.close)
+        else:
+            self.store.close()
         self.dispatcher.pipeline.clear()

@@ -11,8 +11,8 @@ import typer
 
 from ..errors import OptionError, StoreError
 from ..places import default_data_dir
-from ..queue.shards import find_shards
-from ..queue.whole import ask_all
+from ..queue.shards import has_queue
+from ..queue.whole import ask_queue
 
 
 def explain(
@@ -62,12 +62,12 @@ def _ask(request: dict[str, Any], config: str | None, data_dir: str | None) -> A
     folder = data_dir
     if folder is None:
         folder = str(read_config(config, flags).options.get("data_dir") or default_data_dir())
-    if not os.path.isdir(folder) or not find_shards(folder):
+    if not os.path.isdir(folder) or not has_queue(folder):
         return asyncio.run(_dry(request, config, flags, None))
-    status = ask_all(folder, {"verb": "status"})
+    status = ask_queue(folder, {"verb": "status"})
     if status["running"]:
-        return ask_all(folder, {**request, "verb": "explain"})
-    row = ask_all(folder, {"verb": "show", "uid": request["uid"]}) if "uid" in request else None
+        return ask_queue(folder, {**request, "verb": "explain"})
+    row = ask_queue(folder, {"verb": "show", "uid": request["uid"]}) if "uid" in request else None
     if "uid" in request and row is None:
         return None
     return asyncio.run(_dry(request, config, {**flags, "data_dir": folder}, row, status=status))

@@ -13,6 +13,7 @@ import json
 import mailbox
 import os
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from email.utils import getaddresses, parseaddr
@@ -29,9 +30,12 @@ from ..queue.control import parse_query
 from ..queue.enqueue import Stamp, build_message, parse_enqueue
 from ..queue.model import FINAL, View
 from ..queue.shards import database, find_shards, spool_folder
+from ..queue.shared import open_postgres
 from ..queue.spool import Spool
 from ..queue.sqlite import SqliteStore
 from ..queue.sqlite_read import SqliteReader, connect
+from ..queue.store import Store
+from .place import DataDir, QueueUrl, check_url
 
 FORMATS = ("mbox", "maildir")
 _TO, _FROM, _STATE = "X-Envelope-To", "Return-Path", "X-Envelope-State"
@@ -39,7 +43,6 @@ _SPOOL_ABOVE_BYTES = 128 * 1024
 _EXPIRE_S = 4 * 86400.0
 
 Format = Annotated[str, typer.Option("--format", metavar="KIND", help=" or ".join(FORMATS))]
-DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")]
 
 
 def export(
@@ -50,6 +53,7 @@ def export(
     sender: Annotated[str | None, typer.Option("--from", metavar="TEXT", help="Part of the reverse-path.")] = None,
     to: Annotated[str | None, typer.Option("--to", metavar="TEXT", help="Part of a recipient's address.")] = None,
     data_dir: DataDir = None,
+    queue: QueueUrl = None,
 ) -> None:
     """Write queued messages into an mbox file or a Maildir; the queue stays as it is (`queue cancel` empties it)."""
     _check_format(kind)
@@ -62,7 +66,9 @@ def export(
     try:
         with contextlib.ExitStack() as stack:
             take = _to_mbox(target, stack) if kind == "mbox" else _to_maildir(target)
-            for view, content in _stored(data_dir or default_data_dir(), query):
+            for view, content in (
+                _shared(queue, query) if queue and data_dir is None else _stored(data_dir or default_data_dir(), query)
+            ):
                 take(view, _with_envelope(view, content))
                 done.append(view.uid)
     except OSError as error:
@@ -88,6 +94,7 @@ def import_(
         bool, typer.Option("--headers", help="Recipients from To, Cc and Bcc, where none are named.")
     ] = False,
     data_dir: DataDir = None,
+    queue: QueueUrl = None,
 ) -> None:
     """Put messages into the queue. All are read first: with a fault in one, none is taken; what is there already stays one."""
     _check_format(kind)
@@ -100,7 +107,7 @@ def import_(
             parse_enqueue(item, {})
         except OptionError as error:
             raise OptionError(f"{source}: message {number}: {error}; nothing was imported") from None
-    taken = _give(folder, items, held)
+    taken = _give_shared(queue, items, held) if queue and data_dir is None else _give(folder, items, held)
     print(f"{len(taken)} message{'' if len(taken) == 1 else 's'} imported", file=sys.stderr)
 
 
@@ -126,6 +133,19 @@ def _stored(folder: str, query: Any) -> Iterator[tuple[View, Content]]:
                     yield view, content
         finally:
             connection.close()
+
+
+def _shared(url: str, query: Any) -> Iterator[tuple[View, Content]]:
+    check_url(url)
+    store = open_postgres(url)
+    store.open()
+    try:
+        for view in store.search(query):
+            content = store.content(view.uid)
+            if content is not None:
+                yield view, content
+    finally:
+        store.close()
 
 
 def _with_envelope(view: View, content: Content) -> Iterator[bytes]:
@@ -266,7 +286,24 @@ def _give(folder: str, items: list[dict[str, Any]], held: set[str]) -> list[str]
     except StoreLockedError:
         return _give_running(folder, items, held)
     try:
-        taken = asyncio.run(_write(store, [item for item in items if store.get(item["uid"]) is None], held))
+        new = [item for item in items if store.get(item["uid"]) is None]
+        taken = asyncio.run(_write(store, new, held, store.spool))
+    finally:
+        store.close()
+    for uid in taken:
+        print(uid)
+    return taken
+
+
+def _give_shared(url: str, items: list[dict[str, Any]], held: set[str]) -> list[str]:
+    """Into a queue on PostgreSQL; its nodes hear of it."""
+    check_url(url)
+    store = open_postgres(url)
+    store.open()
+    try:
+        new = [item for item in items if store.get(item["uid"]) is None]
+        with tempfile.TemporaryDirectory() as folder:
+            taken = asyncio.run(_write(store, new, held, folder))
     finally:
         store.close()
     for uid in taken:
@@ -291,9 +328,9 @@ def _give_running(folder: str, items: list[dict[str, Any]], held: set[str]) -> l
     return taken
 
 
-async def _write(store: SqliteStore, items: list[dict[str, Any]], held: set[str]) -> list[str]:
-    """One transaction for all of them."""
-    clock, spool = SystemClock(), Spool(store.spool)
+async def _write(store: Store, items: list[dict[str, Any]], held: set[str], folder: str) -> list[str]:
+    """One transaction for all of them; large contents come by way of the folder."""
+    clock, spool = SystemClock(), Spool(folder)
     new_uid = UidSource(clock)
     messages = []
     try:

@@ -94,6 +94,14 @@ def serve(
     data_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Folder of the queue. [default: /var/lib/pillarbox or XDG]")
     ] = None,
+    queue: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            envvar="PILLARBOX_QUEUE",
+            help="A queue on PostgreSQL that many servers share: postgresql://USER@HOST/DATABASE. [default: in data_dir]",
+        ),
+    ] = None,
     paused: Annotated[bool | None, typer.Option("--paused", help="Keep mail until `pillarbox queue resume`.")] = None,
     tls_cert: Annotated[
         str | None, typer.Option(metavar="FILE", help="PEM certificate chain: offers STARTTLS.")
@@ -168,6 +176,7 @@ def serve(
         "domains": domain,
         "trust": trust,
         "data_dir": data_dir,
+        "queue": queue,
         "paused": paused,
         "tls_cert": tls_cert,
         "tls_key": tls_key,

@@ -6,22 +6,18 @@ A running server owns the queue's lock and is asked through its control socket; 
 from __future__ import annotations
 
 import json
-import os
 import time
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import OptionError, StoreError
-from ..places import default_data_dir
-from ..queue.shards import find_shards
-from ..queue.whole import ask_all
 from . import mailbox, sql
+from .place import DataDir, QueueUrl, ask
 from .tables import print_list, print_message
 
 queue_app = typer.Typer(no_args_is_help=True, help="Look into the queue and steer it.")
 
-DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")]
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Uids = Annotated[list[str] | None, typer.Argument(metavar="[UID]...", help="Queue ids.")]
 State = Annotated[
@@ -42,20 +38,6 @@ queue_app.command("import")(mailbox.import_)
 queue_app.command("sql")(sql.sql)
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def _run(data_dir: str | None, request: dict[str, Any]) -> Any:
-    folder = data_dir or default_data_dir()
-    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
-        raise StoreError(
-            f"the queue in {folder} is not yours to read: use the user that runs the server, or --data-dir"
-        )
-    if not find_shards(folder):
-        raise StoreError(f"there is no queue in {folder}: start `pillarbox serve`, or name its folder with --data-dir")
-    try:
-        return ask_all(folder, request)
-    except ValueError as error:
-        raise OptionError(str(error)) from None
 
 
 def _seconds(text: str) -> float:
@@ -98,6 +80,7 @@ def list_(
     everything: Annotated[bool, typer.Option("--all", help="Finished messages, too.")] = False,
     limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="At most so many, oldest first.")] = None,
     data_dir: DataDir = None,
+    queue: QueueUrl = None,
     as_json: Json = False,
 ) -> None:
     """List messages, oldest first; only those that are not final, unless --all."""
@@ -106,11 +89,11 @@ def list_(
         query["is_all"] = True
     if limit is not None:
         query["limit"] = limit
-    rows = _run(data_dir, {"verb": "list", "query": query})
+    rows = ask(data_dir, queue, {"verb": "list", "query": query})
     if as_json:
         print(json.dumps(rows, indent=2))
     else:
-        status = _run(data_dir, {"verb": "status"})
+        status = ask(data_dir, queue, {"verb": "status"})
         print_list(rows, status)
 
 
@@ -118,10 +101,11 @@ def list_(
 def show(
     uid: Annotated[str, typer.Argument(help="Queue id.")],
     data_dir: DataDir = None,
+    queue: QueueUrl = None,
     as_json: Json = False,
 ) -> None:
     """Show one message: recipients, attempts, last replies, and why it still waits."""
-    found = _run(data_dir, {"verb": "show", "uid": uid})
+    found = ask(data_dir, queue, {"verb": "show", "uid": uid})
     if found is None:
         raise StoreError(f"no message {uid}: `pillarbox queue list --all` shows what there is")
     if as_json:
@@ -131,11 +115,17 @@ def show(
 
 
 def _steer(
-    verb: str, done: str, data_dir: str | None, query: dict[str, Any], *, everything: bool, as_json: bool
+    verb: str,
+    done: str,
+    place: tuple[str | None, str | None],
+    query: dict[str, Any],
+    *,
+    everything: bool,
+    as_json: bool,
 ) -> None:
     if not query and not everything:
         raise OptionError(f"queue {verb}: name messages by UID or by a filter, or say --all")
-    changed = _run(data_dir, {"verb": verb, "query": query, "is_everything": everything})
+    changed = ask(*place, {"verb": verb, "query": query, "is_everything": everything})
     if as_json:
         print(json.dumps(changed))
     else:
@@ -160,10 +150,11 @@ def _steering_command(verb: str, done: str, help_text: str) -> None:
         older_than: OlderThan = None,
         everything: Everything = False,
         data_dir: DataDir = None,
+        queue: QueueUrl = None,
         as_json: Json = False,
     ) -> None:
         query = _query(uids, state, sender, to, next_hop, older_than)
-        _steer(verb, done, data_dir, query, everything=everything, as_json=as_json)
+        _steer(verb, done, (data_dir, queue), query, everything=everything, as_json=as_json)
 
     queue_app.command(verb, help=help_text)(command)
 
@@ -184,20 +175,20 @@ OneHop = Annotated[
 
 
 @queue_app.command()
-def pause(next_hop: OneHop = None, data_dir: DataDir = None) -> None:
+def pause(next_hop: OneHop = None, data_dir: DataDir = None, queue: QueueUrl = None) -> None:
     """Stop sending: what runs finishes; mail is accepted and kept, also over a restart, until `resume`."""
-    _pause("pause", next_hop, data_dir)
+    _pause("pause", next_hop, data_dir, queue)
     print(f"{next_hop or 'the queue'} is paused")
 
 
 @queue_app.command()
-def resume(next_hop: OneHop = None, data_dir: DataDir = None) -> None:
+def resume(next_hop: OneHop = None, data_dir: DataDir = None, queue: QueueUrl = None) -> None:
     """Send again; next hops that were paused by name are resumed by name."""
-    _pause("resume", next_hop, data_dir)
+    _pause("resume", next_hop, data_dir, queue)
     print(f"{next_hop or 'the queue'} is not paused any more")
 
 
-def _pause(verb: str, next_hop: str | None, data_dir: str | None) -> None:
+def _pause(verb: str, next_hop: str | None, data_dir: str | None, queue: str | None) -> None:
     if next_hop == "":
         raise OptionError("--next-hop is empty: give a key such as mx:example.org, or leave it out for the whole queue")
-    _run(data_dir, {"verb": verb, "next_hop": next_hop})
+    ask(data_dir, queue, {"verb": verb, "next_hop": next_hop})

@@ -13,6 +13,8 @@ import typer
 from ..errors import OptionError
 from ..places import default_data_dir
 from ..queue.look import ask_sql
+from ..queue.shared import ask_shared_sql
+from .place import DataDir, QueueUrl, check_url
 
 
 def sql(
@@ -25,14 +27,19 @@ def sql(
     ],
     as_json: Annotated[bool, typer.Option("--json", help="One array of objects on stdout.")] = False,
     as_csv: Annotated[bool, typer.Option("--csv", help="CSV on stdout, with a line of names.")] = False,
-    data_dir: Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")] = None,
+    data_dir: DataDir = None,
+    queue: QueueUrl = None,
 ) -> None:
     """Ask the queue in SQL, all of its parts as one, while it runs or not; nothing is changed."""
     if as_json and as_csv:
         raise OptionError("--json and --csv are both given: one of them")
     text = sys.stdin.read() if question == "-" else question
-    folder = data_dir or default_data_dir()
-    columns, rows = ask_sql(folder if os.path.isdir(folder) else "", text)
+    check_url(queue)
+    if queue is not None and data_dir is None:
+        columns, rows = ask_shared_sql(queue, text)
+    else:
+        folder = data_dir or default_data_dir()
+        columns, rows = ask_sql(folder if os.path.isdir(folder) else "", text)
     if as_json:
         print(json.dumps([dict(zip(columns, map(_plain, row), strict=True)) for row in rows], indent=2))
     elif as_csv:

@@ -16,8 +16,8 @@ from rich.text import Text
 from ..daemon.logs import escape_controls
 from ..errors import StoreError
 from ..places import default_data_dir
-from ..queue.shards import find_shards
-from ..queue.whole import ask_all
+from ..queue.shards import has_queue
+from ..queue.whole import ask_queue
 from .tables import age, size
 
 _RATES = ("accepted", "delivered", "deferred", "bounced", "refused", "sessions", "commits")
@@ -50,12 +50,12 @@ def top(
 
 
 def _look(folder: str) -> dict[str, Any]:
-    if not os.path.isdir(folder) or not find_shards(folder):
+    if not os.path.isdir(folder) or not has_queue(folder):
         raise StoreError(f"there is no queue in {folder}: start `pillarbox serve`, or name its folder with --data-dir")
-    status: dict[str, Any] = ask_all(folder, {"verb": "status"})
+    status: dict[str, Any] = ask_queue(folder, {"verb": "status"})
     if not status["running"]:
         raise StoreError(f"no server runs on {folder}: start `pillarbox serve`, or name its folder with --data-dir")
-    live = ask_all(folder, {"verb": "live"})
+    live = ask_queue(folder, {"verb": "live"})
     if "counters" not in live:
         raise StoreError(f"the server on {folder} has ended")
     return {**status, "live": live}

@@ -18,7 +18,7 @@ from ..app import MailServer
 from ..errors import OptionError, PillarboxError, StoreLockedError
 from ..options import Options, parse_options
 from ..parts import RELOADABLE
-from ..places import Slot
+from ..places import Slot, hide_password
 from ..queue.whole import is_paused
 from ..server.tls import server_context
 from .config import Config, DaemonOptions, Setting, admin_address, find_file, load
@@ -85,7 +85,7 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     configure_logs(daemon.log_level, as_json=as_json)
     # The queue is nobody else's business.
     os.umask(0o077)
-    if count > 1 and options.store != "sqlite":
+    if count > 1 and not options.keeps_mail:
         raise OptionError(f"workers {count}: option 'store' {options.store!r} is of one process; use sqlite")
     if count > 1 and options.capture:
         raise OptionError(f"workers {count}: option 'capture' is of one process; use workers 1")
@@ -123,7 +123,7 @@ def _rows(left: Handover | None, activated: list[tuple[str, socket.socket]], opt
 
 def _claim(options: Options, rows: list[Row], *, is_first: bool) -> int | None:
     """server.pid; whoever has it already keeps it, and what was bound here is given up."""
-    if options.store != "sqlite":
+    if not options.keeps_mail:
         return None
     try:
         return claim(options.data_dir)
@@ -395,7 +395,8 @@ def _say_ready(names: Sequence[tuple[str, int]], options: Options, workers: int,
     relay = ",".join(options.relay) or ("none, delivers to the MX" if options.direct else "none, mail stays queued")
     several = f", workers: {workers}" if workers > 1 else ""
     admin = f", admin: {side['admin']}" if side else ""
-    sys.stdout.write(f"pillarbox: ready on {listed} (queue: {options.data_dir}, relay: {relay}{several}{admin})\n")
+    where = hide_password(options.queue) if options.queue else options.data_dir
+    sys.stdout.write(f"pillarbox: ready on {listed} (queue: {where}, relay: {relay}{several}{admin})\n")
     if side:
         sys.stdout.write(f"pillarbox: dashboard, for one log-in within ten minutes: {side['login']}\n")
     sys.stdout.flush()

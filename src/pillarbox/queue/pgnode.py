@@ -288,7 +288,8 @@ class Heart:
         """Until the next beat, or until somebody has changed something that we should look at now."""
         deadline = time.monotonic() + self.lease_s / 3
         while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
-            for notice in connection.notifies(timeout=min(left, 0.25), stop_after=1):
+            # All of them, before anything else is asked: the connection is the generator's until it ends.
+            for notice in list(connection.notifies(timeout=min(left, 0.25), stop_after=1)):
                 if notice.payload == "changed":
                     flags: dict[str, str] = dict(connection.execute("SELECT name, value FROM flag").fetchall())
                     self.tell(News(PAUSED in flags, flags.get(PAUSED_HOPS), has_lost=True))

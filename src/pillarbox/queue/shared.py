@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
 
@@ -19,3 +20,24 @@ def open_postgres(url: str, folder: str = "", worker: int = 0, lease_s: float = 
             f"option 'queue': a queue on PostgreSQL needs its driver ({error}): pip install 'pillarbox[postgres]'"
         ) from None
     return PostgresStore(url, folder, worker, lease_s=lease_s, is_node=bool(folder))
+
+
+def ask_shared_sql(url: str, sql: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:
+    """(columns, rows) of one question to a queue on PostgreSQL. OptionError for SQL that cannot be, or would change something."""
+    # The driver's absence is told of by what needs it first.
+    open_postgres(url)
+    import psycopg
+
+    from .pgnode import check_tables, connect
+
+    connection = connect(url, "looks")
+    check_tables(connection, url)
+    connection.execute("SET default_transaction_read_only = on")
+    try:
+        # One statement, and no parameters: a % is a %.
+        cursor = psycopg.ClientCursor(connection).execute(sql.encode(), prepare=False)
+    except psycopg.errors.ReadOnlySqlTransaction:
+        raise OptionError("the queue is only read here: SELECT, from queue_messages, queue_recipients, ...") from None
+    except psycopg.Error as error:
+        raise OptionError(f"SQL: {' '.join(str(error).split())}") from None
+    return [column.name for column in cursor.description or ()], iter(cursor.fetchall() if cursor.description else [])

@@ -1,0 +1,67 @@
+"""Which queue a command means: that of a data directory, running or not, or one on PostgreSQL by its URL."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from typing import Annotated, Any
+
+import typer
+
+from ..errors import OptionError, StoreError
+from ..places import default_data_dir
+from ..queue.control import StoppedSteering, perform
+from ..queue.shards import has_queue
+from ..queue.shared import open_postgres
+from ..queue.whole import ask_queue
+
+DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")]
+QueueUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--queue",
+        metavar="URL",
+        envvar="PILLARBOX_QUEUE",
+        help="A queue on PostgreSQL: postgresql://USER@HOST/DATABASE.",
+    ),
+]
+
+
+def ask(data_dir: str | None, url: str | None, request: dict[str, Any]) -> Any:
+    """One request to the queue that is meant. StoreError or OptionError says what is in the way."""
+    try:
+        if url and data_dir is None:
+            return ask_shared(url, request)
+        return ask_queue(folder_of(data_dir), request)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+
+
+def folder_of(data_dir: str | None) -> str:
+    """A data directory with a queue in it. StoreError when there is none, or it is not for this user."""
+    folder = data_dir or default_data_dir()
+    if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
+        raise StoreError(
+            f"the queue in {folder} is not yours to read: use the user that runs the server, or --data-dir"
+        )
+    if not has_queue(folder):
+        raise StoreError(f"there is no queue in {folder}: start `pillarbox serve`, or name its folder with --data-dir")
+    return folder
+
+
+def check_url(url: str | None) -> None:
+    """OptionError for what is no URL of a database."""
+    if url is not None and not url.startswith(("postgresql://", "postgres://")):
+        raise OptionError("--queue: give a URL such as postgresql://pillarbox@db.example.org/mail")
+
+
+def ask_shared(url: str, request: dict[str, Any]) -> Any:
+    """One request to a queue on PostgreSQL: its nodes hear of what is changed."""
+    check_url(url)
+    store = open_postgres(url)
+    store.open()
+    try:
+        return asyncio.run(perform(StoppedSteering(store, time.time), request))
+    finally:
+        store.close()
