@@ -50,7 +50,9 @@ class Node:
         self.port = int(self.listen.rpartition(":")[2])
         config = folder / "pillarbox.toml"
         # Every attempt is kept, for it is counted.
-        config.write_text(f"node_lease_s = {lease_s}\nretry_first_s = 1\nretry_longest_s = 2\nhistory_messages = 10000000\n")
+        config.write_text(
+            f"node_lease_s = {lease_s}\nretry_first_s = 1\nretry_longest_s = 2\nhistory_messages = 10000000\n"
+        )
         self._options = (f"--config={config}", f"--queue={url}", f"--relay=127.0.0.1:{relay}", "--log-level=error")
         self.daemon = self._start()
 
@@ -79,13 +81,17 @@ class Sender(threading.Thread):
                     for _ in range(50):
                         address = f"{self._prefix}-{self._rng.getrandbits(40):x}@d.test"
                         lines = 3000 if self._rng.random() < 0.01 else 3
-                        client.sendmail("a@b.test", [address], "Subject: x\r\n\r\n" + "y" * 70 + ("\r\n" + "y" * 70) * lines)
+                        client.sendmail(
+                            "a@b.test", [address], "Subject: x\r\n\r\n" + "y" * 70 + ("\r\n" + "y" * 70) * lines
+                        )
                         self.acknowledged.append(address)
                         if len(self.acknowledged) >= self._count:
                             return
 
 
-def run(folder: Path, server: Postgres, messages: int, *, rounds: int, seed: int = 6, lease_s: float = LEASE_S) -> Found:
+def run(
+    folder: Path, server: Postgres, messages: int, *, rounds: int, seed: int = 6, lease_s: float = LEASE_S
+) -> Found:
     """Three nodes, a sink, so many messages, and a fault after the other; then all is counted."""
     rng, found = random.Random(seed), Found()
     began = time.monotonic()
@@ -124,7 +130,9 @@ def _fault(kind: str, node: Node, server: Postgres, url: str, lease_s: float) ->
         time.sleep(lease_s * 1.7)
         os.kill(pid, signal.SIGCONT)
     elif kind == "cut connections":
-        server.ask(f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()")
+        server.ask(
+            f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = '{database}' AND pid <> pg_backend_pid()"
+        )
     else:
         server.stop(at_once=True)
         server.start()

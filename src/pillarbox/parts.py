@@ -145,7 +145,9 @@ class Parts:
     def _make_store(self) -> Store:
         options = self.options
         if options.queue:
-            shared = open_postgres(options.queue, options.data_dir, self._slot.number, options.node_lease_s)
+            shared = open_postgres(
+                options.queue, options.data_dir, self._slot.number, options.node_lease_s, self.clock.time
+            )
             self._pulse = shared.heart
             self._spool_folder = shared.spool
             return shared

@@ -46,7 +46,7 @@ class Numbers:
 class Work:
     """What a transaction does to what this node has in hand; a lease is (message id, recipient's number)."""
 
-    __slots__ = ("dropped", "epochs", "files", "settled", "taken", "uids")
+    __slots__ = ("dropped", "epochs", "files", "is_answered", "settled", "taken", "uids")
 
     def __init__(self) -> None:
         self.uids: list[str] = []
@@ -55,6 +55,8 @@ class Work:
         self.epochs: list[int] = []
         self.files: dict[int, str] = {}
         self.dropped: list[str] = []
+        # False when it is known to be committed, but its results were lost with the connection.
+        self.is_answered = True
 
 
 class Hands:
@@ -178,9 +180,9 @@ class Session:
                 db.execute("COMMIT")
         except psycopg.Error as error:
             found = translated(error, self.url)
-            # Pipelined, the commit may have gone with the rest whenever it broke.
-            is_in_doubt = (is_sent or is_pipelined) and isinstance(found, StoreAwayError)
+            is_in_doubt = is_sent and isinstance(found, StoreAwayError)
             if is_in_doubt and self._was_committed(work):
+                work.is_answered = False
                 self.hands.done(work)
                 return
             self._roll_back()

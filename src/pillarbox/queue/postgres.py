@@ -52,7 +52,10 @@ class PostgresStore:
         lease_s: float = LEASE_S,
         is_node: bool = True,
         has_own_clock: bool = True,
+        wall: Callable[[], float] = time.time,
     ) -> None:
+        # The clock of those who call: their times count as so long from now.
+        self._wall = wall
         self.url = url
         self.folder = folder
         self.spool = shards.spool_folder(folder, worker) if folder else ""
@@ -159,7 +162,8 @@ class PostgresStore:
                 self._accept(db, accepts, epoch, work)
             if settles:
                 late = self._settle(db, settles, work)
-        self._count_late(late, len(work.settled))
+        if work.is_answered:
+            self._count_late(late, len(work.settled))
 
     def _number(self, db: Connection, batch: Sequence[Message]) -> int:
         """The keys of new messages, and the epoch of their leases. Asks the database once for very many of them."""
@@ -300,7 +304,7 @@ class PostgresStore:
     def renew(self, keys: Collection[int], lease_until: float) -> None:
         """Moves the end of the leases; that this node lives, its heart says."""
         db, _ = self._session.current
-        lease = lease_until - time.time() if self._has_own_clock else lease_until
+        lease = lease_until - self._wall() if self._has_own_clock else lease_until
         given = {"me": self.heart.me, "ids": list(keys), "lease": lease, "now": self._zero}
         db.execute(SQL["renew"], given)
 
@@ -386,7 +390,7 @@ class PostgresStore:
         found = self._look(lambda: self._read.next_due(skip))
         if found is None:
             return None
-        return time.time() + found[1] if self._has_own_clock else found[0]
+        return self._wall() + found[1] if self._has_own_clock else found[0]
 
     def flag(self, name: str) -> str | None:
         """A control flag."""

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from ..errors import OptionError
@@ -11,7 +12,9 @@ if TYPE_CHECKING:
     from .postgres import PostgresStore
 
 
-def open_postgres(url: str, folder: str = "", worker: int = 0, lease_s: float = 30.0) -> PostgresStore:
+def open_postgres(
+    url: str, folder: str = "", worker: int = 0, lease_s: float = 30.0, wall: Callable[[], float] = time.time
+) -> PostgresStore:
     """The store, not opened yet; without a folder one that only looks and steers. OptionError without the driver."""
     try:
         from .postgres import PostgresStore
@@ -19,7 +22,7 @@ def open_postgres(url: str, folder: str = "", worker: int = 0, lease_s: float = 
         raise OptionError(
             f"option 'queue': a queue on PostgreSQL needs its driver ({error}): pip install 'pillarbox[postgres]'"
         ) from None
-    return PostgresStore(url, folder, worker, lease_s=lease_s, is_node=bool(folder))
+    return PostgresStore(url, folder, worker, lease_s=lease_s, is_node=bool(folder), wall=wall)
 
 
 def ask_shared_sql(url: str, sql: str) -> tuple[list[str], Iterator[tuple[Any, ...]]]:

@@ -1,0 +1,414 @@
+"""Rows H113 to H122, H133 and H134: a queue on PostgreSQL, its database away, its nodes dead, paused, too old."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+import pytest
+
+from pillarbox import MailServer
+from pillarbox.errors import StoreError, StoreLockedError
+from pillarbox.mail.content import Content
+from pillarbox.queue import pgnode
+from pillarbox.queue.model import view_as_json
+from pillarbox.queue.pgnode import StoreAwayError, free
+from pillarbox.queue.postgres import PostgresStore
+from pillarbox.queue.sql import migrations
+from tests.conftest import Client, run_async, serving, until
+from tests.hostile.test_g_operation import ScriptedServer
+from tests.pgproxy import Proxy
+from tests.queue.test_store_contract import accept, done, message, settle
+
+
+@pytest.fixture
+def proxy(database: str) -> Iterator[Proxy]:
+    made = Proxy(database)
+    yield made
+    made.close()
+
+
+def node(url: str, folder: Path, **options: Any) -> PostgresStore:
+    store = PostgresStore(url, str(folder), **options)
+    store.open()
+    return store
+
+
+def claim(store: PostgresStore, **more: Any) -> list[Any]:
+    now = time.time()
+    with store.transaction():
+        return store.claim(more.get("limit", 10), now, now + 100, more.get("size", 1 << 20))
+
+
+def ask(url: str, sql: str) -> list[tuple[Any, ...]]:
+    with psycopg.connect(url, autocommit=True) as connection:
+        cursor = connection.execute(sql.encode())
+        return cursor.fetchall() if cursor.description else []
+
+
+def bury(url: str, store: PostgresStore) -> None:
+    """As if nothing had been heard of it for its lease."""
+    store.heart._stop.set()
+    store.heart._alive_until = 0.0
+    ask(url, f"UPDATE node SET alive_until = 0 WHERE id = {store.heart.me}")
+
+
+async def counted(server: MailServer, recipients: dict[str, int]) -> None:
+    """The queue has these recipients, by state."""
+    async with asyncio.timeout(30):
+        while (await server.queue.status())["recipients"] != recipients:
+            await asyncio.sleep(0.01)
+
+
+def now_message(uid: str, *recipients: str, **more: Any) -> Any:
+    return message(uid, *recipients, at=time.time(), **more)
+
+
+# ---------------------------------------------------------------------------- 113, 118
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_row_118_a_commit_whose_answer_is_lost(tmp_path: Path, proxy: Proxy, where: Any) -> None:
+    """Before it: it is done again. Behind it: it is found out that it came through. Once, in both cases."""
+
+    async def main() -> None:
+        async with ScriptedServer() as relay:
+            options = {"queue": proxy.url, "relay": f"127.0.0.1:{relay.port}"}
+            async with serving(tmp_path, **options) as server:
+                client = await Client.connect(server)
+                await client.ask(b"EHLO x.test")
+                assert (await client.transaction(b"Subject: x\r\n\r\nx\r\n")).startswith("250")
+                await until(lambda: len(relay.messages) == 1)
+                for count in range(2, 5):
+                    proxy.cut(where)
+                    assert (await client.transaction(b"Subject: x\r\n\r\nx\r\n")).startswith("250")
+                    await until(lambda count=count: len(relay.messages) == count)
+                    await until(lambda count=count: server._parts.context.counters.delivered == count)
+                assert proxy.cuts >= 3
+                for _ in range(20):
+                    # Also what the outcomes' own commits lost is found out.
+                    proxy.cut(where)
+                    await client.transaction(b"Subject: x\r\n\r\nx\r\n")
+                await until(lambda: len(relay.messages) == 24)
+                await counted(server, {"delivered": 24})
+                client.close()
+
+    run_async(main)
+    states = ask(proxy.url, "SELECT state, count(*) FROM recipient GROUP BY 1")
+    assert states == [("delivered", 24)] and ask(proxy.url, "SELECT count(*) FROM due") == [(0,)]
+    assert ask(proxy.url, "SELECT count(*) FROM finished") == [(24,)]
+
+
+@pytest.mark.parametrize("where", ["before", "behind"])
+def test_row_113_a_claim_whose_answer_is_lost_is_free_again(tmp_path: Path, proxy: Proxy, where: Any) -> None:
+    store = node(proxy.url, tmp_path)
+    accept(store, now_message("A"), now_message("B", content=Content(b"x" * 700_000)))
+    proxy.cut(where)
+    with pytest.raises(StoreAwayError):
+        claim(store)
+    assert {m.uid for m in claim(store)} == {"A", "B"}
+    with store.transaction():
+        dropped = store.purge(0, 1000, 10)
+    assert len(dropped) == 1, "the content that the lost claim had fetched"
+    store.close()
+
+
+# -------------------------------------------------------------------------------- 114
+
+
+def test_row_114_a_full_disk_of_the_database(tmp_path: Path, database: str) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, queue=database) as server:
+            client = await Client.connect(server)
+            await client.ask(b"EHLO x.test")
+            # What a database without room says, said by the database.
+            ask(
+                database,
+                "CREATE FUNCTION full_disk() RETURNS trigger LANGUAGE plpgsql AS "
+                "$$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$",
+            )
+            ask(database, "CREATE TRIGGER t BEFORE INSERT ON message FOR EACH ROW EXECUTE FUNCTION full_disk()")
+            assert (await client.transaction(b"Subject: x\r\n\r\nx\r\n")).startswith("452 4.3.1")
+            ask(database, "DROP TRIGGER t ON message")
+            assert (await client.transaction(b"Subject: x\r\n\r\nx\r\n")).startswith("250")
+            client.close()
+
+    run_async(main)
+    assert ask(database, "SELECT count(*) FROM message") == [(1,)]
+
+
+# -------------------------------------------------------------------------------- 115
+
+
+def test_row_115_a_content_that_is_gone_or_cut_is_held_and_the_rest_goes_on(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path)
+    large = now_message("CUT", content=Content(b"x" * 700_000))
+    accept(store, now_message("GONE"), large, now_message("GOOD"))
+    ask(database, "DELETE FROM content c USING message m WHERE m.id = c.message_id AND m.uid = 'GONE'")
+    ask(database, "DELETE FROM content c USING message m WHERE m.id = c.message_id AND m.uid = 'CUT' AND c.part = 1")
+    assert [m.uid for m in claim(store)] == ["GOOD"]
+    for uid in ("GONE", "CUT"):
+        view = store.get(uid)
+        assert (
+            view is not None and view.state == "held" and "content is missing" in (view.recipients[0].last_reply or "")
+        )
+    assert claim(store) == []
+    store.close()
+
+
+# -------------------------------------------------------------------------------- 116
+
+
+@pytest.mark.parametrize("skew", [86400.0, -86400.0])
+def test_row_116_nodes_whose_clocks_are_wrong_by_a_day(tmp_path: Path, database: str, skew: float) -> None:
+    """The database's clock rules: what one node defers is due for the other when it should be."""
+    right = node(database, tmp_path / "right")
+    wrong = node(database, tmp_path / "wrong", wall=lambda: time.time() + skew)
+    accept(right, now_message("A"))
+    now = time.time() + skew
+    with wrong.transaction():
+        (claimed,) = wrong.claim(10, now, now + 100, 1 << 20)
+    settle(wrong, claimed.key, done(0, "deferred", now + 60), at=now)
+    assert claim(right) == []
+    due_at = right.next_due()
+    assert due_at is not None and 50 < due_at - time.time() < 61
+    due_at = wrong.next_due()
+    assert due_at is not None and 50 < due_at - now < 61
+    wrong.close()
+    right.close()
+
+
+# -------------------------------------------------------------------------------- 117
+
+
+def test_row_117_the_database_is_away_at_mail_at_the_end_of_data_and_back(tmp_path: Path, proxy: Proxy) -> None:
+    async def main() -> None:
+        async with ScriptedServer() as relay:
+            async with serving(tmp_path, queue=proxy.url, relay=f"127.0.0.1:{relay.port}") as server:
+                client = await Client.connect(server)
+                await client.ask(b"EHLO x.test")
+                assert (await client.transaction(b"Subject: x\r\n\r\nx\r\n")).startswith("250")
+                await until(lambda: len(relay.messages) == 1)
+                # In the middle of a transaction: no 250, and the session lives.
+                await client.ask(b"MAIL FROM:<a@b.test>")
+                await client.ask(b"RCPT TO:<c@d.test>")
+                await client.ask(b"DATA")
+                proxy.refuse(is_refusing=True)
+                assert (await client.ask(b"Subject: x\r\n\r\nx\r\n.")).startswith("451 4.3.0")
+                await until(lambda: server._parts.context.room.is_away)
+                assert (await client.ask(b"MAIL FROM:<a@b.test>")).startswith("451 4.3.0")
+                assert (await client.ask(b"NOOP")).startswith("250")
+                proxy.refuse(is_refusing=False)
+                await until(lambda: not server._parts.context.room.is_away)
+                assert (await client.transaction(b"Subject: x\r\n\r\nx\r\n")).startswith("250")
+                await until(lambda: len(relay.messages) == 2)
+                client.close()
+
+    run_async(main)
+
+
+# ---------------------------------------------------------------------- 119, 120, 121, 122
+
+
+def test_row_119_an_outcome_that_comes_after_the_lease_is_refused_and_counted(tmp_path: Path, database: str) -> None:
+    one, two = node(database, tmp_path / "one"), node(database, tmp_path / "two")
+    accept(one, now_message("A", "x@d.test", "y@d.test"))
+    (claimed,) = claim(one)
+    bury(database, one)
+    with psycopg.connect(database, autocommit=True) as connection:
+        assert free(connection, [one.heart.me], two.heart.me, None) == 2
+    assert not one.heart.is_alive and claim(one) == [], "who may be dead takes nothing"
+    (again,) = claim(two)
+    settle(one, claimed.key, done(0, "delivered"), done(1, "deferred", time.time() + 60), at=time.time())
+    assert one.late_settles == 2
+    view = two.get("A")
+    assert view is not None and [r.state for r in view.recipients] == ["queued", "queued"]
+    assert [r.is_leased for r in view.recipients] == [True, True], "it is the other's all the same"
+    late = [a.reply for a in view.attempts if a.reply and a.reply.startswith("too late")]
+    assert len(late) == 2 and {a.outcome for a in view.attempts} == {"ambiguous"}
+    settle(two, again.key, done(0, "delivered"), done(1, "delivered"), at=time.time())
+    assert two.late_settles == 0 and two.get("A").finished_at is not None  # type: ignore[union-attr]
+    one.close()
+    two.close()
+
+
+def test_row_119_a_paused_server_begins_nothing_when_it_goes_on(tmp_path: Path, database: str) -> None:
+    async def main() -> None:
+        async with ScriptedServer() as relay:
+            options: dict[str, Any] = {"queue": database, "node_lease_s": 1.5, "relay": f"127.0.0.1:{relay.port}"}
+            async with serving(tmp_path, **options) as server:
+                await server.pause_queue()
+                uid = await server.enqueue(reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\n\nx")
+                server._parts.lanes.may_begin = lambda: False
+                await server.resume_queue()
+                await asyncio.sleep(0.2)
+                assert relay.messages == []
+                server._parts.lanes.may_begin = lambda: True
+                await until(lambda: len(relay.messages) == 1)
+                await counted(server, {"delivered": 1})
+                shown = await server.queue.show(uid)
+                assert shown is not None and shown["state"] == "delivered" and len(shown["attempts"]) == 1
+
+    run_async(main)
+
+
+def test_row_120_leases_of_a_dead_node_are_free_within_a_lease(tmp_path: Path, database: str) -> None:
+    one = node(database, tmp_path / "one", lease_s=1.5)
+    accept(one, now_message("A"))
+    (claimed,) = claim(one)
+    two = node(database, tmp_path / "two", lease_s=1.5)
+    before = ask(database, "SELECT lease_until FROM due")
+    assert claim(two) == [] and ask(database, "SELECT lease_until FROM due") == before, (
+        "who fails to take it extends nothing"
+    )
+    # As kill -9 leaves it: no more beats, and its connections closed.
+    one.heart._stop.set()
+    died = time.monotonic()
+    while not (taken := claim(two)):
+        assert time.monotonic() - died < 1.5 + 1.0, "one lease, and a beat of the other"
+        time.sleep(0.02)
+    assert taken[0].uid == "A" and taken[0].recipients[0].attempts == 1
+    assert [a.outcome for a in two.get("A").attempts] == ["ambiguous"]  # type: ignore[union-attr]
+    assert claimed.key == taken[0].key
+    two.close()
+    one.close()
+
+
+def test_row_121_any_node_has_all_the_mail_of_one_that_is_gone(tmp_path: Path, database: str) -> None:
+    one = node(database, tmp_path / "one")
+    octets = bytes(range(256)) * 4000
+    (tmp_path / "one" / "spool" / "big").write_bytes(octets)
+    big = Content(b"Received: z\r\n", path=str(tmp_path / "one" / "spool" / "big"), file_bytes=len(octets))
+    accept(one, now_message("SMALL"), now_message("BIG", content=big))
+    bury(database, one)
+    one.close()
+    for file in (tmp_path / "one" / "spool").iterdir():
+        file.unlink()
+    two = node(database, tmp_path / "two")
+    found = {m.uid: m for m in claim(two)}
+    assert set(found) == {"SMALL", "BIG"} and found["BIG"].content.read() == b"Received: z\r\n" + octets
+    looked = two.content("BIG")
+    assert looked is not None and looked.read() == b"Received: z\r\n" + octets
+    settle(two, found["BIG"].key, done(0, "delivered"), at=time.time())
+    with two.transaction():
+        assert len(two.purge(0, 1000, 10)) == 1, "its copy on this machine goes"
+    assert ask(database, "SELECT count(*) FROM content") == [(1,)]
+    two.close()
+
+
+def test_row_122_two_servers_in_one_folder_and_two_on_one_queue(tmp_path: Path, database: str) -> None:
+    one = node(database, tmp_path / "one")
+    with pytest.raises(StoreLockedError, match="pid"):
+        node(database, tmp_path / "one")
+    two = node(database, tmp_path / "two")
+    assert one.heart.me != two.heart.me
+    accept(one, now_message("A", leased_until=time.time() + 60))
+    accept(two, now_message("B", leased_until=time.time() + 60))
+    epochs = ask(database, "SELECT DISTINCT owner, epoch FROM due")
+    assert len({epoch for _, epoch in epochs}) == 2 == len({owner for owner, _ in epochs})
+    two.close()
+    one.close()
+
+
+def test_pauses_and_changes_reach_every_node(tmp_path: Path, database: str) -> None:
+    async def main() -> None:
+        async with ScriptedServer() as relay:
+            options: dict[str, Any] = {"queue": database, "relay": f"127.0.0.1:{relay.port}"}
+            async with serving(tmp_path / "a", **options) as one, serving(tmp_path / "b", **options) as two:
+                await one.pause_queue()
+                await until(two.paused)
+                uid = await two.enqueue(reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\n\nx")
+                assert await one.cancel_message(uid) and (await two.queue.show(uid))["state"] == "cancelled"  # type: ignore[index]
+                await two.pause_queue("mx:x.test")
+                await until(lambda: one._parts.lanes.paused == {"mx:x.test"})
+                await one.resume_queue("mx:x.test")
+                await until(lambda: two._parts.lanes.paused == set())
+                kept = await one.enqueue(reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\n\nx")
+                await two.resume_queue()
+                await until(lambda: len(relay.messages) == 1)
+                await counted(one, {"cancelled": 1, "delivered": 1})
+                status = await one.queue.status()
+                assert len(status["nodes"]) == 2 and status["recipients"] == {"cancelled": 1, "delivered": 1}
+                assert (await one.queue.show(kept))["state"] == "delivered"  # type: ignore[index]
+
+    run_async(main)
+
+
+# ---------------------------------------------------------------------------- 133, 134
+
+
+def test_row_133_rows_that_make_no_sense_harm_nobody(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path / "seed")
+    accept(store, *(now_message(uid) for uid in ("FACTS", "ADDRESS", "STATE", "BODY", "GOOD")))
+    store.close()
+    ask(database, """UPDATE message SET facts = '["x", {"a": 1}]' WHERE uid = 'FACTS'""")
+    ask(
+        database,
+        "UPDATE message SET body = E'8BIT\\r\\nRCPT TO:<evil@x>', ret = 'x y', envid = E'\\r\\n' WHERE uid = 'BODY'",
+    )
+    of = "FROM message m WHERE m.id = message_id AND m.uid ="
+    ask(database, f"UPDATE recipient SET address = E'a@b.test>\\r\\nRCPT TO:<evil@x.test' {of} 'ADDRESS'")
+    ask(database, f"UPDATE recipient SET notify = 'NEVER,x' || chr(13), state = 'odd' {of} 'STATE'")
+
+    async def main() -> None:
+        async with ScriptedServer() as relay:
+            async with serving(tmp_path / "node", queue=database, relay=f"127.0.0.1:{relay.port}") as server:
+                await until(lambda: any("body of GOOD" in str(m) for m in relay.messages))
+                async with asyncio.timeout(30):
+                    while {"queued", "deferred"} & (await server.queue.status())["recipients"].keys():
+                        await asyncio.sleep(0.01)
+                for view in await server.mail_queue(is_all=True):
+                    view_as_json(view)
+                assert not any("evil@x" in line for line in relay.lines)
+
+    run_async(main)
+
+
+def test_row_134_tables_that_are_newer_or_older(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = node(database, tmp_path / "old", lease_s=0.6)
+    accept(old, now_message("A"), now_message("B"))
+    (first, _) = claim(old)
+    known = migrations("postgres")
+
+    def newer(*scripts: str) -> Any:
+        return lambda folder: [*known, *scripts]
+
+    # A step that older nodes can live with: made with the queue full, and while they run.
+    monkeypatch.setattr(pgnode, "migrations", newer("ALTER TABLE message ADD COLUMN extra TEXT"))
+    new = node(database, tmp_path / "new")
+    monkeypatch.setattr(pgnode, "migrations", migrations)
+    assert ask(database, "SELECT version, oldest FROM schema_version") == [(2, 1)]
+    accept(old, now_message("C"))
+    settle(old, first.key, done(0, "delivered"), at=time.time())
+    assert new.counts() == {"queued": 2, "delivered": 1}
+    # One that they cannot live with: they say so, and stop; new ones of that age do not start.
+    unfit: list[str] = []
+    old.heart.on_unfit = unfit.append
+    new.close()
+    steps = ("ALTER TABLE message ADD COLUMN extra TEXT", "-- oldest: 3\nALTER TABLE message ADD COLUMN more TEXT")
+    monkeypatch.setattr(pgnode, "migrations", newer(*steps))
+    newest = node(database, tmp_path / "newest")
+    monkeypatch.setattr(pgnode, "migrations", migrations)
+    end = time.monotonic() + 10
+    while not unfit and time.monotonic() < end:
+        time.sleep(0.02)
+    assert "too old" in unfit[0]
+    with pytest.raises(StoreError, match="too old, install a newer one"):
+        node(database, tmp_path / "another")
+    assert {m.uid for m in claim(newest)} <= {"B", "C"} and newest.counts()["queued"] == 2
+    newest.close()
+    old.close()
+    with pytest.raises(StoreError, match="too old"):
+        looks = PostgresStore(database, is_node=False)
+        looks.open()
+
+
+def test_what_is_in_the_way_is_said(tmp_path: Path, postgres: Any) -> None:
+    with pytest.raises(StoreAwayError, match=r"postgresql://me:\*\*\*@127.0.0.1"):
+        node("postgresql://me:secret@127.0.0.1:1/none", tmp_path)
+    with postgres.database() as url, pytest.raises(StoreError, match="makes it"):
+        PostgresStore(url, is_node=False).open()
