@@ -10,7 +10,7 @@ SELECT * FROM unnest(%(id)s::bigint[], %(uid)s::text[], %(reverse_path)s::text[]
 
 -- name: insert_contents
 INSERT INTO content (message_id, part, octets)
-SELECT * FROM unnest(%(id)s::bigint[], %(part)s::int[], %(octets)s::bytea[]);
+SELECT * FROM unnest(%(id)s::bigint[], %(part)s::int[], %(octets)b::bytea[]);
 
 -- name: insert_recipients
 INSERT INTO recipient (message_id, number, address, state, attempts, next_hop, notify, orcpt)
