@@ -1,5 +1,5 @@
 # Each target does all the set-up that it needs.
-.PHONY: help serve test lint format bench bench-quick bench-page docs coverage clean
+.PHONY: help serve test lint format bench bench-quick bench-page bench-shared docs coverage clean
 BIN := .venv/bin
 RELAY ?=
 ARGS ?=
@@ -12,6 +12,7 @@ help:
 	@echo "make bench                     Pillarbox beside Postfix and others; all of it takes half an hour"
 	@echo "make bench-quick               the rows that say most, in under two minutes"
 	@echo "make bench-page                make bench, and docs/benchmarks.md of it"
+	@echo "make bench-shared              the queue on PostgreSQL beside SQLite, over nodes, and as it grows"
 	@echo "make docs                      generate docs/reference from the code"
 
 .venv/.installed: pyproject.toml
@@ -59,6 +60,10 @@ bench-quick: .venv/.installed
 bench-page: .venv/.installed
 	@sh tools/install-test-programs.sh
 	$(BIN)/python -m bench --page $(ARGS)
+
+bench-shared: .venv/.installed
+	@sh tools/install-test-programs.sh
+	$(BIN)/python -m bench.shared $(ARGS)
 
 docs: .venv/.installed
 	$(BIN)/python tools/make_reference.py
