@@ -40,6 +40,7 @@ from .queue.null import NullStore
 from .queue.retry import RetryPolicy
 from .queue.scheduler import Scheduler
 from .queue.shared import open_postgres
+from .queue.slots import Slots
 from .queue.spool import Spool
 from .queue.sqlite import SqliteStore
 from .queue.store import Store
@@ -224,7 +225,9 @@ class Parts:
             )
             mx = MxLookup(self.resolver, policy, self._rng)
         share = self._slot.share
-        limits = LaneLimits(share(options.maxrelay), share(options.maxrelay_per_next_hop))
+        per_hop = options.maxrelay_per_next_hop
+        # Over the nodes of a shared queue it is leased (queue.slots), over the workers of one server divided.
+        limits = LaneLimits(share(options.maxrelay), per_hop if options.queue else share(per_hop))
         return Ways(self.router, self.handlers, limits, self._relay_client(), self._mx_client(), mx)
 
     def _is_ourselves(self, host: str, address: str) -> bool:
@@ -310,6 +313,8 @@ class Parts:
         self.router.is_direct = options.direct
         self.rule.change(tuple(options.domains), options.trusted_networks)
         self.lanes.change(ways)
+        if self.lanes.slots is not None:
+            self.lanes.slots.limit = options.maxrelay_per_next_hop
         self.scheduler.change_policy(self._retry_policy(), self._history())
         context.change(options, self._rules())
         context.admission.change(self._slot.share(options.max_sessions), options.max_sessions_per_peer)
@@ -344,6 +349,9 @@ class Parts:
         self.lanes.start()
         if self._pulse is not None:
             self.lanes.may_begin = lambda pulse=self._pulse: pulse.is_alive  # type: ignore[misc]
+            lanes = self.lanes
+            limit = self.options.maxrelay_per_next_hop
+            lanes.slots = Slots(self.commit, self.clock, limit, lanes.in_use, lanes.feed, self.scheduler.let_others)
             self._follower.on_unfit = self.on_unfit
             self._follower.start(self._pulse, self.context.room.set_away)
         await self.scheduler.start()
@@ -410,6 +418,8 @@ class Parts:
         if self.scheduler.is_running:
             await self.scheduler.stop()
         await self._follower.stop()
+        if self.lanes.slots is not None:
+            await self.lanes.slots.stop()
         await self.lanes.stop(grace_s)
         if self._is_connected:
             await self.scheduler.drained()

@@ -15,7 +15,7 @@ from pillarbox import MailServer
 from pillarbox.errors import StoreError, StoreLockedError
 from pillarbox.mail.content import Content
 from pillarbox.queue import pgnode
-from pillarbox.queue.model import view_as_json
+from pillarbox.queue.model import Settled, Settlement, view_as_json
 from pillarbox.queue.pgnode import StoreAwayError, free
 from pillarbox.queue.postgres import PostgresStore
 from pillarbox.queue.sql import migrations
@@ -234,6 +234,19 @@ def test_row_119_an_outcome_that_comes_after_the_lease_is_refused_and_counted(tm
     assert two.late_settles == 0 and two.get("A").finished_at is not None  # type: ignore[union-attr]
     one.close()
     two.close()
+
+
+def test_given_back_and_claimed_again_in_one_transaction(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path)
+    accept(store, now_message("A"))
+    (claimed,) = claim(store)
+    back = Settlement(claimed.key, [Settled(0, "queued", "queued", due_at=time.time(), is_attempt=False)], time.time())
+    with store.transaction():
+        store.settle([back])
+        (again,) = store.claim(10, time.time(), time.time() + 100, 1 << 20)
+    settle(store, again.key, done(0, "delivered"), at=time.time())
+    assert store.late_settles == 0 and store.counts() == {"delivered": 1}
+    store.close()
 
 
 def test_row_119_a_paused_server_begins_nothing_when_it_goes_on(tmp_path: Path, database: str) -> None:

@@ -58,6 +58,9 @@ class Lanes(Protocol):
     def may_open(self, lane: Lane) -> bool:
         """Counts a connection in, if there may be one more of all."""
 
+    def allowed(self, key: str, wanted: int) -> int:
+        """How many connections a next hop may have now; it wants so many."""
+
     def may_begin(self) -> bool:
         """False when others may have taken over what this server has in hand."""
 
@@ -131,6 +134,11 @@ class Lane:
     def waiting(self) -> int:
         """Messages that wait for a connection."""
         return len(self._waiting)
+
+    @property
+    def connections(self) -> int:
+        """Open, or being opened."""
+        return len(self._connections) + len(self._opening)
 
     @property
     def is_idle(self) -> bool:
@@ -213,7 +221,8 @@ class Lane:
         if not self._waiting or self._is_stopping:
             return
         limit = 1 if self._retry_at is not None else self._limit if self._has_worked else min(UNPROVEN, self._limit)
-        room = limit - len(self._connections) - len(self._opening)
+        there = len(self._connections) + len(self._opening)
+        room = min(limit, self._lanes.allowed(self.key, min(self._limit, there + len(self._waiting)))) - there
         for _ in range(min(room, len(self._waiting) - len(self._opening))):
             if not self._spawn_open():
                 return
@@ -373,7 +382,7 @@ class Lane:
     def may_send_more(self, connection: ClientConnection) -> None:
         """See client.Owner."""
         is_idle = not connection.smtp.open_transactions
-        if self._is_stopping:
+        if self._is_stopping or len(self._connections) > self._lanes.allowed(self.key, 0):
             if is_idle:
                 connection.quit()
             return
@@ -458,7 +467,8 @@ class Lane:
                 self._empty_probes += 1
                 if self._empty_probes <= EMPTY_PROBES:
                     # Nothing is due that could probe: a connection alone does it.
-                    self._spawn_open()
+                    if self._lanes.allowed(self.key, 1):
+                        self._spawn_open()
                 else:
                     self._retry_at, self._downs = None, 0
         elif self._waiting and not self.is_down and not self._is_stopping:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..clock import Clock, Timer
+from ..queue.slots import Slots
 from ..queue.work import Result, Work
 from ..smtp.reply import Reply
 from .client import ClientSettings
@@ -62,6 +63,8 @@ class Lanes:
         self.wake: Callable[[], None] = lambda: None
         self.is_back: Callable[[str, Collection[str]], None] = lambda key, stages: None
         self.may_begin: Callable[[], bool] = lambda: True
+        # Where other servers send to the same next hops: what this one may have of the connections.
+        self.slots: Slots | None = None
         self.paused: set[str] = set()
         self._lanes: dict[str, Lane] = {}
         self._handler_lanes: dict[str, HandlerLane] = {}
@@ -119,6 +122,21 @@ class Lanes:
                 return False
         self._connections += 1
         return True
+
+    def allowed(self, key: str, wanted: int) -> int:
+        """See lane.Lanes."""
+        return self.slots.allowed(key, wanted) if self.slots is not None else _UNLIMITED
+
+    def in_use(self, key: str) -> int:
+        """Connections to a next hop that are open or being opened."""
+        lane = self._lanes.get(key)
+        return lane.connections if lane is not None else 0
+
+    def feed(self, key: str) -> None:
+        """There are slots for it."""
+        lane = self._lanes.get(key)
+        if lane is not None:
+            lane.feed()
 
     def has_closed(self) -> None:
         """See lane.Lanes: whoever waited for room may open one now."""
@@ -206,7 +224,11 @@ class Lanes:
 
     def has_room(self, next_hop: str, *, is_memory_full: bool = False) -> bool:
         """See queue.work.Deliverer."""
-        if next_hop == NOWHERE or next_hop in self.paused:
+        if (
+            next_hop == NOWHERE
+            or next_hop in self.paused
+            or (self.slots is not None and self.slots.is_denied(next_hop))
+        ):
             return False
         lane = self._handler_lanes.get(next_hop) or self._lanes.get(next_hop)
         return lane is None or (lane.has_room and not (is_memory_full and lane.waiting))

@@ -58,6 +58,12 @@ class Work:
         # False when it is known to be committed, but its results were lost with the connection.
         self.is_answered = True
 
+    def take(self, lease: Lease, epoch: int) -> None:
+        """A claim, perhaps of what was given back in the same transaction."""
+        self.taken[lease] = epoch
+        if lease in self.settled:
+            self.settled = [one for one in self.settled if one != lease]
+
 
 class Hands:
     """What this node has in hand: leases with their epochs, and the spool files that go with them."""

@@ -25,6 +25,7 @@ from .pgnode import CONNECT_S, LEASE_S, SQL, Connection, Heart, StoreAwayError, 
 from .pgwork import Lease, Numbers, Session, Work
 from .postgres_read import PIECE_BYTES, PostgresReader
 from .postgres_rows import attempt_columns, message_columns, pieces_of, recipient_columns, settled_columns
+from .slots import Wants
 
 _log = logging.getLogger("pillarbox.queue")
 T = TypeVar("T")
@@ -245,6 +246,9 @@ class PostgresStore:
             db.execute(SQL["insert_attempts"], {**attempt_columns(tried), "me": self.heart.me})
         after = [self._from_now(s.due_at, one.at) for one, s in rows]
         cursor = db.execute(SQL["settle"], {**those, **settled_columns(rows), "after": after, "now": self._zero})
+        if any(not s.is_attempt and s.due_at is not None and s.due_at - one.at < 1.0 for one, s in rows):
+            # Given back: it is for whoever has room.
+            db.execute(SQL["notify"], {"what": "due"})
         db.execute(SQL["finish"], {"ids": ids, "now": self._now(max(one.at for one in batch))})
         work.settled += leases
         return cursor
@@ -296,7 +300,8 @@ class PostgresStore:
             db.execute(SQL["quarantine"], {"id": key, "numbers": numbers})
             db.execute(SQL["drop_due"], {"id": key, "numbers": numbers})
         for message in messages:
-            work.taken |= {(message.key, r.number): epoch for r in message.recipients}
+            for r in message.recipients:
+                work.take((message.key, r.number), epoch)
             if message.content.path:
                 work.files[message.key] = os.path.basename(message.content.path)
         return messages
@@ -344,6 +349,17 @@ class PostgresStore:
         db, _ = self._session.current
         given = {"next_hop": next_hop, "stages": sorted(stages), "now": self._now(now)}
         return db.execute(SQL["wake"], given).rowcount
+
+    def lease_slots(self, wants: Wants, limit: int) -> dict[str, int]:
+        """See queue.slots.Lender."""
+        db, _ = self._session.current
+        given = {
+            "next_hop": list(wants),
+            "wanted": [wanted for wanted, _ in wants.values()],
+            "used": [used for _, used in wants.values()],
+        }
+        db.execute(SQL["lock_slots"])
+        return dict(db.execute(SQL["lease_slots"], {**given, "me": self.heart.me, "limit": limit}).fetchall())
 
     def set_flag(self, name: str, value: str | None) -> None:
         """Sets or removes, and tells all nodes."""

@@ -415,6 +415,10 @@ class Scheduler:
             self._give_back(self._deliverer.withdraw_from(hop))
         paused &= next_hops
 
+    def let_others(self, next_hop: str) -> None:
+        """Other servers have all connections to that next hop: what waits for it here is for them."""
+        self._give_back(self._deliverer.withdraw_from(next_hop))
+
     def unbegun(self) -> list[Work]:
         """Work in hand that no attempt has been begun for."""
         return [work for work in self._in_hand.values() if not work.started_at]

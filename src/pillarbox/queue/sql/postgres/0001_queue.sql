@@ -118,6 +118,7 @@ CREATE TABLE slot (
   next_hop TEXT NOT NULL,
   node     BIGINT NOT NULL,
   slots    INTEGER NOT NULL,
+  wanted   INTEGER NOT NULL,              -- more than `slots`: it waits for others to give some back
   PRIMARY KEY (next_hop, node)
 ) WITH (fillfactor = 50);
 

@@ -311,3 +311,28 @@ SELECT (SELECT coalesce(n_dead_tup, 0) FROM pg_stat_user_tables WHERE relid = 'd
        (SELECT coalesce(max(extract(epoch FROM clock_timestamp() - xact_start)), 0)::float8 FROM pg_stat_activity
         WHERE backend_xmin IS NOT NULL AND datname = current_database() AND pid <> pg_backend_pid()),
        (SELECT coalesce(greatest(extract(epoch FROM clock_timestamp())::float8 - min(due_at), 0), 0) FROM due WHERE owner IS NULL);
+
+-- name: lock_slots
+SELECT pg_advisory_xact_lock(1885957740, 1);
+
+-- name: lease_slots
+-- What a node uses it keeps; beyond that its fair part where others want more, and whatever is free where nobody does.
+WITH s AS (
+  SELECT * FROM unnest(%(next_hop)s::text[], %(wanted)s::int[], %(used)s::int[]) AS s(next_hop, wanted, used)
+), others AS (
+  SELECT o.next_hop, sum(o.slots) AS taken, count(*) FILTER (WHERE o.wanted > 0) AS wanting,
+         count(*) FILTER (WHERE o.wanted > o.slots) AS hungry
+  FROM slot o JOIN s USING (next_hop) WHERE o.node <> %(me)s GROUP BY 1
+), granted AS (
+  SELECT s.next_hop, s.wanted,
+    greatest(s.used, least(s.wanted, %(limit)s - coalesce(o.taken, 0),
+      CASE WHEN coalesce(o.hungry, 0) > 0 THEN greatest(%(limit)s / (o.wanting + 1), 1) ELSE %(limit)s END), 0)::int AS slots
+  FROM s LEFT JOIN others o USING (next_hop)
+), kept AS (
+  INSERT INTO slot (next_hop, node, slots, wanted)
+  SELECT next_hop, %(me)s, slots, wanted FROM granted WHERE slots > 0 OR wanted > 0
+  ON CONFLICT (next_hop, node) DO UPDATE SET slots = excluded.slots, wanted = excluded.wanted
+), gone AS (
+  DELETE FROM slot d USING granted g WHERE d.next_hop = g.next_hop AND d.node = %(me)s AND g.slots = 0 AND g.wanted = 0
+)
+SELECT next_hop, slots FROM granted;

@@ -1,0 +1,70 @@
+"""Connections to a next hop, over all nodes of a shared queue."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from pathlib import Path
+from typing import Any
+
+from pillarbox.queue.postgres import PostgresStore
+from pillarbox.testing.scripted import ScriptedServer
+from tests.conftest import run_async, serving, until
+
+
+def lease(store: PostgresStore, limit: int, **wants: tuple[int, int]) -> dict[str, int]:
+    with store.transaction():
+        return store.lease_slots(wants, limit)
+
+
+def test_the_sum_stays_within_the_limit_and_everybody_has_a_part(tmp_path: Path, database: str) -> None:
+    one, two, three = (PostgresStore(database, str(tmp_path / name)) for name in "abc")
+    for store in (one, two, three):
+        store.open()
+    assert lease(one, 10, hop=(10, 0), other=(3, 0)) == {"hop": 10, "other": 3}
+    assert lease(two, 10, hop=(4, 0)) == {"hop": 0}, "all are in use, for all it knows"
+    # Who has them hears of it at the next turn, and keeps what is busy.
+    assert lease(one, 10, hop=(10, 7)) == {"hop": 7}
+    assert lease(two, 10, hop=(10, 0)) == {"hop": 3}
+    assert lease(one, 10, hop=(10, 2)) == {"hop": 5}
+    assert lease(two, 10, hop=(10, 3)) == {"hop": 5}
+    assert lease(three, 10, hop=(1, 0)) == {"hop": 0}
+    assert lease(two, 10, hop=(0, 0)) == {"hop": 0}
+    assert lease(three, 10, hop=(9, 0)) == {"hop": 5}
+    one.close()
+    assert lease(three, 10, hop=(10, 5)) == {"hop": 10}, "a node that has left has none"
+    for store in (two, three):
+        store.close()
+
+
+def test_three_servers_never_have_more_connections_than_one_may(tmp_path: Path, database: str) -> None:
+    most = 0
+
+    async def main() -> None:
+        nonlocal most
+        async with ScriptedServer() as relay, contextlib.AsyncExitStack() as stack:
+            options: dict[str, Any] = {
+                "queue": database, "relay": f"127.0.0.1:{relay.port}", "maxrelay_per_next_hop": 4
+            }  # fmt: skip
+            nodes = [await stack.enter_async_context(serving(tmp_path / name, **options)) for name in "abc"]
+
+            async def watch() -> None:
+                nonlocal most
+                while True:
+                    most = max(most, len(relay._writers))
+                    await asyncio.sleep(0.0005)
+
+            watching = asyncio.create_task(watch())
+            for number in range(100):
+                for node in nodes:
+                    item = {
+                        "reverse_path": "a@b.test",
+                        "recipients": [f"r{number}@d.test"],
+                        "content": "Subject: x\n\nx",
+                    }
+                    await node.enqueue(**item)
+            await until(lambda: len(relay.messages) == 300, 40)
+            watching.cancel()
+
+    run_async(main)
+    assert 0 < most <= 4
