@@ -279,6 +279,8 @@ class Parts:
             "committed": self.commit.committed,
             "open": len(self.context.sessions),
         }
+        if self._pulse is not None:
+            counters |= self._pulse.counters
         now = self.clock.monotonic()
         sessions = [describe(session, now) for session in list(self.context.sessions.values())[:MOST_SESSIONS]]
         return {"counters": counters, "sessions": sessions, "lanes": self.lanes.describe()}

@@ -425,3 +425,25 @@ def test_what_is_in_the_way_is_said(tmp_path: Path, postgres: Any) -> None:
         node("postgresql://me:secret@127.0.0.1:1/none", tmp_path)
     with postgres.database() as url, pytest.raises(StoreError, match="makes it"):
         PostgresStore(url, is_node=False).open()
+
+
+def test_days_that_nobody_wants_are_dropped(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path)
+    ask(database, "CREATE TABLE attempt_20200101 PARTITION OF attempt FOR VALUES FROM (1577836800) TO (1577923200)")
+    accept(store, now_message("A"))
+    store.heart._prepare_days(store._session.connected())
+    left = {name for (name,) in ask(database, "SELECT relname FROM pg_class WHERE relname ~ '^attempt_20[0-9]{6}$'")}
+    assert "attempt_20200101" not in left and len(left) == 3
+    store.close()
+
+
+def test_what_a_scrape_tells(tmp_path: Path, database: str) -> None:
+    from pillarbox.admin.metrics import render
+
+    async def main() -> bytes:
+        async with serving(tmp_path, queue=database) as server:
+            return render(await server.queue.live(), await server.queue.status())[0]
+
+    text = run_async(main).decode()
+    for name in ("nodes 1.0", "database_due_lag_seconds 0.0", "database_dead_rows", "queue_late_settles_total 0.0"):
+        assert f"pillarbox_{name}" in text, text

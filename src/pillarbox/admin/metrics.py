@@ -14,6 +14,8 @@ from prometheus_client.process_collector import ProcessCollector
 # Next hops with a label of their own; the others together are "other".
 MOST_LANES = 50
 _COUNTERS = (
+    ("late_settles", "pillarbox_queue_late_settles", "Outcomes that came when others had taken the work over."),
+    ("takeovers", "pillarbox_queue_takeovers", "Deliveries that this server freed from dead ones."),
     ("sessions", "pillarbox_sessions", "Sessions that began."),
     ("accepted", "pillarbox_messages_accepted", "Messages that got their 250."),
     ("refused", "pillarbox_refused", "Commands and messages that were refused."),
@@ -46,6 +48,15 @@ class _Snapshot:
             states.add_metric([state], count)
         yield states
         yield from self._lanes()
+        yield from self._shared()
+
+    def _shared(self) -> Iterator[Metric]:
+        """Of a queue that many servers share."""
+        if nodes := self._status.get("nodes"):
+            yield GaugeMetricFamily("pillarbox_nodes", "Servers that work on this queue.", value=len(nodes))
+        for name, value in self._status.get("database", {}).items():
+            text = f"The queue's database: {name.replace('_', ' ')}."
+            yield GaugeMetricFamily(f"pillarbox_database_{name}", text, value=value)
 
     def _lanes(self) -> Iterator[Metric]:
         rows = sorted(self._live["lanes"], key=lambda lane: -(lane["waiting"] + lane["busy"] + lane["connections"]))

@@ -191,6 +191,7 @@ class LiveSteering:
             "recipients": counts,
             "waiting_for": self._why_waiting(),
             "nodes": await self._commit.read(lambda reader: reader.nodes()),
+            "database": await self._commit.read(lambda reader: reader.health()),
         }
 
     async def live(self) -> dict[str, Any]:

@@ -23,6 +23,7 @@ class Pulse(Protocol):
     tell: Callable[[Any], None]
     on_away: Callable[[bool], None]
     on_unfit: Callable[[str], None]
+    counters: dict[str, int]
 
     @property
     def is_alive(self) -> bool:

@@ -292,6 +292,10 @@ class MemoryStore:
         """Nobody else."""
         return []
 
+    def health(self) -> dict[str, float]:
+        """Nothing to watch."""
+        return {}
+
     def flag(self, name: str) -> str | None:
         """A control flag."""
         return self._flags.get(name)

@@ -22,7 +22,7 @@ class NullStore:
         self.claim, self.settle, self.renew, self.recover = empty.claim, lambda batch: None, empty.renew, empty.recover
         self.get, self.content, self.search, self.change = empty.get, empty.content, empty.search, empty.change
         self.wake, self.counts, self.next_due = empty.wake, empty.counts, empty.next_due
-        self.next_hops, self.nodes = empty.next_hops, empty.nodes
+        self.next_hops, self.nodes, self.health = empty.next_hops, empty.nodes, empty.health
         self.flag, self.set_flag, self.purge, self.spool_names = (
             empty.flag,
             empty.set_flag,

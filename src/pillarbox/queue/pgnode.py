@@ -162,7 +162,7 @@ class Heart:
         self.is_away = False
         # By how much the database's clock is ahead of ours.
         self.offset_s = 0.0
-        self.takeovers = 0
+        self.counters = {"takeovers": 0, "late_settles": 0}
         self._alive_until = 0.0
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
@@ -313,13 +313,14 @@ class Heart:
                 connection.execute(SQL["forget_slots"], {"nodes": nodes})
         if nodes or freed:
             names = ", ".join(name for _, name in dead) or "a node that is gone"
-            self.takeovers += freed
+            self.counters["takeovers"] += freed
             _log.warning("%s is dead: %d deliveries that it had in hand are due again", names, freed)
         return freed
 
     def _prepare_days(self, connection: Connection) -> None:
         """Partitions for today and the next days, and away with those that nobody wants any more."""
         self._next_day = time.monotonic() + 3600.0
+        self._drop_days(connection)
         (today,) = self._one(connection, "SELECT floor(extract(epoch FROM clock_timestamp()) / 86400)::bigint")
         for day in range(today, today + 3):
             name = time.strftime("attempt_%Y%m%d", time.gmtime(day * 86400))
@@ -330,6 +331,20 @@ class Heart:
                 connection.execute(
                     f"CREATE TABLE {name} PARTITION OF attempt FOR VALUES FROM ({day * 86400}) TO ({(day + 1) * 86400})"
                 )
+
+    def _drop_days(self, connection: Connection) -> None:
+        """An attempt is never older than its message: days before the oldest one are of messages that are forgotten."""
+        sql = "SELECT coalesce(min(received_at), extract(epoch FROM clock_timestamp())::float8) FROM message"
+        (oldest,) = self._one(connection, sql)
+        # A day of grace, for clocks that are wrong.
+        last = time.strftime("attempt_%Y%m%d", time.gmtime(oldest - 2 * 86400))
+        sql = "SELECT c.relname FROM pg_inherits i JOIN pg_class c ON c.oid = i.inhrelid WHERE i.inhparent = 'attempt'::regclass"
+        for (name,) in connection.execute(sql.encode()).fetchall():
+            if name != "attempt_other" and name < last:
+                # It waits for whoever reads there, and everybody would wait behind it: not for long.
+                with contextlib.suppress(errors.LockNotAvailable, errors.UndefinedTable), connection.transaction():
+                    connection.execute("SET LOCAL lock_timeout = '2s'")
+                    connection.execute(f"DROP TABLE {name}".encode())
 
     @staticmethod
     def _one(connection: Connection, sql: str, parameters: Any = None) -> tuple[Any, ...]:

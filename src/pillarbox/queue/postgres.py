@@ -61,7 +61,6 @@ class PostgresStore:
         self.folder = folder
         self.spool = shards.spool_folder(folder, worker) if folder else ""
         self.heart = Heart(url, node_name(worker), lease_s)
-        self.late_settles = 0
         self._lock_path = shards.lock_file(folder, worker)
         self._lock: int | None = None
         self._is_node = is_node
@@ -129,6 +128,11 @@ class PostgresStore:
                 raise translated(error, self.url) from error
 
         return PostgresReader(lent, self.spool)
+
+    @property
+    def late_settles(self) -> int:
+        """Outcomes that were refused: others had taken over what this node had in hand."""
+        return self.heart.counters["late_settles"]
 
     def maintain(self) -> None:
         """Nothing to do: the database looks after itself."""
@@ -257,7 +261,7 @@ class PostgresStore:
         row = cursor.fetchone() if cursor is not None else None
         late = count - row[0] if row is not None else 0
         if late:
-            self.late_settles += late
+            self.heart.counters["late_settles"] += late
             _log.warning(
                 "%d outcomes came too late: others had taken over what was in hand here, it may be sent twice", late
             )
@@ -315,8 +319,7 @@ class PostgresStore:
 
     def recover(self, now: float) -> int:
         """What the dead had in hand is due again; the heart has seen to it at the start, and does at each beat."""
-        found, self.heart.takeovers = self.heart.takeovers, 0
-        return found
+        return self.heart.counters["takeovers"]
 
     def lost(self, keys: Collection[int]) -> set[tuple[int, int]]:
         """Of what the caller has of these messages, the (key, number) that are not its own any more."""

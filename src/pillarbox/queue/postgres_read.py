@@ -149,9 +149,9 @@ class PostgresReader:
         return [dict(zip(names, row, strict=True)) for row in self.rows(SQL["nodes"])]
 
     def health(self) -> dict[str, float]:
-        """dead_rows of the hot table, the oldest_snapshot_s of the database, the due_lag_s of what could be sent."""
+        """Dead rows of the hot table, the age of the oldest snapshot, how long what is due waits already."""
         dead_rows, snapshot_s, lag_s = self.rows(SQL["health"])[0]
-        return {"dead_rows": dead_rows, "oldest_snapshot_s": snapshot_s, "due_lag_s": lag_s}
+        return {"dead_rows": dead_rows, "oldest_snapshot_seconds": snapshot_s, "due_lag_seconds": lag_s}
 
     def messages(self, recipients: dict[int, list[Recipient]], leased_until: float, tag: str) -> list[Message]:
         """Claimed messages, contents included, in the order given; without those whose content is gone (row 115)."""

@@ -115,6 +115,10 @@ class SqliteReader:
         """A file has one owner."""
         return []
 
+    def health(self) -> dict[str, float]:
+        """Nothing to watch."""
+        return {}
+
     def flag(self, name: str) -> str | None:
         """A control flag."""
         for (value,) in self.rows(SQL["get_flag"], (name,)):

@@ -39,6 +39,9 @@ class Reader(Protocol):
     def nodes(self) -> list[dict[str, Any]]:
         """Who works on this queue, where it may be more than one server: id, name, version, beat_at, in_hand, ..."""
 
+    def health(self) -> dict[str, float]:
+        """What those who run the store's database watch, by name; empty where there is nothing to watch."""
+
     def close(self) -> None:
         """Gives up what it holds."""
 
