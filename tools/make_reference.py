@@ -101,8 +101,11 @@ def options_page() -> str:
 
 def tables_page() -> str:
     """The queue's schema, as it stands in the migrations."""
-    folder = ROOT / "src" / "pillarbox" / "queue" / "sql" / "sqlite"
-    scripts = "\n\n".join(path.read_text().strip() for path in sorted(folder.glob("0*.sql")))
+    sql = ROOT / "src" / "pillarbox" / "queue" / "sql"
+    scripts, shared = (
+        "\n\n".join(path.read_text().strip() for path in sorted((sql / kind).glob("0*.sql")))
+        for kind in ("sqlite", "postgres")
+    )
     return (
         "# The queue's tables\n\nGenerated from `queue/sql/sqlite` by `make docs`. The file is `queue-0.db` in the data directory (with several workers also `queue-1.db` and so on). Readers are\n"
         "welcome, also while the server runs (`sqlite3 'file:queue-0.db?mode=ro'`, SQLite 3.51.3 or later): names and meanings are stable.\n"
@@ -114,6 +117,9 @@ def tables_page() -> str:
         "pillarbox queue sql \"SELECT next_hop, last_reply, count(*) FROM queue_recipients WHERE state IN ('queued', 'deferred') GROUP BY 1, 2 ORDER BY 3 DESC\"\n"
         "pillarbox queue sql 'SELECT seconds, address, remote, reply FROM queue_attempts WHERE at > unixepoch() - 3600 ORDER BY 1 DESC LIMIT 10'\n"
         "pillarbox queue sql --json 'SELECT reverse_path, count(*) AS messages, sum(size_bytes) AS octets FROM queue_messages GROUP BY 1 ORDER BY 2 DESC'\n```\n"
+        "\n## On PostgreSQL\n\nOf a queue that [many servers share](../guides/run-a-cluster.md): generated from `queue/sql/postgres`. The same views.\n\n```sql\n"
+        + shared
+        + "\n```\n"
     )
 
 
