@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ import psycopg
 import pytest
 
 from pillarbox import MailServer
-from pillarbox.errors import StoreError, StoreLockedError
+from pillarbox.errors import OptionError, StoreError, StoreLockedError
 from pillarbox.mail.content import Content
-from pillarbox.queue import pgnode
-from pillarbox.queue.model import Settled, Settlement, view_as_json
+from pillarbox.queue import pgnode, pgwork
+from pillarbox.queue.model import Action, Query, Settled, Settlement, view_as_json
 from pillarbox.queue.pgnode import StoreAwayError, free
 from pillarbox.queue.postgres import PostgresStore
+from pillarbox.queue.shared import ask_shared_sql
 from pillarbox.queue.sql import migrations
 from tests.conftest import Client, run_async, serving, until
 from tests.hostile.test_g_operation import ScriptedServer
@@ -447,3 +449,99 @@ def test_what_a_scrape_tells(tmp_path: Path, database: str) -> None:
     text = run_async(main).decode()
     for name in ("nodes 1.0", "database_due_lag_seconds 0.0", "database_dead_rows", "queue_late_settles_total 0.0"):
         assert f"pillarbox_{name}" in text, text
+
+
+def test_what_waits_here_and_is_cancelled_elsewhere_is_let_go(tmp_path: Path, database: str) -> None:
+    async def main() -> None:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        # It takes connections and never says a word: what is for it waits in memory.
+        relay = await asyncio.start_server(silent, "127.0.0.1", 0)
+        port = relay.sockets[0].getsockname()[1]
+        options: dict[str, Any] = {"queue": database, "relay": f"127.0.0.1:{port}"}
+        async with serving(tmp_path / "a", **options) as one, serving(tmp_path / "b", **options) as two:
+            item = {"reverse_path": "a@b.test", "content": "Subject: x\n\nx"}
+            uids = [await one.enqueue(recipients=[f"{n}@d.test", f"x{n}@d.test"], **item) for n in range(4)]
+            await until(lambda: one._parts.scheduler.in_hand == 4)
+            assert await two.cancel_message(uids[0])
+            await two.queue.change(Action.HOLD, Query(uids=uids[1:2]))
+            # Settled as cancelled and held, or let go: no longer in hand, and not sent.
+            await until(lambda: one._parts.scheduler.in_hand <= 2)
+            # As if it had been held for dead: the rest is somebody else's, too.
+            with psycopg.connect(database, autocommit=True) as connection:
+                free(connection, [one._parts.store.heart.me], 0, None)  # type: ignore[attr-defined]
+            await two.pause_queue()
+            await until(lambda: one._parts.scheduler.in_hand == 0)
+        relay.close()
+
+    run_async(main)
+
+
+def test_a_server_that_is_too_old_for_the_tables_stops(tmp_path: Path, database: str) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, queue=database, node_lease_s=0.6) as server:
+            ask(database, "UPDATE schema_version SET version = 99, oldest = 99")
+            async with asyncio.timeout(20):
+                await server.wait_closed()
+
+    run_async(main)
+
+
+def test_questions_in_sql(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path)
+    accept(store, now_message("A", "x@d.test", "y@d.test"))
+    columns, rows = ask_shared_sql(database, "SELECT uid, state, recipients FROM queue_messages WHERE uid LIKE 'A%'")
+    assert columns == ["uid", "state", "recipients"] and list(rows) == [("A", "queued", 2)]
+    for wrong in ("DELETE FROM message", "COMMIT; DELETE FROM message"):
+        with pytest.raises(OptionError, match="only read"):
+            ask_shared_sql(database, wrong)
+    with pytest.raises(OptionError, match="does not exist"):
+        ask_shared_sql(database, "SELECT * FROM nothing")
+    assert store.counts() == {"queued": 2}
+    store.close()
+
+
+def test_slots_while_the_database_is_away(tmp_path: Path, proxy: Proxy) -> None:
+    async def main() -> None:
+        async with ScriptedServer() as relay:
+            async with serving(tmp_path, queue=proxy.url, relay=f"127.0.0.1:{relay.port}") as server:
+                slots = server._parts.lanes.slots
+                assert slots is not None
+                proxy.refuse(is_refusing=True)
+                assert slots.allowed("mx:x.test", 3) == 0
+                await asyncio.sleep(0.1)
+                proxy.refuse(is_refusing=False)
+                await until(lambda: slots.allowed("mx:x.test", 3) == 3)
+                await server.enqueue(reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\n\nx")
+                await until(lambda: len(relay.messages) == 1)
+
+    run_async(main)
+
+
+def test_a_commit_in_doubt_that_nobody_can_tell_of(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgwork, "DOUBT_S", 0.5)
+    store = node(proxy.url, tmp_path)
+    one = now_message("A")
+    proxy.cut("behind")
+    refusing = threading.Timer(0.05, lambda: proxy.refuse(is_refusing=True))
+    refusing.start()
+    real = store._session.disconnect
+
+    def gone() -> None:
+        proxy.refuse(is_refusing=True)
+        real()
+
+    monkeypatch.setattr(store._session, "disconnect", gone)
+    with pytest.raises(StoreAwayError):
+        store.commit([one], [])
+    refusing.join()
+    monkeypatch.setattr(store._session, "disconnect", real)
+    proxy.refuse(is_refusing=False)
+    # The client was told 451, and sends it again: under another uid. Nothing is lost by that.
+    accept(store, now_message("B"))
+    assert store.counts()["queued"] in (1, 2)
+    store.close()

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from typing import Any, Protocol
 
 from .commit import GroupCommit
@@ -89,11 +89,12 @@ class Follower:
         if not keys:
             return
         try:
-            lost: Collection[tuple[int, int]] = await self._commit.run(lambda store: store.lost(keys))  # type: ignore[attr-defined]
+            lost, steered = await self._commit.run(lambda store: store.lost(keys))  # type: ignore[attr-defined]
         except Exception as error:
             _log.error("whether work was lost cannot be told: %s", error)
             return
-        gone = [work for work in works if any((work.message.key, r.number) in lost for r in work.recipients)]
-        if gone:
-            count = self._scheduler.let_go(gone, set(lost))
-            _log.info("%d deliveries that had not begun are not in hand here any more", count)
+        gone = lost | steered
+        hit = [work for work in works if any((work.message.key, r.number) in gone for r in work.recipients)]
+        if hit:
+            count = self._scheduler.let_go(hit, lost)
+            _log.info("%d messages that had not begun are not in hand here any more", count)

@@ -321,14 +321,13 @@ class PostgresStore:
         """What the dead had in hand is due again; the heart has seen to it at the start, and does at each beat."""
         return self.heart.counters["takeovers"]
 
-    def lost(self, keys: Collection[int]) -> set[tuple[int, int]]:
-        """Of what the caller has of these messages, the (key, number) that are not its own any more."""
+    def lost(self, keys: Collection[int]) -> tuple[set[Lease], set[Lease]]:
+        """Of what this node has in hand of these messages: what is not its own any more, and what is not to be sent."""
         db, _ = self._session.current
-        given = {"me": self.heart.me, "ids": list(keys)}
-        kept = {(row[0], row[1]) for row in db.execute(SQL["still_leased"], given).fetchall()}
-        lost = self._hands.of(keys) - kept
+        rows = db.execute(SQL["in_hand"], {"me": self.heart.me, "ids": list(keys)}).fetchall()
+        lost = self._hands.of(keys) - {(row[0], row[1]) for row in rows}
         self._hands.leave(lost)
-        return lost
+        return lost, {(row[0], row[1]) for row in rows if not row[2]}
 
     def change(self, action: Action, query: Query, now: float) -> list[str]:
         """Steers what the query means, and tells the nodes that have it in hand."""

@@ -424,14 +424,12 @@ class Scheduler:
         return [work for work in self._in_hand.values() if not work.started_at]
 
     def let_go(self, works: list[Work], lost: set[tuple[int, int]]) -> int:
-        """Work that is lost, (key, recipient's number): it is not settled. How many recipients it had that were waiting."""
-        count = 0
-        for work in self._deliverer.withdraw({work.message.uid for work in works}):
-            left = [r for r in work.recipients if (work.message.key, r.number) not in lost]
-            count += len(work.recipients) - len(left)
-            work.recipients = left
-            self._give_back([work])
-        return count
+        """Work that others have changed; of what is lost, (key, recipient's number), nothing is settled. How many waited."""
+        withdrawn = self._deliverer.withdraw({work.message.uid for work in works})
+        for work in withdrawn:
+            work.recipients = [r for r in work.recipients if (work.message.key, r.number) not in lost]
+        self._give_back(withdrawn)
+        return len(withdrawn)
 
     async def change(self, action: Action, query: Query) -> list[str]:
         """Hold, release, retry, cancel: the uids of what was changed, durable when it returns."""

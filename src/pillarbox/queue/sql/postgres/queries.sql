@@ -196,6 +196,11 @@ UPDATE due SET owner = NULL, lease_until = NULL WHERE owner = %(me)s AND epoch =
 -- name: still_leased
 SELECT message_id, number FROM due WHERE owner = %(me)s AND message_id = ANY(%(ids)s);
 
+-- name: in_hand
+-- With whether it is still to be sent.
+SELECT d.message_id, d.number, r.state IN ('queued', 'deferred') FROM due d
+JOIN recipient r ON r.message_id = d.message_id AND r.number = d.number WHERE d.owner = %(me)s AND d.message_id = ANY(%(ids)s);
+
 -- name: known_uids
 SELECT uid FROM message WHERE uid = ANY(%(uids)s);
 
