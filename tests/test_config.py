@@ -311,3 +311,14 @@ def test_reload_without_a_server_says_so(tmp_path: Path) -> None:
         data = daemon.data
         assert int((data / "server.pid").read_text()) == daemon.process.pid
     assert pillarbox("reload", f"--data-dir={data}", ok=False).returncode == 1
+
+
+def test_a_queues_password_is_not_shown(tmp_path: Path) -> None:
+    file = tmp_path / "pillarbox.toml"
+    file.write_text('queue = "postgresql://me:hushhush@db.test/mail"\n')
+    done = pillarbox("config", "show", str(file), "--json")
+    assert "hushhush" not in done.stdout and "db.test/mail" in done.stdout
+    file.write_text('queue = "mysql://me:hushhush@db.test/mail"\n')
+    done = pillarbox("config", "check", str(file), ok=False)
+    assert done.returncode == 1 and "postgresql://" in done.stdout + done.stderr
+    assert "hushhush" not in done.stdout + done.stderr

@@ -19,7 +19,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..errors import OptionError
 from ..options import Options
-from ..places import parse_endpoint
+from ..places import hide_password, parse_endpoint
 from .tomllines import key_lines
 
 DEFAULT_FILE = "/etc/pillarbox/pillarbox.toml"
@@ -28,7 +28,7 @@ ENVIRONMENT = "PILLARBOX_"
 NAMED = ("plugins", "handlers", "authenticator")
 # Objects of a program; a file has none.
 _NOT_IN_FILES = ("resolver",)
-SECRETS = frozenset(("relay_pass",))
+SECRETS = frozenset(("relay_pass", "queue"))
 # Options that are files of the operator's: relative to the configuration file.
 PATHS = frozenset(("tls_cert", "tls_key", "auth_file", "relay_ca", "relay_pass_file", "data_dir"))
 
@@ -411,6 +411,7 @@ _EXAMPLES: dict[str, Any] = {
     "tls_key": "/etc/ssl/mail.key",
     "authenticator": "accounts:check",
     "auth_file": "/etc/pillarbox/accounts",
+    "queue": "postgresql://pillarbox@db.example.org/mail",
     "delay_notice_s": 14400.0,
     "relay_auth": "PLAIN",
     "relay_user": "us@example.net",
@@ -447,6 +448,8 @@ def shown(config: Config) -> list[tuple[str, str, str]]:
             value = _as_toml([one.get("use", "?") if isinstance(one, dict) else "?" for one in entries])
         elif name == "authenticator":
             value = _as_toml(setting.value) if setting is not None else ""
+        elif name == "queue":
+            value = _as_toml(hide_password(judged[name])) if judged[name] else ""
         elif name in SECRETS:
             is_set = judged.get(name) is not None
             value = "***" if is_set else ""
