@@ -1,5 +1,5 @@
 # Each target does all the set-up that it needs.
-.PHONY: help serve test lint format bench bench-quick bench-page bench-shared docs coverage clean
+.PHONY: help serve test lint format bench bench-quick bench-page bench-shared faults cluster docs coverage clean
 BIN := .venv/bin
 RELAY ?=
 ARGS ?=
@@ -13,6 +13,8 @@ help:
 	@echo "make bench-quick               the rows that say most, in under two minutes"
 	@echo "make bench-page                make bench, and docs/benchmarks.md of it"
 	@echo "make bench-shared              the queue on PostgreSQL beside SQLite, over nodes, and as it grows"
+	@echo "make faults                    a fault at every step, on both kinds of queue: three minutes"
+	@echo "make cluster                   three nodes under fire, 20,000 messages counted"
 	@echo "make docs                      generate docs/reference from the code"
 
 .venv/.installed: pyproject.toml
@@ -64,6 +66,15 @@ bench-page: .venv/.installed
 bench-shared: .venv/.installed
 	@sh tools/install-test-programs.sh
 	$(BIN)/python -m bench.shared $(ARGS)
+
+faults: .venv/.installed
+	@sh tools/install-test-programs.sh
+	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults --postgres
+
+cluster: .venv/.installed
+	@sh tools/install-test-programs.sh
+	$(BIN)/python -m tests.cluster $(ARGS)
 
 docs: .venv/.installed
 	$(BIN)/python tools/make_reference.py
