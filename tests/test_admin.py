@@ -395,7 +395,6 @@ def test_in_a_browser(tmp_path: Path) -> None:
             page.screenshot(path=str(pictures / "queue-on-a-telephone.png"))
 
 
-@pytest.mark.alone
 def test_many_tabs_do_not_grow_memory(tmp_path: Path) -> None:
     """Fifty dashboards that nobody looks at: each has its event stream open, reads nothing of it, and asks for samples."""
     with Daemon(tmp_path, "--paused", f"--admin=127.0.0.1:{free_port()}") as daemon:

@@ -452,7 +452,6 @@ def test_fdatasync_between_content_and_250(tmp_path: Path, size: int) -> None:
         assert len(synced) >= (1 if size < 10_000 else 3), between[-20:]
 
 
-@pytest.mark.alone
 def test_large_messages_with_flat_memory(tmp_path: Path) -> None:
     """One of 50 MB, and 40 of 10 MB at once: under 150 MB of memory, the same octets at the far end."""
     digests: list[str] = []

@@ -261,8 +261,8 @@ def test_a_domain_that_hangs_does_not_hold_up_others(tmp_path: Path) -> None:
 
 @pytest.mark.alone
 def test_a_dead_domain_beside_a_live_one(tmp_path: Path) -> None:
-    """5,000 messages for a dead domain; the live one's latency (median of 200) stays within two times."""
-    count = 1000 if os.environ.get("CI") else 5000
+    """Thousands of messages for a dead domain; the live one's latency (median of 200) stays within two times."""
+    count = 1000 if os.environ.get("CI") else 3000
     port = free_port()
     records: dict[str, Any] = {"live.test": {"A": ["127.0.0.81"]}, "dead.test": {"A": ["127.0.0.82"]}}
 

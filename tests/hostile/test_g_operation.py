@@ -188,7 +188,6 @@ def test_row_108_without_descriptors_the_loop_rests_and_comes_back(tmp_path: Pat
         assert len(daemon.queue()) >= 1
 
 
-@pytest.mark.alone
 def test_row_109_many_large_messages_at_once_stay_out_of_memory(tmp_path: Path) -> None:
     """A tenth of the row's size, at the same ratio: far more on the wire at once than may be held."""
     size, count = 5 << 20, 60
