@@ -25,12 +25,12 @@ serve: .venv/.installed
 	@echo "See it there:   $(BIN)/pillarbox queue list"
 	@exec $(BIN)/pillarbox serve --listen 127.0.0.1:2525 $(if $(RELAY),--relay $(RELAY),--no-direct) $(ARGS)
 
-# All of it: most tests five at a time (they wait more than they work), then those that measure, one after the other.
+# All of it: most tests four at a time (they wait more than they work), then those that measure, one after the other.
 test:
 	@sh tools/make-venv.sh empty
 	@sh tools/install-test-programs.sh & programs=$$!; sh tools/make-venv.sh && wait $$programs
 ifeq ($(ARGS),)
-	$(BIN)/python -m pytest -n 5 --dist worksteal -m "not alone"
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone"
 	$(BIN)/python -m pytest -m alone
 else
 	$(BIN)/python -m pytest $(ARGS)

@@ -429,7 +429,7 @@ def test_fdatasync_between_content_and_250(tmp_path: Path, size: int) -> None:
     """A kill does not test the disk: strace shows the sync before each 250."""
     trace = tmp_path / "trace"
     calls = "read,recvfrom,recvmsg,readv,write,writev,sendto,sendmsg,fdatasync,fsync,pwrite64,close,accept,accept4"
-    wrap = (tool("strace"), "-f", "-ttt", "-s", "100000", "-e", f"trace={calls}", "-o", str(trace))
+    wrap = (tool("strace"), "-f", "-ttt", "-s", "1000000", "-e", f"trace={calls}", "-o", str(trace))
     server = Daemon(tmp_path, "--log-level=error", wrap=wrap)
     body = ("z" * 70 + "\r\n") * (size // 72)
     for n in range(3):

@@ -46,7 +46,7 @@ def test_looking_at_a_queue_does_not_hinder_a_start_nor_a_restart(tmp_path: Path
     looking = threading.Thread(target=look)
     looking.start()
     try:
-        for _ in range(3):
+        for _ in range(2):
             with Daemon(tmp_path, "--paused") as daemon:
                 for _ in range(2):
                     daemon.process.send_signal(12)
