@@ -326,8 +326,10 @@ class Heart:
             name = time.strftime("attempt_%Y%m%d", time.gmtime(day * 86400))
             if connection.execute("SELECT to_regclass(%s)", (name,)).fetchone() != (None,):
                 continue
-            with contextlib.suppress(errors.DuplicateTable, errors.CheckViolation, errors.UniqueViolation):
-                # Begun beside the others, and hung in for a moment only: nobody waits for long.
+            missed = (errors.DuplicateTable, errors.CheckViolation, errors.UniqueViolation, errors.LockNotAvailable)
+            with contextlib.suppress(*missed), connection.transaction():
+                # It waits for whoever reads there, and everybody would wait behind it: not for long, it is tried again.
+                connection.execute("SET LOCAL lock_timeout = '2s'")
                 connection.execute(
                     f"CREATE TABLE {name} PARTITION OF attempt FOR VALUES FROM ({day * 86400}) TO ({(day + 1) * 86400})"
                 )

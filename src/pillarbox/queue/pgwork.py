@@ -228,7 +228,8 @@ class Session:
         while True:
             try:
                 db = self.connected()
-                sql = "SELECT 1 FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
+                # Behind a broken network it may wait for hours for the rest of what it was sent: it is ended.
+                sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
                 if db.execute(sql, (pid, since)).fetchone() is None:
                     return self._find(db, work)
             except (psycopg.Error, StoreError) as error:
