@@ -70,7 +70,8 @@ class Hands:
 
     def __init__(self) -> None:
         self._held: dict[int, dict[int, int]] = {}
-        self._files: dict[int, str] = {}
+        # Several, where one recipient was claimed while another of the same message was in hand still.
+        self._files: dict[int, list[str]] = {}
         self._dropped: list[str] = []
         self._guard = threading.Lock()
 
@@ -89,9 +90,7 @@ class Hands:
             for (key, number), epoch in work.taken.items():
                 self._held.setdefault(key, {})[number] = epoch
             for key, name in work.files.items():
-                # A message that was lost and claimed again has had another file before.
-                self._drop(self._files.get(key))
-                self._files[key] = name
+                self._files.setdefault(key, []).append(name)
             for key, number in work.settled:
                 self._leave(key, number)
             self._dropped += work.dropped
@@ -101,7 +100,7 @@ class Hands:
         held.pop(number, None)
         if not held:
             self._held.pop(key, None)
-            self._drop(self._files.pop(key, None))
+            self._dropped += self._files.pop(key, ())
 
     def leave(self, leases: Collection[Lease]) -> None:
         """They are somebody else's."""
@@ -112,14 +111,8 @@ class Hands:
     def failed(self, work: Work) -> None:
         """It is not committed: what a claim had fetched is of no use. A message that was not accepted is its sender's."""
         with self._guard:
-            for key, name in work.files.items():
-                if not work.uids:
-                    self._drop(name)
-                    self._files.pop(key, None)
-
-    def _drop(self, name: str | None) -> None:
-        if name is not None:
-            self._dropped.append(name)
+            if not work.uids:
+                self._dropped += work.files.values()
 
     def take_dropped(self) -> list[str]:
         """Spool files that nothing needs any longer, since the last call."""
