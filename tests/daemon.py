@@ -28,8 +28,6 @@ class Daemon:
         self.data = folder / "data"
         self.log = folder / "server.log"
         command = [
-            *wrap,
-            *PILLARBOX,
             "serve",
             f"--listen={listen}",
             f"--data-dir={self.data}",
@@ -37,8 +35,13 @@ class Daemon:
             "--no-direct",
             *(() if any(one.startswith("--admin") for one in arguments) else ("--admin=off",)),
         ]
+        self.process: subprocess.Popen[str] | warm.Process
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen([*command, *arguments], stdout=subprocess.PIPE, stderr=log, text=True)
+            if wrap:
+                line = [*wrap, *PILLARBOX, *command, *arguments]
+                self.process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=log, text=True)
+            else:
+                self.process = warm.Process([*command, *arguments], str(self.log))
         assert self.process.stdout is not None
         self.ready = self.process.stdout.readline()
         if "ready on" not in self.ready:
