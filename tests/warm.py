@@ -17,7 +17,7 @@ from multiprocessing.reduction import DupFd
 from typing import IO, Any
 
 _context = multiprocessing.get_context("forkserver")
-_context.set_forkserver_preload(["pillarbox.cli.main", "pillarbox.app", "pillarbox.queue.whole", "tests.warm"])
+_context.set_forkserver_preload(["tests.warmed", "tests.warm"])
 
 
 def _child(arguments: list[str], environment: dict[str, str], folder: str, files: list[Any]) -> None:
