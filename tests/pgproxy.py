@@ -23,12 +23,16 @@ class Proxy:
         self.cuts = 0
         self._cut: Literal["", "before", "behind"] = ""
         self._is_refusing = False
+        self._refuses_then = False
+        # As a network that breaks without a word: the database does not hear that its client is gone.
+        self.keeps_server_side = False
         self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._guard = threading.Lock()
         threading.Thread(target=self._accept, daemon=True).start()
 
-    def cut(self, where: Literal["before", "behind"]) -> None:
-        """The next COMMIT never arrives ("before"), or its answer does not ("behind")."""
+    def cut(self, where: Literal["before", "behind"], *, refuses_then: bool = False) -> None:
+        """The next COMMIT never arrives ("before"), or its answer does not ("behind"); and from then on nobody is let in."""
+        self._refuses_then = refuses_then
         self._cut = where
 
     def refuse(self, *, is_refusing: bool) -> None:
@@ -73,13 +77,22 @@ class Proxy:
                         where, self._cut = self._cut, ""
                         self.cuts += 1
                         if where == "before":
-                            return self._close(pair)
+                            return self._cut_off(pair)
                         is_doomed = True
                     elif ready is server and is_doomed and b"COMMIT\0" in octets:
                         # It is done, and nobody hears of it.
-                        return self._close(pair)
+                        return self._cut_off(pair)
                     (server if ready is client else client).sendall(octets)
         return self._close(pair)
+
+    def _cut_off(self, pair: tuple[socket.socket, socket.socket]) -> None:
+        if self._refuses_then:
+            self.refuse(is_refusing=True)
+        if self.keeps_server_side:
+            pair[0].shutdown(socket.SHUT_RDWR)
+            pair[0].close()
+        else:
+            self._close(pair)
 
     def _close(self, pair: tuple[socket.socket, socket.socket]) -> None:
         for sock in pair:

@@ -32,6 +32,10 @@ class NotRunningError(PillarboxError):
     """No server could be asked. The operator starts it; the caller tries again."""
 
 
+class CommitInDoubtError(StoreError):
+    """The queue's database was lost at a commit, and does not tell what became of it: perhaps it is done, perhaps not."""
+
+
 class StoreFullError(StoreError):
     """The disk that holds the queue is full. The operator makes room; clients are told 452 4.3.1 until then."""
 

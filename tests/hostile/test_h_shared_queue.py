@@ -13,9 +13,9 @@ import psycopg
 import pytest
 
 from pillarbox import MailServer
-from pillarbox.errors import OptionError, StoreError, StoreLockedError
+from pillarbox.errors import CommitInDoubtError, OptionError, StoreError, StoreLockedError
 from pillarbox.mail.content import Content
-from pillarbox.queue import pgnode, pgwork
+from pillarbox.queue import pgnode, pgwork, scheduler
 from pillarbox.queue.model import Action, Query, Settled, Settlement, view_as_json
 from pillarbox.queue.pgnode import StoreAwayError, free
 from pillarbox.queue.postgres import PostgresStore
@@ -25,6 +25,8 @@ from tests.conftest import Client, run_async, serving, until
 from tests.hostile.test_g_operation import ScriptedServer
 from tests.pgproxy import Proxy
 from tests.queue.test_store_contract import accept, done, message, settle
+
+DELIVERED = done(0, "delivered")
 
 
 @pytest.fixture
@@ -106,16 +108,181 @@ def test_row_118_a_commit_whose_answer_is_lost(tmp_path: Path, proxy: Proxy, whe
 
 
 @pytest.mark.parametrize("where", ["before", "behind"])
-def test_row_113_a_claim_whose_answer_is_lost_is_free_again(tmp_path: Path, proxy: Proxy, where: Any) -> None:
+def test_row_113_a_claim_whose_answer_is_lost(tmp_path: Path, proxy: Proxy, where: Any) -> None:
+    """It came through: it is this node's. It did not: it is free, and what it had fetched goes."""
     store = node(proxy.url, tmp_path)
     accept(store, now_message("A"), now_message("B", content=Content(b"x" * 700_000)))
     proxy.cut(where)
+    if where == "before":
+        with pytest.raises(StoreAwayError):
+            claim(store)
+        with store.transaction():
+            assert len(store.purge(0, 1000, 10)) == 1, "the content that the lost claim had fetched"
+    claimed = claim(store)
+    assert {m.uid for m in claimed} == {"A", "B"}
+    for m in claimed:
+        settle(store, m.key, DELIVERED, at=time.time())
+    assert store.counts() == {"delivered": 2} and store.late_settles == 0
+    assert ask(proxy.url, "SELECT count(*) FROM due") == [(0,)]
+    store.close()
+
+
+def test_row_113_a_claim_together_with_a_message_and_an_outcome(tmp_path: Path, proxy: Proxy) -> None:
+    store = node(proxy.url, tmp_path)
+    accept(store, now_message("A"), now_message("B"))
+    (first,) = claim(store, limit=1)
+    proxy.cut("behind")
+    now = time.time()
+    with store.transaction():
+        store.accept([now_message("C")])
+        store.settle([Settlement(first.key, [DELIVERED], now)])
+        (second,) = store.claim(1, now, now + 100, 1 << 20)
+    settle(store, second.key, DELIVERED, at=time.time())
+    assert store.counts() == {"delivered": 2, "queued": 1} and store.late_settles == 0
+    store.close()
+
+
+def test_row_113_late_outcomes_are_not_taken_for_a_commit(tmp_path: Path, proxy: Proxy) -> None:
+    store = node(proxy.url, tmp_path)
+    accept(store, now_message("A"))
+    (mine,) = claim(store)
+    ask(proxy.url, "UPDATE due SET owner = NULL, epoch = 0")
+    proxy.cut("before")
+    # Lost, and done again: history knows of it, and it counts as late once.
+    store.commit([], [Settlement(mine.key, [DELIVERED], time.time())])
+    assert ask(proxy.url, "SELECT outcome FROM attempt") == [("ambiguous",)] and store.late_settles == 1
+    store.close()
+
+
+def test_a_connection_in_doubt_is_ended_and_not_waited_for(tmp_path: Path, proxy: Proxy) -> None:
+    """Behind a network that broke the database waits for the rest of what it was sent: with the locks of it."""
+    store = node(proxy.url, tmp_path)
+    accept(store, now_message("A"))
+    (mine,) = claim(store)
+    proxy.cut("behind")
+    proxy.keeps_server_side = True
+    began = time.monotonic()
+    store.commit([], [Settlement(mine.key, [DELIVERED], time.time())])
+    assert time.monotonic() - began < 5 and store.counts() == {"delivered": 1}
+    store.close()
+
+
+def test_a_spool_without_room_puts_off_what_needs_it_and_nothing_else(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path)
+    large = Content(b"x" * 700_000)
+    accept(store, now_message("A"), now_message("B", content=large), now_message("C"))
+    Path(store.spool).rename(tmp_path / "away")
+    Path(store.spool).write_bytes(b"not a folder")
+    assert {m.uid for m in claim(store)} == {"A", "C"}
+    assert ask(database, "SELECT count(*) FROM due WHERE owner IS NULL") == [(1,)]
+    assert [r.state for r in store.search(Query(uids=["B"]))[0].recipients] == ["queued"]
+    Path(store.spool).unlink()
+    (tmp_path / "away").rename(store.spool)
+    assert claim(store) == [], "not at once again"
+    with store.transaction():
+        store.change(Action.RETRY, Query(uids=["B"]), time.time())
+    (back,) = claim(store)
+    assert back.content.read() == b"x" * 700_000
+    # Half of a content stays nowhere.
+    with store.transaction():
+        store.change(Action.CANCEL, Query(uids=["B"]), time.time())
+    settle(store, back.key, DELIVERED, at=time.time())
+    with store.transaction():
+        assert store.purge(0, 1000, 10) == [Path(back.content.path).name]
+    store.close()
+
+
+def test_half_a_content_is_not_left_behind(tmp_path: Path, database: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = node(database, tmp_path)
+    accept(store, *(now_message(uid, content=Content(b"x" * 700_000)) for uid in "AB"))
+    real, parts = store._read._part, 0
+
+    def part(key: int, number: int) -> Any:
+        nonlocal parts
+        parts += 1
+        if parts == 5:
+            raise psycopg.OperationalError("the connection is lost")
+        return real(key, number)
+
+    monkeypatch.setattr(store._read, "_part", part)
     with pytest.raises(StoreAwayError):
         claim(store)
-    assert {m.uid for m in claim(store)} == {"A", "B"}
+    assert list(Path(store.spool).iterdir()) == []
+    assert len(claim(store)) == 2
+    store.close()
+
+
+def test_what_is_behind_a_next_hop_that_takes_nothing(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path)
+    accept(store, now_message("A"))
+    ask(
+        database,
+        "INSERT INTO due (message_id, number, next_hop, due_at, expires_at) SELECT -n, 0, 'mx:' || (n %% 3), n, 9e9 "
+        "FROM generate_series(1, 30000) n".replace("%%", "%"),
+    )
+    accept(store, now_message("B"))
+    now, skip = time.time(), ["mx:0", "mx:1", "mx:2"]
     with store.transaction():
-        dropped = store.purge(0, 1000, 10)
-    assert len(dropped) == 1, "the content that the lost claim had fetched"
+        assert {m.uid for m in store.claim(10, now, now + 100, 1 << 20, skip)} == {"A", "B"}
+        assert store.next_due(skip) is None and store.next_due() is not None
+        assert store.next_due(skip[:2]) is not None
+    # It is stepped over: not a page of it is read that need not be.
+    plans = ask(
+        database,
+        "EXPLAIN (ANALYZE, FORMAT JSON) " + pgnode.SQL["next_due_behind"].replace("%(skip)s", "'{mx:0,mx:1,mx:2}'"),
+    )
+    assert _most_rows(plans[0][0][0]["Plan"]) <= 10
+    store.close()
+
+
+def _most_rows(plan: dict[str, Any]) -> float:
+    return max([plan["Actual Rows"], *(_most_rows(part) for part in plan.get("Plans", ()))])
+
+
+def test_a_lease_is_freed_while_another_recipient_is_settled(tmp_path: Path, database: str) -> None:
+    """Each sees the other's as not yet final: one of them has to wait, or nobody would find the message finished."""
+    store = node(database, tmp_path / "a")
+    dead = node(database, tmp_path / "b")
+    accept(store, now_message("A", "x@d.test", "y@d.test"))
+    with dead.transaction():
+        dead.change(Action.HOLD, Query(uids=["A"]), time.time())
+    ask(database, "UPDATE recipient SET state = 'queued' WHERE number = 0")
+    ask(
+        database,
+        "INSERT INTO due (message_id, number, next_hop, due_at, expires_at) SELECT id, 0, '', 0, 9e9 FROM message",
+    )
+    (mine,) = claim(store)
+    ask(database, "UPDATE recipient SET state = 'cancelled' WHERE number = 1")
+    ask(
+        database,
+        "INSERT INTO due (message_id, number, next_hop, due_at, expires_at, owner, epoch, lease_until) "
+        f"SELECT id, 1, '', 0, 9e9, {dead.heart.me}, 1, 9e9 FROM message",
+    )
+    bury(database, dead)
+    settled = threading.Event()
+
+    def reap() -> None:
+        with psycopg.connect(database, autocommit=True) as connection:
+            free(connection, [dead.heart.me], store.heart.me, None)
+
+    with store.transaction():
+        store.settle([Settlement(mine.key, [DELIVERED], time.time())])
+        other = threading.Thread(target=lambda: (reap(), settled.set()))
+        other.start()
+        assert not settled.wait(0.3)
+    other.join(10)
+    assert settled.is_set() and ask(database, "SELECT count(*) FROM finished") == [(1,)]
+    store.close()
+    dead.close()
+
+
+def test_a_heart_that_waits_for_a_lock_says_so_before_its_lease_ends(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path, lease_s=3.0)
+    away = threading.Event()
+    store.heart.on_away = lambda is_away: away.set() if is_away else None
+    with psycopg.connect(database) as connection:
+        connection.execute(f"SELECT 1 FROM node WHERE id = {store.heart.me} FOR UPDATE")
+        assert away.wait(2.9)
     store.close()
 
 
@@ -523,25 +690,44 @@ def test_slots_while_the_database_is_away(tmp_path: Path, proxy: Proxy) -> None:
 def test_a_commit_in_doubt_that_nobody_can_tell_of(
     tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pgwork, "DOUBT_S", 0.5)
+    monkeypatch.setattr(pgwork, "DOUBT_S", 0.3)
     store = node(proxy.url, tmp_path)
-    one = now_message("A")
-    proxy.cut("behind")
-    refusing = threading.Timer(0.05, lambda: proxy.refuse(is_refusing=True))
-    refusing.start()
-    real = store._session.disconnect
-
-    def gone() -> None:
-        proxy.refuse(is_refusing=True)
-        real()
-
-    monkeypatch.setattr(store._session, "disconnect", gone)
-    with pytest.raises(StoreAwayError):
-        store.commit([one], [])
-    refusing.join()
-    monkeypatch.setattr(store._session, "disconnect", real)
+    proxy.cut("behind", refuses_then=True)
+    with pytest.raises(CommitInDoubtError, match="cannot be told"):
+        store.commit([now_message("A")], [])
     proxy.refuse(is_refusing=False)
     # The client was told 451, and sends it again: under another uid. Nothing is lost by that.
     accept(store, now_message("B"))
-    assert store.counts()["queued"] in (1, 2)
+    assert store.counts() == {"queued": 2}
     store.close()
+
+
+def test_reports_that_may_be_written_are_not_written_for_ever(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The outcome and its report are committed, nobody can tell: both are tried again, and it is found out that they are."""
+    monkeypatch.setattr(pgwork, "DOUBT_S", 0.3)
+    monkeypatch.setattr(scheduler, "FAULT_PAUSE_S", 0.1)
+
+    async def main() -> None:
+        async with ScriptedServer(RCPT="550 5.1.1 nobody here") as relay:
+            options = {"queue": proxy.url, "relay": f"127.0.0.1:{relay.port}", "node_lease_s": 3.0}
+            async with serving(tmp_path, **options) as server:
+                real = PostgresStore.accept
+
+                def accept_report(store: PostgresStore, batch: Any) -> None:
+                    # The transaction that brings a report, and no other.
+                    if not proxy.cuts and any(m.envelope.reverse_path is None for m in batch):
+                        proxy.cut("behind", refuses_then=True)
+                        threading.Timer(1.0, lambda: proxy.refuse(is_refusing=False)).start()
+                    real(store, batch)
+
+                monkeypatch.setattr(PostgresStore, "accept", accept_report)
+                await server.enqueue(reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\n\nx")
+                async with asyncio.timeout(30):
+                    while not proxy.cuts or server._parts.scheduler._tasks:
+                        await asyncio.sleep(0.02)
+
+    run_async(main)
+    assert ask(proxy.url, "SELECT count(*) FROM message") == [(2,)], "the message and one report"
+    assert ask(proxy.url, "SELECT count(*) FROM recipient WHERE address = 'c@d.test' AND state = 'bounced'") == [(1,)]

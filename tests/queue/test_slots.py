@@ -10,6 +10,7 @@ from typing import Any
 from pillarbox.queue.postgres import PostgresStore
 from pillarbox.testing.scripted import ScriptedServer
 from tests.conftest import run_async, serving, until
+from tests.hostile.test_h_shared_queue import ask
 
 
 def lease(store: PostgresStore, limit: int, **wants: tuple[int, int]) -> dict[str, int]:
@@ -68,3 +69,23 @@ def test_three_servers_never_have_more_connections_than_one_may(tmp_path: Path, 
 
     run_async(main)
     assert 0 < most <= 4
+
+
+def test_a_node_that_was_given_none_and_wants_no_more_leaves_nobody_waiting(tmp_path: Path, database: str) -> None:
+    other = PostgresStore(database, str(tmp_path / "other"))
+    other.open()
+    assert lease(other, 4, **{"mx:x.test": (4, 4)}) == {"mx:x.test": 4}
+
+    async def main() -> None:
+        async with serving(tmp_path / "one", queue=database, maxrelay_per_next_hop=4) as server:
+            slots = server._parts.lanes.slots
+            assert slots is not None and slots.allowed("mx:x.test", 3) == 0
+            await until(lambda: slots.is_denied("mx:x.test"))
+            rows = "SELECT wanted FROM slot WHERE slots = 0"
+            assert ask(database, rows) == [(3,)]
+            # Its mail went another way, or was cancelled: it does not ask again.
+            await until(lambda: ask(database, rows) == [], 10)
+
+    run_async(main)
+    assert lease(other, 4, **{"mx:x.test": (4, 0)}) == {"mx:x.test": 4}
+    other.close()

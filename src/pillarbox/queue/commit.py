@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import StoreError
+from ..errors import CommitInDoubtError, StoreError
 from .company import Company
 from .model import Message, Settlement
 from .store import Store
@@ -258,6 +258,9 @@ class GroupCommit:
     def _execute(self, batch: _Batch) -> _Result:
         try:
             return self._apply(batch.accepts, batch.settles, [work for work, _ in batch.runs])
+        except CommitInDoubtError as error:
+            # Perhaps it is done: to do it again would do it twice.
+            return [(None, error)] * len(batch)
         except Exception as error:
             if len(batch) == 1:
                 return [(None, error)]

@@ -40,6 +40,15 @@ _MIGRATION_LOCK = 0x70696C6C
 _REAP = 1000
 
 
+# 250 means that it is on the disk, whatever the database's own default. The other side, too, finds out in seconds that its
+# peer is gone: what it holds is wanted by others.
+_SETTINGS = f"""
+SET synchronous_commit = on; SET client_encoding = 'UTF8';
+SET statement_timeout = {int(STATEMENT_S * 1000)}; SET idle_in_transaction_session_timeout = {int(STATEMENT_S * 1000)};
+SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 30000
+"""
+
+
 class StoreAwayError(StoreError):
     """The queue's database cannot be reached. The operator mends it; clients are told 451 4.3.0 meanwhile."""
 
@@ -85,13 +94,9 @@ def connect(url: str, name: str) -> Connection:
             keepalives_count=3,
             tcp_user_timeout=30_000,
         )
+        connection.execute(_SETTINGS.encode())
     except psycopg.Error as error:
         raise translated(error, url) from None
-    # 250 means that it is on the disk, whatever the database's own default.
-    connection.execute("SET synchronous_commit = on")
-    connection.execute(f"SET statement_timeout = {int(STATEMENT_S * 1000)}")
-    connection.execute(f"SET idle_in_transaction_session_timeout = {int(STATEMENT_S * 1000)}")
-    connection.execute("SET client_encoding = 'UTF8'")
     return connection
 
 
@@ -181,7 +186,7 @@ class Heart:
             self._register(connection)
             self._prepare_days(connection)
             self._reap(connection)
-            connection.execute(f"LISTEN {CHANNEL}")
+            self._listen(connection)
         except psycopg.Error as error:
             connection.close()
             raise translated(error, self.url) from None
@@ -237,8 +242,13 @@ class Heart:
     def _connect_again(self) -> Connection:
         connection = connect(self.url, self.name)
         self._connection = connection
-        connection.execute(f"LISTEN {CHANNEL}")
+        self._listen(connection)
         return connection
+
+    def _listen(self, connection: Connection) -> None:
+        connection.execute(f"LISTEN {CHANNEL}")
+        # A beat that waits for something is as good as none: the others must not take this node for alive, nor it itself.
+        connection.execute(f"SET statement_timeout = {max(int(self.lease_s * 1000 / 3), 1000)}")
 
     def _lost(self, error: BaseException) -> None:
         if self._stop.is_set():
@@ -321,6 +331,7 @@ class Heart:
         """Partitions for today and the next days, and away with those that nobody wants any more."""
         self._next_day = time.monotonic() + 3600.0
         self._drop_days(connection)
+        connection.execute(SQL["forget_marks"])
         (today,) = self._one(connection, "SELECT floor(extract(epoch FROM clock_timestamp()) / 86400)::bigint")
         for day in range(today, today + 3):
             name = time.strftime("attempt_%Y%m%d", time.gmtime(day * 86400))
@@ -360,8 +371,12 @@ def free(connection: Connection, nodes: list[int], me: int, now: float | None) -
     total = 0
     while True:
         with connection.transaction():
-            given = {"nodes": nodes, "me": me, "now": now, "limit": _REAP}
-            rows = connection.execute(SQL["lost_leases"], given).fetchall()
+            given = {"nodes": nodes, "me": me, "now": now}
+            found = connection.execute(SQL["lost_messages"], {**given, "limit": _REAP}).fetchall()
+            messages = {"ids": [row[0] for row in found]}
+            # So that whoever settles the last but one of a message does not miss this one, nor is missed by it.
+            connection.execute(SQL["lock_messages"], messages)
+            rows = connection.execute(SQL["lost_leases"], {**given, **messages}).fetchall()
             if not rows:
                 return total
             ids = [row[0] for row in rows]

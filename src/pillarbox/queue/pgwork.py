@@ -1,13 +1,14 @@
 """Transactions of a node, and what it has in hand: true when they are committed, also when the answer was lost.
 
-A connection that breaks at COMMIT leaves it open what became of the transaction. Then the database is asked, once the old
-connection's process is gone: a message is there or not, a lease is settled or not. Must not know what is in a message.
+A connection that breaks at COMMIT leaves it open what became of the transaction. Each has a number, which it leaves in the
+database: when the old connection's process is gone the number is there or it is not. Must not know what is in a message.
 """
 
 from __future__ import annotations
 
 import contextlib
 import logging
+import random
 import threading
 import time
 from collections.abc import Collection, Iterator
@@ -15,8 +16,8 @@ from typing import Any
 
 import psycopg
 
-from ..errors import StoreError
-from .pgnode import SQL, Connection, StoreAwayError, connect, translated
+from ..errors import CommitInDoubtError, StoreError
+from .pgnode import SQL, Connection, StoreAwayError, connect, shown, translated
 
 _log = logging.getLogger("pillarbox.queue")
 _BLOCK = 1000
@@ -46,17 +47,23 @@ class Numbers:
 class Work:
     """What a transaction does to what this node has in hand; a lease is (message id, recipient's number)."""
 
-    __slots__ = ("dropped", "epochs", "files", "is_answered", "settled", "taken", "uids")
+    __slots__ = ("accepted", "dropped", "fetched", "files", "is_answered", "settled", "taken")
 
     def __init__(self) -> None:
-        self.uids: list[str] = []
+        self.accepted = 0
         self.taken: dict[Lease, int] = {}
         self.settled: list[Lease] = []
-        self.epochs: list[int] = []
+        # Spool files, by message: such as a message was accepted with, and such as a claim has fetched.
         self.files: dict[int, str] = {}
+        self.fetched: dict[int, str] = {}
         self.dropped: list[str] = []
         # False when it is known to be committed, but its results were lost with the connection.
         self.is_answered = True
+
+    @property
+    def matters(self) -> bool:
+        """Whether somebody goes by it that this was done, or was not."""
+        return bool(self.accepted or self.taken or self.settled)
 
     def take(self, lease: Lease, epoch: int) -> None:
         """A claim, perhaps of what was given back in the same transaction."""
@@ -89,7 +96,7 @@ class Hands:
         with self._guard:
             for (key, number), epoch in work.taken.items():
                 self._held.setdefault(key, {})[number] = epoch
-            for key, name in work.files.items():
+            for key, name in (*work.files.items(), *work.fetched.items()):
                 self._files.setdefault(key, []).append(name)
             for key, number in work.settled:
                 self._leave(key, number)
@@ -111,8 +118,7 @@ class Hands:
     def failed(self, work: Work) -> None:
         """It is not committed: what a claim had fetched is of no use. A message that was not accepted is its sender's."""
         with self._guard:
-            if not work.uids:
-                self._dropped += work.files.values()
+            self._dropped += work.fetched.values()
 
     def take_dropped(self) -> list[str]:
         """Spool files that nothing needs any longer, since the last call."""
@@ -129,6 +135,9 @@ class Session:
         self.hands = Hands()
         self.me = 0
         self._name = name
+        # Transactions of this session are told from all others by this, and from each other by their number.
+        self._mark = random.SystemRandom().getrandbits(62)
+        self._number = 0
         self._db: Connection | None = None
         self._backend: tuple[int, Any] = (0, None)
         self._work: Work | None = None
@@ -176,17 +185,19 @@ class Session:
                     db.execute("BEGIN")
                 yield db, work
                 is_sent = True
+                if work.matters:
+                    self._number += 1
+                    db.execute(SQL["mark"], {"session": self._mark, "number": self._number})
                 db.execute("COMMIT")
         except psycopg.Error as error:
             found = translated(error, self.url)
-            is_in_doubt = is_sent and isinstance(found, StoreAwayError)
-            if is_in_doubt and self._was_committed(work):
-                work.is_answered = False
-                self.hands.done(work)
-                return
-            self._roll_back()
-            self.hands.failed(work)
-            raise found from error
+            is_in_doubt = is_sent and work.matters and isinstance(found, StoreAwayError)
+            if not is_in_doubt:
+                self._roll_back()
+            if not is_in_doubt or not self._told(work):
+                self.hands.failed(work)
+                raise found from error
+            work.is_answered = not is_pipelined
         except BaseException:
             self._roll_back()
             self.hands.failed(work)
@@ -213,34 +224,33 @@ class Session:
             except psycopg.Error:
                 self.disconnect()
 
-    def _was_committed(self, work: Work) -> bool:
-        """The connection broke at the commit: did it come through? Waits until the database can tell. False: it did not."""
+    def _told(self, work: Work) -> bool:
+        try:
+            return self._was_committed()
+        except CommitInDoubtError:
+            # What it took, if it did, runs out with its leases.
+            self.hands.failed(work)
+            raise
+
+    def _was_committed(self) -> bool:
+        """The connection broke at the commit: did it come through? CommitInDoubtError when the database does not tell."""
         pid, since = self._backend
         self.disconnect()
         deadline = time.monotonic() + DOUBT_S
+        why: object = "the old connection's process does not end"
         while True:
             try:
                 db = self.connected()
                 # Behind a broken network it may wait for hours for the rest of what it was sent: it is ended.
                 sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
                 if db.execute(sql, (pid, since)).fetchone() is None:
-                    return self._find(db, work)
+                    row = db.execute(SQL["marked"], {"session": self._mark}).fetchone()
+                    return row is not None and row[0] == self._number
             except (psycopg.Error, StoreError) as error:
                 self.disconnect()
-                if time.monotonic() > deadline:
-                    _log.error("what became of a commit cannot be told: %s", error)
-                    return False
+                why = error
+            if time.monotonic() > deadline:
+                break
             # The old connection's process may still be at it.
             time.sleep(_ASK_AGAIN_S)
-
-    def _find(self, db: Connection, work: Work) -> bool:
-        for epoch in work.epochs:
-            # A claim that nobody knows of, if it came through.
-            db.execute(SQL["release_epoch"], {"me": self.me, "epoch": epoch})
-        if work.uids:
-            return bool(db.execute(SQL["known_uids"], {"uids": work.uids[:1]}).fetchall())
-        if work.settled:
-            keys = sorted({key for key, _ in work.settled})
-            left = db.execute(SQL["still_leased"], {"me": self.me, "ids": keys}).fetchall()
-            return not {(row[0], row[1]) for row in left} & set(work.settled)
-        return False
+        raise CommitInDoubtError(f"what became of a commit at {shown(self.url)} cannot be told: {why}")

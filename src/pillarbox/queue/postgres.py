@@ -23,13 +23,15 @@ from .folder import make_folder, make_spool, take_lock
 from .model import Action, Message, Query, Recipient, Settlement, View
 from .pgnode import CONNECT_S, LEASE_S, SQL, Connection, Heart, StoreAwayError, check_tables, node_name, translated
 from .pgwork import Lease, Numbers, Session, Work
-from .postgres_read import PIECE_BYTES, PostgresReader
+from .postgres_read import PIECE_BYTES, WITHIN, PostgresReader
 from .postgres_rows import attempt_columns, message_columns, pieces_of, recipient_columns, settled_columns
 from .slots import Wants
 
 _log = logging.getLogger("pillarbox.queue")
 T = TypeVar("T")
 Cursor = psycopg.Cursor[tuple[Any, ...]]
+# A message whose content found no room in this node's spool is due again after so long.
+NO_ROOM_S = 60.0
 _STEERING = {Action.HOLD: "hold", Action.RELEASE: "release", Action.RETRY: "retry", Action.CANCEL: "cancel"}
 
 
@@ -71,6 +73,8 @@ class PostgresStore:
         self._read = PostgresReader(self._session.lent, self.spool)
         self._ids = Numbers("message_id")
         self._epochs = Numbers("lease_epoch")
+        # The next hop that had its turn last, where those that are skipped are first in line.
+        self._behind = ""
 
     # ------------------------------------------------------------ open and close
 
@@ -210,11 +214,12 @@ class PostgresStore:
                 "after": [self._from_now(m.due_at or m.received_at, m.received_at) for m, _ in due],
                 "lease": [self._from_now(m.leased_until, m.received_at) for m, _ in due],
                 "epoch": [epoch if m.leased_until is not None else 0 for m, _ in due],
+                "expires_at": [m.expires_at for m, _ in due],
             }
             db.execute(SQL["insert_due"], {**given, "me": self.heart.me, "now": self._zero})
         if any(m.leased_until is None for m, _ in due):
             db.execute(SQL["notify"], {"what": "due"})
-        work.uids += [m.uid for m in batch]
+        work.accepted += len(batch)
         work.taken |= {(m.key, r.number): epoch for m, r in due if m.leased_until is not None}
         for m in batch:
             if m.content.path and m.leased_until is not None and not m.is_held:
@@ -271,7 +276,15 @@ class PostgresStore:
     ) -> list[Message]:
         """The messages that are due first; stops when their contents pass the bound (but gives one at least)."""
         given = {"skip": list(skip), "max_bytes": max_content_bytes, "small": PIECE_BYTES}
-        return self._claim("claim", given, limit, now, lease_until)
+        within = {"within": max(WITHIN, limit) if skip else None}
+        found = self._claim("claim", {**given, **within}, limit, now, lease_until)
+        if skip and not found:
+            # The first in line are all skipped: next hop by next hop, and each has its turn.
+            for after in dict.fromkeys((self._behind, "")):
+                if found := self._claim("claim_behind", {**given, "from": after}, limit, now, lease_until):
+                    break
+            self._behind = max((f"{r.next_hop or ''}\1" for m in found for r in m.recipients), default="")
+        return found
 
     def claim_expired(
         self, limit: int, now: float, lease_until: float, only: Collection[str] | None = None
@@ -285,7 +298,6 @@ class PostgresStore:
             # The others may be about to bury us.
             return []
         epoch = self._epochs.take(db)
-        work.epochs.append(epoch)
         lease = self._from_now(lease_until, now) if self._has_own_clock else lease_until - now
         own = {"me": self.heart.me, "epoch": epoch, "now": self._now(now), "lease": lease, "limit": limit}
         recipients: dict[int, list[Recipient]] = {}
@@ -295,19 +307,23 @@ class PostgresStore:
             words = tuple(notify.split(",")) if notify else ()
             found = Recipient(number, address, state, words, orcpt, attempts, until, hop, reply, stage, delayed, True)
             recipients.setdefault(key, []).append(found)
-        for those in recipients.values():
-            those.sort(key=lambda r: r.number)
-        messages = self._read.messages(recipients, lease_until, str(epoch)) if recipients else []
+        for found_here in recipients.values():
+            found_here.sort(key=lambda r: r.number)
+        messages, unwritten = self._read.messages(recipients, lease_until, str(epoch)) if recipients else ([], set())
         for key in recipients.keys() - {message.key for message in messages}:
-            numbers = [r.number for r in recipients[key]]
+            those = {"id": key, "numbers": [r.number for r in recipients[key]]}
+            if key in unwritten:
+                # Others may have room for it, and this node later; the rest goes on.
+                db.execute(SQL["put_off"], {**those, "now": self._now(now), "after": NO_ROOM_S})
+                continue
             # A message without its content cannot be sent; it is held, visible, and the rest goes on (hostile row 115).
-            db.execute(SQL["quarantine"], {"id": key, "numbers": numbers})
-            db.execute(SQL["drop_due"], {"id": key, "numbers": numbers})
+            db.execute(SQL["quarantine"], those)
+            db.execute(SQL["drop_due"], those)
         for message in messages:
             for r in message.recipients:
                 work.take((message.key, r.number), epoch)
             if message.content.path:
-                work.files[message.key] = os.path.basename(message.content.path)
+                work.fetched[message.key] = os.path.basename(message.content.path)
         return messages
 
     def renew(self, keys: Collection[int], lease_until: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import tempfile
 import weakref
@@ -15,8 +16,11 @@ from ..mail.envelope import Envelope, EnvelopeRecipient
 from .model import Attempt, Message, Query, Recipient, View
 from .pgnode import SQL, Connection
 
+_log = logging.getLogger("pillarbox.queue")
 # The size of a piece of a content. What is no larger is held in memory, too.
 PIECE_BYTES = 256 * 1024
+# So many that are due are looked through for one whose next hop is not skipped, before they are stepped over.
+WITHIN = 2000
 _COLUMNS = (
     "m.id, m.uid, m.reverse_path, m.size_bytes, m.received_at, m.expires_at, m.subject, m.facts, "
     "(SELECT f.finished_at FROM finished f WHERE f.message_id = m.id)"
@@ -115,12 +119,16 @@ class PostgresReader:
     def fetch(self, key: int, parts: int, path: str) -> int:
         """Writes a large content into a file, piece by piece; how many octets it has. OSError where it cannot be written."""
         size = 0
-        with open(
-            os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600), "wb"
-        ) as file:
-            for part in range(parts):
-                for (octets,) in self._part(key, part):
-                    size += file.write(octets)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+        try:
+            with open(os.open(path, flags, 0o600), "wb") as file:
+                for part in range(parts):
+                    for (octets,) in self._part(key, part):
+                        size += file.write(octets)
+        except BaseException:
+            # A piece of it is of no use to anybody, and the room is wanted.
+            _unlink(path)
+            raise
         return size
 
     def counts(self) -> dict[str, int]:
@@ -133,7 +141,9 @@ class PostgresReader:
 
     def next_due(self, skip: Collection[str] = ()) -> tuple[float, float] | None:
         """When the next recipient is due that nobody has in hand: (by the database's clock, seconds from now)."""
-        return next(((row[0], row[1]) for row in self.rows(SQL["next_due"], {"skip": list(skip)})), None)
+        given = {"skip": list(skip), "within": WITHIN if skip else 1}
+        rows = self.rows(SQL["next_due"], given) or (self.rows(SQL["next_due_behind"], given) if skip else [])
+        return next(((row[0], row[1]) for row in rows), None)
 
     def flag(self, name: str) -> str | None:
         """A control flag."""
@@ -153,29 +163,43 @@ class PostgresReader:
         dead_rows, snapshot_s, lag_s = self.rows(SQL["health"])[0]
         return {"dead_rows": dead_rows, "oldest_snapshot_seconds": snapshot_s, "due_lag_seconds": lag_s}
 
-    def messages(self, recipients: dict[int, list[Recipient]], leased_until: float, tag: str) -> list[Message]:
-        """Claimed messages, contents included, in the order given; without those whose content is gone (row 115)."""
+    def messages(
+        self, recipients: dict[int, list[Recipient]], leased_until: float, tag: str
+    ) -> tuple[list[Message], set[int]]:
+        """Claimed messages, contents included, in the order given; without those whose content is gone (row 115).
+
+        And which of those that are left out are so because the spool has no room for them.
+        """
         found: dict[int, Message] = {}
-        for row in self.rows(SQL["messages"], {"ids": list(recipients)}):
-            (key, uid, reverse_path, body, smtputf8, ret, envid, subject, size, received_at, expires_at, facts) = row[
-                :12
-            ]
-            octets, parts = row[12:]
-            if octets is None:
-                continue
-            content = Content(octets)
-            if parts > 1:
-                path = os.path.join(self._spool, f"{uid}.{tag}")
-                content = Content(b"", path=path, file_bytes=self.fetch(key, parts, path))
-            if content.size_bytes != size:
-                continue
-            mine = recipients[key]
-            envelope = Envelope(reverse_path, [], body, smtputf8, ret, envid)
-            envelope.recipients = [EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in mine]
-            found[key] = Message(
-                uid, envelope, content, received_at, expires_at, subject, facts, mine, key, leased_until
-            )
-        return [found[key] for key in recipients if key in found]
+        unwritten: set[int] = set()
+        try:
+            for row in self.rows(SQL["messages"], {"ids": list(recipients)}):
+                key, uid, reverse_path, body, smtputf8, ret, envid, subject, size, received_at, expires_at = row[:11]
+                facts, octets, parts = row[11:]
+                if octets is None:
+                    continue
+                content = Content(octets)
+                if parts > 1:
+                    path = os.path.join(self._spool, f"{uid}.{tag}")
+                    try:
+                        content = Content(b"", path=path, file_bytes=self.fetch(key, parts, path))
+                    except OSError as error:
+                        _log.error("%s waits: its content cannot be written to %s: %s", uid, path, error.strerror)
+                        unwritten.add(key)
+                        continue
+                if content.size_bytes != size:
+                    _forget([content])
+                    continue
+                mine = recipients[key]
+                envelope = Envelope(reverse_path, [], body, smtputf8, ret, envid)
+                envelope.recipients = [EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in mine]
+                found[key] = Message(
+                    uid, envelope, content, received_at, expires_at, subject, facts, mine, key, leased_until
+                )
+        except BaseException:
+            _forget([message.content for message in found.values()])
+            raise
+        return [found[key] for key in recipients if key in found], unwritten
 
 
 def _recipient(row: tuple[Any, ...]) -> Recipient:
@@ -186,8 +210,14 @@ def _recipient(row: tuple[Any, ...]) -> Recipient:
     )
 
 
+def _forget(contents: list[Content]) -> None:
+    for content in contents:
+        if content.path:
+            _unlink(content.path)
+
+
 def _unlink(path: str) -> None:
-    with contextlib.suppress(FileNotFoundError):
+    with contextlib.suppress(OSError):
         os.unlink(path)
 
 

@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Collection
 
 from ..clock import Clock, Timer
+from ..errors import DuplicateUidError
 from .commit import GroupCommit
 from .judged import Judged, Reporter, calls_for_report, judge, parse_kept
 from .model import Action, Message, Query, Recipient, Settled, Settlement
@@ -341,6 +342,9 @@ class Scheduler:
             try:
                 await self._commit.run(work)
                 break
+            except DuplicateUidError:
+                # It was written, and the answer lost: these reports are nobody else's. They go out when their leases end.
+                return
             except Exception as error:
                 _log.error("an outcome could not be written: %s", error)
                 if not self._is_running:

@@ -50,6 +50,8 @@ class Slots:
         self._granted: dict[str, int] = {}
         self._wanted: dict[str, int] = {}
         self._denied: dict[str, float] = {}
+        # Where the others see us as hungry, and leave room: until we have asked again, or said that we want no more.
+        self._hungry: set[str] = set()
         self._timer: Timer | None = None
         self._asking: asyncio.Task[None] | None = None
         self._is_stopped = False
@@ -87,14 +89,14 @@ class Slots:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        if (self._granted or self._wanted) and not self._is_stopped:
+        if (self._granted or self._wanted or self._hungry) and not self._is_stopped:
             self._timer = self._clock.call_later(REFRESH_S, self._ask)
 
     async def _refresh(self) -> None:
         wanted, self._wanted = self._wanted, {}
         wants = {
             hop: (max(wanted.get(hop, 0), used), used)
-            for hop in {*wanted, *self._granted}
+            for hop in {*wanted, *self._granted, *(hop for hop in self._hungry if not self.is_denied(hop))}
             for used in (self._in_use(hop),)
         }
 
@@ -110,7 +112,10 @@ class Slots:
         now = self._clock.monotonic()
         self._denied = {hop: until for hop, until in self._denied.items() if until > now}
         before, self._granted = self._granted, {hop: slots for hop, slots in granted.items() if slots}
+        self._hungry = {hop for hop in self._hungry if hop not in granted}
         for hop, slots in granted.items():
+            if wants[hop][0] > slots == 0:
+                self._hungry.add(hop)
             if slots > before.get(hop, 0):
                 self._denied.pop(hop, None)
                 self._on_grant(hop)

@@ -79,17 +79,21 @@ CREATE TABLE recipient (
 CREATE TABLE due (
   message_id  BIGINT NOT NULL,
   number      INTEGER NOT NULL,
-  next_hop    TEXT NOT NULL,              -- '' where it is not known
+  next_hop    TEXT COLLATE "C" NOT NULL,  -- '' where it is not known
   due_at      DOUBLE PRECISION NOT NULL,
   owner       BIGINT,                     -- the node that has it in hand
   lease_until DOUBLE PRECISION,
   epoch       BIGINT NOT NULL DEFAULT 0,
+  expires_at  DOUBLE PRECISION NOT NULL,  -- the message's
   PRIMARY KEY (message_id, number)
 ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.01, autovacuum_vacuum_threshold = 1000,
         autovacuum_vacuum_cost_limit = 2000, autovacuum_vacuum_cost_delay = 0);
 
 CREATE INDEX due_ready ON due (due_at) WHERE owner IS NULL;
 CREATE INDEX due_owned ON due (owner) WHERE owner IS NOT NULL;
+-- For what waits behind a next hop that takes nothing at present, and for a next hop that is back.
+CREATE INDEX due_next_hop ON due (next_hop, due_at) WHERE owner IS NULL;
+CREATE INDEX due_expires ON due (expires_at) WHERE owner IS NULL;
 
 -- Only added to; a partition for each day (`attempt_20261123`, UTC), dropped as a whole when nobody wants it any more.
 CREATE TABLE attempt (
@@ -107,6 +111,13 @@ CREATE TABLE attempt (
 
 CREATE TABLE attempt_other PARTITION OF attempt DEFAULT;
 CREATE INDEX attempt_message ON attempt (message_id);
+
+-- The number of the last transaction of each node's: whoever lost its connection at a commit finds out by it what became of it.
+CREATE TABLE mark (
+  session BIGINT PRIMARY KEY,
+  number  BIGINT NOT NULL,
+  at      DOUBLE PRECISION NOT NULL
+) WITH (fillfactor = 50);
 
 CREATE TABLE flag (
   name  TEXT PRIMARY KEY,

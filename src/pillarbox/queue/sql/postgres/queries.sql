@@ -19,10 +19,11 @@ SELECT * FROM unnest(%(id)s::bigint[], %(number)s::int[], %(address)s::text[], %
 
 -- name: insert_due
 -- `after` in seconds from now; with `lease` it is in the caller's hands, for so long.
-INSERT INTO due (message_id, number, next_hop, due_at, owner, lease_until, epoch)
-SELECT s.id, s.number, s.next_hop, c.now + s.after, CASE WHEN s.lease IS NOT NULL THEN %(me)s::bigint END, c.now + s.lease, s.epoch
-FROM unnest(%(id)s::bigint[], %(number)s::int[], %(next_hop)s::text[], %(after)s::float8[], %(lease)s::float8[], %(epoch)s::bigint[])
-     AS s(id, number, next_hop, after, lease, epoch),
+INSERT INTO due (message_id, number, next_hop, due_at, owner, lease_until, epoch, expires_at)
+SELECT s.id, s.number, s.next_hop, c.now + s.after, CASE WHEN s.lease IS NOT NULL THEN %(me)s::bigint END, c.now + s.lease, s.epoch,
+       s.expires_at
+FROM unnest(%(id)s::bigint[], %(number)s::int[], %(next_hop)s::text[], %(after)s::float8[], %(lease)s::float8[], %(epoch)s::bigint[],
+            %(expires_at)s::float8[]) AS s(id, number, next_hop, after, lease, epoch, expires_at),
      (SELECT coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8) AS now) AS c;
 
 -- name: lock_messages
@@ -86,16 +87,49 @@ DELETE FROM content USING done WHERE content.message_id = done.message_id;
 
 -- name: claim
 -- One statement: the recipients that are due first, then all due recipients of their messages (one attempt takes them
--- together), as long as their contents are within the bound, but of one message at least.
+-- together), as long as their contents are within the bound, but of one message at least. Of the first `within` in line.
 WITH c AS (
   SELECT coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8) AS now
 ), first AS MATERIALIZED (
   SELECT message_id, due_at FROM due, c
   WHERE owner IS NULL AND due_at <= c.now AND next_hop <> ALL (%(skip)s::text[])
+    AND due_at <= CASE WHEN %(within)s::int IS NULL THEN 'infinity'::float8 ELSE (
+      SELECT max(p.due_at) FROM (SELECT due_at FROM due WHERE owner IS NULL ORDER BY due_at LIMIT %(within)s::int) p) END
   ORDER BY due_at LIMIT %(limit)s FOR UPDATE OF due SKIP LOCKED
 ), sized AS (
   SELECT f.message_id, sum(least(m.size_bytes, %(small)s)) OVER (ORDER BY f.due_at, f.message_id) - least(m.size_bytes, %(small)s) AS before
   FROM (SELECT message_id, min(due_at) AS due_at FROM first GROUP BY 1) f JOIN message m ON m.id = f.message_id
+), wanted AS MATERIALIZED (
+  SELECT d.message_id, d.number FROM due d, c
+  WHERE d.message_id IN (SELECT message_id FROM sized WHERE before <= %(max_bytes)s)
+    AND d.owner IS NULL AND d.due_at <= c.now AND d.next_hop <> ALL (%(skip)s::text[])
+  FOR UPDATE OF d SKIP LOCKED
+)
+UPDATE due d SET owner = %(me)s, lease_until = c.now + %(lease)s, epoch = %(epoch)s
+FROM wanted w, recipient r, c
+WHERE d.message_id = w.message_id AND d.number = w.number AND r.message_id = w.message_id AND r.number = w.number
+RETURNING d.message_id, d.number, d.due_at, d.lease_until, r.address, r.state, r.attempts, r.notify, r.orcpt, r.next_hop, r.last_reply,
+          r.last_stage, r.delay_reported;
+
+-- name: claim_behind
+-- As claim, where what is due first is for next hops that are skipped: hop by hop from the index, beginning at `from`, so
+-- that a million rows of a hop that takes nothing are stepped over and not walked through.
+WITH RECURSIVE c AS (
+  SELECT coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8) AS now
+), hops AS (
+  (SELECT next_hop FROM due WHERE owner IS NULL AND next_hop >= %(from)s ORDER BY next_hop LIMIT 1)
+  UNION ALL
+  SELECT (SELECT d.next_hop FROM due d WHERE d.owner IS NULL AND d.next_hop > h.next_hop ORDER BY d.next_hop LIMIT 1)
+  FROM hops h WHERE h.next_hop IS NOT NULL
+), ready AS (
+  SELECT d.message_id, d.due_at
+  FROM hops h, c,
+       LATERAL (SELECT message_id, due_at FROM due d WHERE d.owner IS NULL AND d.next_hop = h.next_hop AND d.due_at <= c.now
+                ORDER BY d.due_at LIMIT %(limit)s) d
+  WHERE h.next_hop IS NOT NULL AND h.next_hop <> ALL (%(skip)s::text[]) LIMIT %(limit)s
+), sized AS (
+  SELECT f.message_id, sum(least(m.size_bytes, %(small)s)) OVER (ORDER BY f.due_at, f.message_id) - least(m.size_bytes, %(small)s) AS before
+  FROM (SELECT message_id, min(due_at) AS due_at FROM ready GROUP BY 1) f JOIN message m ON m.id = f.message_id
 ), wanted AS MATERIALIZED (
   SELECT d.message_id, d.number FROM due d, c
   WHERE d.message_id IN (SELECT message_id FROM sized WHERE before <= %(max_bytes)s)
@@ -114,8 +148,8 @@ WITH c AS (
 ), first AS MATERIALIZED (
   SELECT d.message_id FROM due d, c
   WHERE d.owner IS NULL AND d.due_at <= c.now AND (%(only)s::text[] IS NULL OR d.next_hop = ANY (%(only)s::text[]))
-    AND EXISTS (SELECT 1 FROM message m WHERE m.id = d.message_id AND m.expires_at <= c.now)
-  ORDER BY d.due_at LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED
+    AND d.expires_at <= c.now
+  ORDER BY d.expires_at LIMIT %(limit)s FOR UPDATE OF d SKIP LOCKED
 ), wanted AS MATERIALIZED (
   SELECT d.message_id, d.number FROM due d, c
   WHERE d.message_id IN (SELECT message_id FROM first) AND d.owner IS NULL AND d.due_at <= c.now
@@ -143,6 +177,11 @@ UPDATE recipient SET state = 'held', last_reply = '451 4.3.0 the content is miss
 -- name: drop_due
 DELETE FROM due WHERE message_id = %(id)s AND number = ANY(%(numbers)s);
 
+-- name: put_off
+UPDATE due SET owner = NULL, lease_until = NULL,
+  due_at = coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8) + %(after)s
+WHERE message_id = %(id)s AND number = ANY(%(numbers)s);
+
 -- name: renew
 UPDATE due SET lease_until = coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8) + %(lease)s
 WHERE owner = %(me)s AND message_id = ANY(%(ids)s);
@@ -157,13 +196,21 @@ DELETE FROM node WHERE id = ANY(%(nodes)s);
 -- name: forget_slots
 DELETE FROM slot WHERE node = ANY(%(nodes)s);
 
--- name: lost_leases
--- Leases of these nodes, of nodes that nobody knows, and such as nobody has renewed.
-SELECT d.message_id, d.number FROM due d
+-- name: lost_messages
+-- Messages with leases of these nodes, of nodes that nobody knows, and such as nobody has renewed.
+SELECT DISTINCT d.message_id FROM due d
 WHERE d.owner IS NOT NULL AND (d.owner = ANY(%(nodes)s)
   OR d.lease_until < coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
   OR (d.owner <> %(me)s AND NOT EXISTS (SELECT 1 FROM node WHERE node.id = d.owner)))
-ORDER BY 1, 2 LIMIT %(limit)s FOR UPDATE SKIP LOCKED;
+ORDER BY 1 LIMIT %(limit)s;
+
+-- name: lost_leases
+-- Theirs, once the rows of those messages are locked: whoever settles another recipient of one has finished, or waits.
+SELECT d.message_id, d.number FROM due d
+WHERE d.message_id = ANY(%(ids)s) AND d.owner IS NOT NULL AND (d.owner = ANY(%(nodes)s)
+  OR d.lease_until < coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
+  OR (d.owner <> %(me)s AND NOT EXISTS (SELECT 1 FROM node WHERE node.id = d.owner)))
+ORDER BY 1, 2 FOR UPDATE SKIP LOCKED;
 
 -- name: free_attempts
 INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, reply, node)
@@ -189,20 +236,21 @@ UPDATE due d SET owner = NULL, lease_until = NULL, epoch = 0,
   due_at = coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
 FROM s WHERE d.message_id = s.id AND d.number = s.number AND s.state IN ('queued', 'deferred');
 
--- name: release_epoch
--- A claim whose commit nobody heard of: what it took is free again, and was not tried.
-UPDATE due SET owner = NULL, lease_until = NULL WHERE owner = %(me)s AND epoch = %(epoch)s;
+-- name: mark
+INSERT INTO mark (session, number, at) VALUES (%(session)s, %(number)s, extract(epoch FROM clock_timestamp()))
+ON CONFLICT (session) DO UPDATE SET number = excluded.number, at = excluded.at;
 
--- name: still_leased
-SELECT message_id, number FROM due WHERE owner = %(me)s AND message_id = ANY(%(ids)s);
+-- name: marked
+SELECT number FROM mark WHERE session = %(session)s;
+
+-- name: forget_marks
+-- Nobody asks for long what became of a commit.
+DELETE FROM mark WHERE at < extract(epoch FROM clock_timestamp()) - 86400;
 
 -- name: in_hand
 -- With whether it is still to be sent.
 SELECT d.message_id, d.number, r.state IN ('queued', 'deferred') FROM due d
 JOIN recipient r ON r.message_id = d.message_id AND r.number = d.number WHERE d.owner = %(me)s AND d.message_id = ANY(%(ids)s);
-
--- name: known_uids
-SELECT uid FROM message WHERE uid = ANY(%(uids)s);
 
 -- name: lock_all_due
 SELECT message_id, number FROM due WHERE message_id = ANY(%(ids)s) ORDER BY 1, 2 FOR UPDATE;
@@ -228,8 +276,10 @@ WITH released AS (
   UPDATE recipient SET state = CASE WHEN attempts > 0 THEN 'deferred' ELSE 'queued' END
   WHERE message_id = ANY(%(ids)s) AND state = 'held' RETURNING message_id, number, next_hop
 ), made AS (
-  INSERT INTO due (message_id, number, next_hop, due_at)
-  SELECT message_id, number, coalesce(next_hop, ''), coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8) FROM released
+  INSERT INTO due (message_id, number, next_hop, due_at, expires_at)
+  SELECT r.message_id, r.number, coalesce(r.next_hop, ''), coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8),
+         m.expires_at
+  FROM released r JOIN message m ON m.id = r.message_id
   ON CONFLICT DO NOTHING
 )
 SELECT message_id FROM released;
@@ -258,8 +308,21 @@ WHERE r.state IN ('queued', 'deferred', 'held') GROUP BY 1, 2 ORDER BY 3 DESC, 1
 
 -- name: next_due
 -- When, and how far from now by the database's clock.
-SELECT due_at, due_at - extract(epoch FROM clock_timestamp())::float8 FROM due
-WHERE owner IS NULL AND next_hop <> ALL (%(skip)s::text[]) ORDER BY due_at LIMIT 1;
+SELECT due_at, due_at - extract(epoch FROM clock_timestamp())::float8
+FROM (SELECT due_at, next_hop FROM due WHERE owner IS NULL ORDER BY due_at LIMIT %(within)s) first
+WHERE next_hop <> ALL (%(skip)s::text[]) ORDER BY due_at LIMIT 1;
+
+-- name: next_due_behind
+-- As next_due, where those that are due first are for next hops that are skipped: see claim_behind.
+WITH RECURSIVE hops AS (
+  (SELECT next_hop, due_at FROM due WHERE owner IS NULL ORDER BY next_hop, due_at LIMIT 1)
+  UNION ALL
+  SELECT f.next_hop, f.due_at FROM hops h,
+    LATERAL (SELECT d.next_hop, d.due_at FROM due d WHERE d.owner IS NULL AND d.next_hop > h.next_hop
+             ORDER BY d.next_hop, d.due_at LIMIT 1) f
+)
+SELECT min(due_at), min(due_at) - extract(epoch FROM clock_timestamp())::float8
+FROM hops WHERE next_hop <> ALL (%(skip)s::text[]) HAVING count(*) > 0;
 
 -- name: recipients_of
 SELECT r.message_id, r.number, r.address, r.state, r.notify, r.orcpt, r.attempts, CASE WHEN d.owner IS NULL THEN d.due_at ELSE d.lease_until END,
