@@ -1,5 +1,5 @@
 # Each target does all the set-up that it needs.
-.PHONY: help serve test lint format bench bench-quick bench-page bench-shared faults cluster docs coverage clean
+.PHONY: help serve test lint format bench bench-quick bench-page bench-shared faults cluster sim mutants docs coverage clean
 BIN := .venv/bin
 RELAY ?=
 ARGS ?=
@@ -15,6 +15,8 @@ help:
 	@echo "make bench-shared              the queue on PostgreSQL beside SQLite, over nodes, and as it grows"
 	@echo "make faults                    a fault at every step, on both kinds of queue: three minutes"
 	@echo "make cluster                   three nodes under fire, 20,000 messages counted"
+	@echo "make sim                       2,000 simulated worlds, each from a seed: three minutes"
+	@echo "make mutants                   faults planted on purpose, each found by the simulation"
 	@echo "make docs                      generate docs/reference from the code"
 
 .venv/.installed: pyproject.toml
@@ -75,6 +77,12 @@ faults: .venv/.installed
 cluster: .venv/.installed
 	@sh tools/install-test-programs.sh
 	$(BIN)/python -m tests.cluster $(ARGS)
+
+sim: .venv/.installed
+	$(BIN)/python -m tests.sim $(ARGS)
+
+mutants: .venv/.installed
+	$(BIN)/python -m tests.mutants $(ARGS)
 
 docs: .venv/.installed
 	$(BIN)/python tools/make_reference.py

@@ -89,3 +89,21 @@ def test_a_node_that_was_given_none_and_wants_no_more_leaves_nobody_waiting(tmp_
     run_async(main)
     assert lease(other, 4, **{"mx:x.test": (4, 0)}) == {"mx:x.test": 4}
     other.close()
+
+
+def test_slots_of_a_node_that_was_held_for_dead_and_then_died(tmp_path: Path, database: str) -> None:
+    """It went on for a moment, long enough to lease some again, and nobody would ever have given them back."""
+    one, two = (PostgresStore(database, str(tmp_path / name), lease_s=0.6) for name in "ab")
+    one.open()
+    two.open()
+    one.heart._stop.set()
+    ask(database, f"DELETE FROM node WHERE id = {one.heart.me}")
+    assert lease(one, 4, hop=(4, 0)) == {"hop": 4}
+
+    async def main() -> None:
+        await until(lambda: ask(database, "SELECT * FROM slot") == [], 10)
+
+    run_async(main)
+    assert lease(two, 4, hop=(4, 0)) == {"hop": 4}
+    two.close()
+    one.close()

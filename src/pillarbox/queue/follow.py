@@ -89,7 +89,7 @@ class Follower:
         if not keys:
             return
         try:
-            lost, steered = await self._commit.run(lambda store: store.lost(keys))  # type: ignore[attr-defined]
+            lost, steered = await self._commit.run(lambda store: store.lost(keys))
         except Exception as error:
             _log.error("whether work was lost cannot be told: %s", error)
             return

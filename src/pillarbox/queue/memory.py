@@ -184,6 +184,10 @@ class MemoryStore:
                 if r.is_leased and r.due_at is not None:
                     r.due_at = lease_until
 
+    def lost(self, keys: Collection[int]) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+        """Nothing: nobody else works here."""
+        return set(), set()
+
     def recover(self, now: float) -> int:
         """Frees every lease."""
         count = 0

@@ -29,7 +29,7 @@ class NullStore:
             empty.purge,
             empty.spool_names,
         )
-        self.maintain, self.claim_expired = empty.maintain, empty.claim_expired
+        self.maintain, self.claim_expired, self.lost = empty.maintain, empty.claim_expired, empty.lost
         self._count = 0
 
     def reader(self) -> NullStore:

@@ -320,7 +320,7 @@ class Heart:
             freed = free(connection, nodes, self.me, None)
             if nodes:
                 connection.execute(SQL["forget_nodes"], {"nodes": nodes})
-                connection.execute(SQL["forget_slots"], {"nodes": nodes})
+            connection.execute(SQL["forget_slots"], {"nodes": nodes})
         if nodes or freed:
             names = ", ".join(name for _, name in dead) or "a node that is gone"
             self.counters["takeovers"] += freed

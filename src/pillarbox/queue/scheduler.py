@@ -335,15 +335,16 @@ class Scheduler:
             store.accept(reports)
             store.settle([settlement])
 
-        self._spawn(self._settle_with(both, reports))
+        self._spawn(self._settle_with(both, reports, message.key))
 
-    async def _settle_with(self, work: Callable[[Store], None], reports: list[Message]) -> None:
+    async def _settle_with(self, work: Callable[[Store], None], reports: list[Message], key: int) -> None:
         while True:
             try:
                 await self._commit.run(work)
                 break
             except DuplicateUidError:
                 # It was written, and the answer lost: these reports are nobody else's. They go out when their leases end.
+                await self._run_quietly(lambda store: store.lost({key}))
                 return
             except Exception as error:
                 _log.error("an outcome could not be written: %s", error)
@@ -483,7 +484,7 @@ class Scheduler:
             until = self._clock.time() + LEASE_S
             self._spawn(self._run_quietly(lambda store: store.renew(keys, until)))
 
-    async def _run_quietly(self, work: Callable[[Store], None]) -> None:
+    async def _run_quietly(self, work: Callable[[Store], object]) -> None:
         try:
             await self._commit.run(work)
         except Exception as error:

@@ -105,6 +105,12 @@ class Store(Protocol):
     def renew(self, keys: Collection[int], lease_until: float) -> None:
         """The work on these messages goes on: their leases last until then."""
 
+    def lost(self, keys: Collection[int]) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
+        """Of what is in hand of these messages, (key, recipient's number): what is not so any more, and what is not to be sent.
+
+        Only other servers of a shared queue can bring that about.
+        """
+
     def recover(self, now: float) -> int:
         """After a crash: leases without outcome are recorded as ambiguous and due at once. How many there were."""
 

@@ -194,7 +194,8 @@ SELECT id, name FROM node WHERE alive_until < extract(epoch FROM clock_timestamp
 DELETE FROM node WHERE id = ANY(%(nodes)s);
 
 -- name: forget_slots
-DELETE FROM slot WHERE node = ANY(%(nodes)s);
+-- Also of nodes that were held for dead, went on for a moment, and then died.
+DELETE FROM slot WHERE node = ANY(%(nodes)s) OR NOT EXISTS (SELECT 1 FROM node WHERE node.id = slot.node);
 
 -- name: lost_messages
 -- Messages with leases of these nodes, of nodes that nobody knows, and such as nobody has renewed.
