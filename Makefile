@@ -1,5 +1,5 @@
 # Each target does all the set-up that it needs.
-.PHONY: help serve test lint format bench bench-quick bench-page bench-shared faults cluster sim mutants docs coverage clean
+.PHONY: help serve test lint format bench bench-quick bench-page bench-shared faults cluster sim mutants fuzz docs coverage clean
 BIN := .venv/bin
 RELAY ?=
 ARGS ?=
@@ -17,6 +17,7 @@ help:
 	@echo "make cluster                   three nodes under fire, 20,000 messages counted"
 	@echo "make sim                       2,000 simulated worlds, each from a seed: three minutes"
 	@echo "make mutants                   faults planted on purpose, each found by the simulation"
+	@echo "make fuzz                      a coverage-guided fuzzer (atheris) on every parser, a minute each"
 	@echo "make docs                      generate docs/reference from the code"
 
 .venv/.installed: pyproject.toml
@@ -83,6 +84,10 @@ sim: .venv/.installed
 
 mutants: .venv/.installed
 	$(BIN)/python -m tests.mutants $(ARGS)
+
+fuzz: .venv/.installed
+	@$(BIN)/python -c "import atheris" 2>/dev/null || $(BIN)/python -m pip install --quiet "atheris>=3"
+	$(BIN)/python -m tests.fuzz $(ARGS)
 
 docs: .venv/.installed
 	$(BIN)/python tools/make_reference.py
