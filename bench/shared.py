@@ -80,7 +80,8 @@ def fill(url: str, first: int, count: int) -> None:
             "FROM generate_series(%(first)s::bigint, %(last)s) n",
             "INSERT INTO recipient SELECT n, 0, 'c' || n || '@d.test', 'queued', 0, 'mx:d' || n %% 1000 "
             "FROM generate_series(%(first)s::bigint, %(last)s) n",
-            "INSERT INTO due SELECT n, 0, 'mx:d' || n %% 1000, n FROM generate_series(%(first)s::bigint, %(last)s) n",
+            "INSERT INTO due (message_id, number, next_hop, due_at, expires_at) SELECT n, 0, 'mx:d' || n %% 1000, n, n + 1e9 "
+            "FROM generate_series(%(first)s::bigint, %(last)s) n",
         ):
             connection.execute(sql.encode(), given)
         connection.execute("ANALYZE")
