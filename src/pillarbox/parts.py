@@ -34,7 +34,9 @@ from .plugins.simple import Greeting, RelayRule, Simple
 from .queue.adopt import Adopter
 from .queue.commit import GroupCommit
 from .queue.control import ControlServer, LiveSteering
+from .queue.enqueue import spooled_content
 from .queue.follow import Follower, Pulse
+from .queue.kept import parse as parse_kept
 from .queue.memory import MemoryStore
 from .queue.null import NullStore
 from .queue.retry import RetryPolicy
@@ -369,13 +371,26 @@ class Parts:
                 self._steering,
                 whole=self.queue,
                 shard=slot.number,
-                enqueue=lambda item: self.enqueue(item),
+                enqueue=lambda item: self._restore(item) if "kept" in item else self.enqueue(item),
                 max_content_bytes=options.max_size_bytes,
             )
             await self._control.start()
         if slot.number == 0 and options.has_shards:
             self._adopter = Adopter(self.commit, self.scheduler.wake, self.clock, options.data_dir, slot.count)
             self._adopter.start()
+
+    async def _restore(self, item: dict[str, Any]) -> str:
+        """A message that another queue had, as it was there (`queue import --format jsonl`)."""
+        message, options, spool = parse_kept(item["kept"]), self.options, self.context.spool
+        message.content = await spooled_content(item["content"], self.new_uid(), spool, options.spool_above_bytes)
+        try:
+            await self.commit.run(lambda store: store.restore([message], self.clock.time()))
+        except BaseException:
+            if message.content.path and spool is not None:
+                spool.remove([message.content.path])
+            raise
+        self.scheduler.wake()
+        return message.uid
 
     def make_dnsbl(self) -> DnsblPlugin | None:
         """The plugin that asks DNS lists, where options want it."""

@@ -1,4 +1,5 @@
-"""`pillarbox queue export` and `queue import`: messages to and from mbox and Maildir, with their envelope in two fields.
+"""`pillarbox queue export` and `queue import`: messages to and from mbox and Maildir, with their envelope in two fields; or
+as JSON, a line each, with all that a queue knows of them.
 
 Return-Path is the reverse-path, X-Envelope-To each recipient that was not final. The queue may run or not; export only
 reads, import gives each message to the running server, or writes it into the queue of one that does not run.
@@ -7,6 +8,7 @@ reads, import gives each message to the running server, or writes it into the qu
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import hashlib
 import json
@@ -15,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, Any, BinaryIO
 
@@ -26,8 +28,10 @@ from ..clock import SystemClock, UidSource
 from ..errors import DuplicateUidError, OptionError, PillarboxError, StoreError, StoreLockedError
 from ..mail.content import Content
 from ..places import default_data_dir, default_hostname
-from ..queue.control import parse_query
-from ..queue.enqueue import Stamp, build_message, parse_enqueue
+from ..queue.control import MAX_REQUEST_BYTES, ask, parse_query
+from ..queue.enqueue import Stamp, build_message, parse_enqueue, spooled_content
+from ..queue.kept import as_json
+from ..queue.kept import parse as parse_kept
 from ..queue.model import FINAL, View
 from ..queue.shards import database, find_shards, spool_folder
 from ..queue.shared import open_postgres
@@ -37,12 +41,14 @@ from ..queue.sqlite_read import SqliteReader, connect
 from ..queue.store import Store
 from .place import DataDir, QueueUrl, check_url
 
-FORMATS = ("mbox", "maildir")
+FORMATS = ("mbox", "maildir", "jsonl")
 _TO, _FROM, _STATE = "X-Envelope-To", "Return-Path", "X-Envelope-State"
 _SPOOL_ABOVE_BYTES = 128 * 1024
 _EXPIRE_S = 4 * 86400.0
 
-Format = Annotated[str, typer.Option("--format", metavar="KIND", help=" or ".join(FORMATS))]
+Format = Annotated[
+    str, typer.Option("--format", metavar="KIND", help="mbox, maildir, or jsonl: all that a queue knows")
+]
 
 
 def export(
@@ -55,7 +61,10 @@ def export(
     data_dir: DataDir = None,
     queue: QueueUrl = None,
 ) -> None:
-    """Write queued messages into an mbox file or a Maildir; the queue stays as it is (`queue cancel` empties it)."""
+    """Write queued messages into a file or a Maildir; the queue stays as it is (`queue cancel` empties it).
+
+    With --format jsonl nothing is lost: DSN options, ages, tries and history go along, for `queue import` elsewhere.
+    """
     _check_format(kind)
     fields = {"uids": uids, "state": state, "sender": sender, "recipient": to}
     try:
@@ -65,12 +74,19 @@ def export(
     done: list[str] = []
     try:
         with contextlib.ExitStack() as stack:
-            take = _to_mbox(target, stack) if kind == "mbox" else _to_maildir(target)
-            for view, content in (
+            found = (
                 _shared(queue, query) if queue and data_dir is None else _stored(data_dir or default_data_dir(), query)
-            ):
-                take(view, _with_envelope(view, content))
-                done.append(view.uid)
+            )
+            if kind == "jsonl":
+                file = _new_file(target, stack)
+                for view, content, reader in found:
+                    _write_line(file, view, content, reader)
+                    done.append(view.uid)
+            else:
+                take = _to_mbox(target, stack) if kind == "mbox" else _to_maildir(target)
+                for view, content, _ in found:
+                    take(view, _with_envelope(view, content))
+                    done.append(view.uid)
     except OSError as error:
         raise StoreError(
             f"the export ends behind {len(done)} messages: {error.strerror or error}; what was written last may be cut"
@@ -99,6 +115,11 @@ def import_(
     """Put messages into the queue. All are read first: with a fault in one, none is taken; what is there already stays one."""
     _check_format(kind)
     folder = data_dir or default_data_dir()
+    if kind == "jsonl":
+        if sender or to or headers:
+            raise OptionError("--from, --to and --headers are for messages without an envelope: jsonl has one for each")
+        _import_kept(source, folder, queue if data_dir is None else None)
+        return
     found = list(_read(source, kind))
     items = [_item(octets, number, sender, to, headers=headers) for number, octets in found]
     held = {item["uid"] for item in items if item.pop("is_held")}
@@ -113,13 +134,91 @@ def import_(
 
 def _check_format(kind: str) -> None:
     if kind not in FORMATS:
-        raise OptionError(f"--format {kind!r}: there are {' and '.join(FORMATS)}")
+        raise OptionError(f"--format {kind!r}: there are {', '.join(FORMATS)}")
+
+
+def _import_kept(source: str, folder: str, queue: str | None) -> None:
+    """Messages of another queue, as they were there; what is there already stays as it is."""
+    # All are judged before the first is taken.
+    total = sum(1 for _ in _kept_lines(source))
+    restored = skipped = 0
+    with contextlib.ExitStack() as stack:
+        give = _way_into(folder, queue, stack)
+        for number, told, octets in _kept_lines(source):
+            try:
+                give(told, octets)
+            except DuplicateUidError:
+                skipped += 1
+                continue
+            except PillarboxError as error:
+                raise StoreError(
+                    f"{source}: message {number}: {error}; {restored} of {total} were imported: import again for the "
+                    "rest, none comes twice"
+                ) from None
+            restored += 1
+            print(told["uid"])
+    there = f", {skipped} were there already" if skipped else ""
+    print(f"{restored} message{'' if restored == 1 else 's'} imported{there}", file=sys.stderr)
+
+
+def _kept_lines(source: str) -> Iterator[tuple[int, dict[str, Any], bytes]]:
+    try:
+        file = open(source, "rb")  # noqa: SIM115
+    except OSError as error:
+        raise OptionError(f"cannot read {source}: {error.strerror}") from None
+    with file:
+        for number, line in enumerate(file, 1):
+            try:
+                told = json.loads(line)
+                parse_kept(told)
+                octets = base64.b64decode(told.pop("content", ""), validate=True)
+            except (ValueError, OptionError) as error:
+                raise OptionError(f"{source}: line {number}: {error}; nothing was imported") from None
+            yield number, told, octets
+
+
+def _way_into(folder: str, queue: str | None, stack: contextlib.ExitStack) -> Callable[[dict[str, Any], bytes], None]:
+    """What takes a message: a queue on PostgreSQL, the one in the folder, or the server that has that."""
+    store: Store
+    if queue:
+        check_url(queue)
+        store, spool_at = open_postgres(queue), stack.enter_context(tempfile.TemporaryDirectory())
+        store.open()
+    else:
+        os.makedirs(folder, mode=0o700, exist_ok=True)
+        store = own = SqliteStore(folder)
+        spool_at = own.spool
+        try:
+            own.open()
+        except StoreLockedError:
+            return lambda told, octets: _restore_running(folder, told, octets)
+    stack.callback(store.close)
+    spool = Spool(spool_at)
+    stack.callback(spool.close)
+    new_name = UidSource(SystemClock())
+
+    def give(told: dict[str, Any], octets: bytes) -> None:
+        message = parse_kept(told)
+        if store.get(message.uid) is not None:
+            raise DuplicateUidError(f"{message.uid} is there already")
+        message.content = asyncio.run(spooled_content(octets, new_name(), spool, _SPOOL_ABOVE_BYTES))
+        with store.transaction():
+            store.restore([message], time.time())
+
+    return give
+
+
+def _restore_running(folder: str, told: dict[str, Any], octets: bytes) -> None:
+    request = {"verb": "enqueue", "item": {"kept": told}, "size_bytes": len(octets)}
+    if len(json.dumps(request)) >= MAX_REQUEST_BYTES:
+        raise StoreError("its recipients and history are too many for a running server: stop it, and import again")
+    ask(folder, request, content=[octets], shard=(find_shards(folder) or [0])[0], timeout_s=120.0)
 
 
 # ------------------------------------------------------------------------------ export
 
 
-def _stored(folder: str, query: Any) -> Iterator[tuple[View, Content]]:
+def _stored(folder: str, query: Any) -> Iterator[tuple[View, Content, Any]]:
     if not os.path.isdir(folder) or not find_shards(folder):
         raise StoreError(f"there is no queue in {folder}: name its folder with --data-dir")
     for shard in find_shards(folder):
@@ -130,12 +229,12 @@ def _stored(folder: str, query: Any) -> Iterator[tuple[View, Content]]:
                 content = reader.content(view.uid)
                 # One that has just been delivered is nobody's loss.
                 if content is not None:
-                    yield view, content
+                    yield view, content, reader
         finally:
             connection.close()
 
 
-def _shared(url: str, query: Any) -> Iterator[tuple[View, Content]]:
+def _shared(url: str, query: Any) -> Iterator[tuple[View, Content, Any]]:
     check_url(url)
     store = open_postgres(url)
     store.open()
@@ -143,9 +242,33 @@ def _shared(url: str, query: Any) -> Iterator[tuple[View, Content]]:
         for view in store.search(query):
             content = store.content(view.uid)
             if content is not None:
-                yield view, content
+                yield view, content, store
     finally:
         store.close()
+
+
+def _write_line(file: BinaryIO, view: View, content: Content, reader: Any) -> None:
+    """One message, content included; one that has just been delivered is nobody's loss."""
+    whole, envelope = reader.get(view.uid), reader.envelope(view.uid)
+    if whole is None or envelope is None:
+        return
+    told = as_json(whole, envelope, time.time())
+    told["content"] = base64.b64encode(content.read()).decode()
+    file.write(json.dumps(told).encode() + b"\n")
+    file.flush()
+    if file is not sys.stdout.buffer:
+        # Whoever empties the queue behind this has nothing else.
+        os.fsync(file.fileno())
+
+
+def _new_file(target: str, stack: contextlib.ExitStack) -> BinaryIO:
+    if target == "-":
+        return sys.stdout.buffer
+    try:
+        handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise OptionError(f"cannot write {target}: {error.strerror}; name a file that is not there") from None
+    return stack.enter_context(os.fdopen(handle, "wb"))
 
 
 def _with_envelope(view: View, content: Content) -> Iterator[bytes]:
@@ -161,15 +284,7 @@ def _with_envelope(view: View, content: Content) -> Iterator[bytes]:
 
 
 def _to_mbox(target: str, stack: contextlib.ExitStack) -> Any:
-    file: BinaryIO
-    if target == "-":
-        file = sys.stdout.buffer
-    else:
-        try:
-            handle = os.open(target, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise OptionError(f"cannot write {target}: {error.strerror}; name a file that is not there") from None
-        file = stack.enter_context(os.fdopen(handle, "wb"))
+    file = _new_file(target, stack)
 
     def take(view: View, pieces: Iterator[bytes]) -> None:
         moment = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(view.received_at))

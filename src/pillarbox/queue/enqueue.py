@@ -179,6 +179,11 @@ async def build_message(enqueued: Enqueued, stamp: Stamp, spool: Spool | None, s
     )
 
 
+async def spooled_content(source: Any, name: str, spool: Spool | None, spool_above_bytes: int) -> Content:
+    """Content from octets or a binary file, CRLF line ends; a large one is on the disk when it returns (StoreError: not)."""
+    return await _content(source, name, spool, spool_above_bytes)
+
+
 async def _content(source: Any, name: str, spool: Spool | None, spool_above_bytes: int) -> Content:
     if isinstance(source, bytes):
         octets = normalise_lines(source)

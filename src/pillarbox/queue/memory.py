@@ -10,6 +10,7 @@ from typing import Any
 
 from ..errors import DuplicateUidError
 from ..mail.content import Content
+from ..mail.envelope import Envelope
 from .model import (
     ACTIVE,
     FINAL,
@@ -93,6 +94,15 @@ class MemoryStore:
                 r.due_at, r.is_leased = due_at, leased
             self._messages[kept.key] = kept
             self._attempts[kept.key] = []
+
+    def restore(self, batch: Sequence[Message], now: float) -> None:
+        """As they were."""
+        due = [[r.due_at for r in message.recipients] for message in batch]
+        self.accept(batch)
+        for message, times in zip(batch, due, strict=True):
+            for r, due_at in zip(self._messages[message.key].recipients, times, strict=True):
+                r.due_at, r.is_leased = due_at, False
+            self._attempts[message.key] = list(message.attempts)
 
     def claim(
         self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
@@ -229,6 +239,10 @@ class MemoryStore:
             if message.uid == uid and message.key not in self._finished:
                 return message.content
         return None
+
+    def envelope(self, uid: str) -> Envelope | None:
+        """Reverse-path and parameters."""
+        return next((copy.copy(m.envelope) for m in self._messages.values() if m.uid == uid), None)
 
     def search(self, query: Query) -> list[View]:
         """Oldest first."""

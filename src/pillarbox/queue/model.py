@@ -51,6 +51,8 @@ class Message:
     key: int = 0
     leased_until: float | None = None
     due_at: float | None = None
+    # Of a message that another queue had before (Store.restore).
+    attempts: list[Attempt] = field(default_factory=list)
 
     def hold(self, reason: str) -> None:
         """Before it is accepted: it will wait for a release."""

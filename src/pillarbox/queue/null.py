@@ -30,6 +30,7 @@ class NullStore:
             empty.spool_names,
         )
         self.maintain, self.claim_expired, self.lost = empty.maintain, empty.claim_expired, empty.lost
+        self.envelope, self.restore = empty.envelope, lambda batch, now: self.accept(batch)
         self._count = 0
 
     def reader(self) -> NullStore:

@@ -18,13 +18,22 @@ import psycopg
 from psycopg_pool import ConnectionPool, PoolTimeout
 
 from ..mail.content import Content
+from ..mail.envelope import Envelope
 from . import shards
 from .folder import make_folder, make_spool, take_lock
 from .model import Action, Message, Query, Recipient, Settlement, View
 from .pgnode import CONNECT_S, LEASE_S, SQL, Connection, Heart, StoreAwayError, check_tables, node_name, translated
 from .pgwork import Lease, Numbers, Session, Work
 from .postgres_read import PIECE_BYTES, WITHIN, PostgresReader
-from .postgres_rows import attempt_columns, message_columns, pieces_of, recipient_columns, settled_columns
+from .postgres_rows import (
+    attempt_columns,
+    history_columns,
+    kept_columns,
+    message_columns,
+    pieces_of,
+    recipient_columns,
+    settled_columns,
+)
 from .slots import Wants
 
 _log = logging.getLogger("pillarbox.queue")
@@ -227,6 +236,33 @@ class PostgresStore:
             elif m.content.path:
                 work.dropped.append(os.path.basename(m.content.path))
 
+    def restore(self, batch: Sequence[Message], now: float) -> None:
+        """As another queue had them. Within transaction()."""
+        db, work = self._session.current
+        for message in batch:
+            message.key = self._ids.take(db)
+        recipients = [(m, r) for m in batch for r in m.recipients]
+        db.execute(SQL["insert_messages"], message_columns(batch))
+        for pieces in pieces_of(batch):
+            db.execute(SQL["insert_contents"], pieces)
+        db.execute(SQL["insert_recipients"], recipient_columns(recipients))
+        db.execute(SQL["restore_recipients"], kept_columns(recipients))
+        due = [(m, r) for m, r in recipients if r.due_at is not None]
+        given: dict[str, Any] = {
+            "id": [m.key for m, _ in due],
+            "number": [r.number for _, r in due],
+            "next_hop": [r.next_hop or "" for _, r in due],
+            "after": [self._from_now(r.due_at, now) for _, r in due],
+            "lease": [None for _ in due],
+            "epoch": [0 for _ in due],
+            "expires_at": [m.expires_at for m, _ in due],
+        }
+        db.execute(SQL["insert_due"], {**given, "me": self.heart.me, "now": self._zero})
+        db.execute(SQL["restore_attempts"], {**history_columns(batch), "me": self.heart.me})
+        db.execute(SQL["notify"], {"what": "due"})
+        work.accepted += len(batch)
+        work.dropped += [os.path.basename(m.content.path) for m in batch if m.content.path]
+
     def settle(self, batch: Sequence[Settlement]) -> None:
         """Within transaction()."""
         db, work = self._session.current
@@ -406,6 +442,10 @@ class PostgresStore:
     def content(self, uid: str) -> Content | None:
         """Its content."""
         return self._look(lambda: self._read.content(uid))
+
+    def envelope(self, uid: str) -> Envelope | None:
+        """Its reverse-path and parameters."""
+        return self._look(lambda: self._read.envelope(uid))
 
     def search(self, query: Query) -> list[View]:
         """Messages."""

@@ -64,6 +64,13 @@ class PostgresReader:
             return view
         return None
 
+    def envelope(self, uid: str) -> Envelope | None:
+        """Reverse-path and parameters, as they came."""
+        sql = "SELECT reverse_path, body, smtputf8, ret, envid FROM message WHERE uid = %(uid)s"
+        for reverse_path, body, smtputf8, ret, envid in self.rows(sql, {"uid": uid}):
+            return Envelope(reverse_path, [], body, smtputf8, ret, envid)
+        return None
+
     def search(self, query: Query) -> list[View]:
         """Messages, oldest first, with all their recipients."""
         where, given = _conditions(query)

@@ -69,6 +69,25 @@ def recipient_columns(recipients: Sequence[tuple[Message, Recipient]]) -> dict[s
     }
 
 
+def kept_columns(recipients: Sequence[tuple[Message, Recipient]]) -> dict[str, list[Any]]:
+    """The parameters of restore_recipients."""
+    return {
+        "id": [m.key for m, _ in recipients],
+        "number": [r.number for _, r in recipients],
+        "reply": [text_of(r.last_reply) for _, r in recipients],
+        "stage": [r.last_stage for _, r in recipients],
+        "delayed": [r.is_delay_reported for _, r in recipients],
+    }
+
+
+def history_columns(batch: Sequence[Message]) -> dict[str, list[Any]]:
+    """The parameters of restore_attempts."""
+    rows = [(m, a) for m in batch for a in m.attempts]
+    names = ("number", "at", "seconds", "outcome", "next_hop", "remote", "stage")
+    columns = {name: [getattr(a, name) for _, a in rows] for name in names}
+    return {**columns, "id": [m.key for m, _ in rows], "reply": [text_of(a.reply) for _, a in rows]}
+
+
 def settled_columns(rows: Sequence[tuple[Settlement, Settled]]) -> dict[str, list[Any]]:
     """The parameters of settle that are the outcomes' own."""
     return {

@@ -19,6 +19,7 @@ import apsw
 
 from ..errors import DuplicateUidError, StoreError, StoreFullError
 from ..mail.content import Content
+from ..mail.envelope import Envelope
 from . import shards
 from .folder import make_folder, make_spool, take_lock
 from .model import Action, Message, Query, Recipient, Settlement, View
@@ -248,6 +249,24 @@ class SqliteStore:
         self.write("insert_contents", contents)
         self.write("insert_recipients", recipients)
 
+    def restore(self, batch: Sequence[Message], now: float) -> None:
+        """As another queue had them."""
+        for message in batch:
+            self._last_id += 1
+            key = message.key = self._last_id
+            recipients = []
+            for r in message.recipients:
+                row = (key, r.number, r.address, r.state, r.due_at, False, r.attempts, r.next_hop, r.last_reply)
+                recipients.append((*row, r.last_stage, ",".join(r.notify) or None, r.orcpt, r.is_delay_reported))
+            attempts = [
+                (key, a.number, a.at, a.seconds, a.outcome, a.next_hop, a.remote, a.stage, a.reply)
+                for a in message.attempts
+            ]
+            self.write("insert_messages", [self._message_row(message)])
+            self.write("insert_contents", [(key, message.content.prefix)])
+            self.write("import_recipients", recipients)
+            self.write("insert_attempts", attempts)
+
     def settle(self, batch: Sequence[Settlement]) -> None:
         """Outcomes, their history, and what becomes final by them."""
         rows, attempts, finished = [], [], []
@@ -431,6 +450,10 @@ class SqliteStore:
     def content(self, uid: str) -> Content | None:
         """Its content."""
         return self._read.content(uid)
+
+    def envelope(self, uid: str) -> Envelope | None:
+        """Its reverse-path and parameters."""
+        return self._read.envelope(uid)
 
     def search(self, query: Query) -> list[View]:
         """Messages."""

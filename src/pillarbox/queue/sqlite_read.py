@@ -54,6 +54,13 @@ class SqliteReader:
             return view
         return None
 
+    def envelope(self, uid: str) -> Envelope | None:
+        """Reverse-path and parameters, as they came."""
+        sql = "SELECT reverse_path, body, smtputf8, ret, envid FROM message WHERE uid = ?"
+        for reverse_path, body, smtputf8, ret, envid in self.rows(sql, (uid,)):
+            return Envelope(reverse_path, [], body, bool(smtputf8), ret, envid)
+        return None
+
     def search(self, query: Query) -> list[View]:
         """Messages, oldest first, with all their recipients."""
         where, bindings = _conditions(query)

@@ -12,6 +12,7 @@ from contextlib import AbstractContextManager
 from typing import Any, Protocol
 
 from ..mail.content import Content
+from ..mail.envelope import Envelope
 from .model import Action, Message, Query, Settlement, View
 
 
@@ -23,6 +24,9 @@ class Reader(Protocol):
 
     def content(self, uid: str) -> Content | None:
         """The content of a message that is not final, or None."""
+
+    def envelope(self, uid: str) -> Envelope | None:
+        """Its reverse-path and parameters, as they came; recipients are in its View."""
 
     def search(self, query: Query) -> list[View]:
         """Messages, oldest first, with all their recipients, without attempts."""
@@ -83,6 +87,12 @@ class Store(Protocol):
         A message with `leased_until` is in the caller's hands from the start, as if it had been claimed at once.
         """
 
+    def restore(self, batch: Sequence[Message], now: float) -> None:
+        """Takes messages that another queue had, as they were there: states, due times, tries, `attempts`; in nobody's hands.
+
+        Sets each one's `key`. DuplicateUidError for a uid that is there.
+        """
+
     def claim(
         self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
     ) -> list[Message]:
@@ -119,6 +129,9 @@ class Store(Protocol):
 
     def content(self, uid: str) -> Content | None:
         """The content of a message that is not final, or None."""
+
+    def envelope(self, uid: str) -> Envelope | None:
+        """See Reader."""
 
     def search(self, query: Query) -> list[View]:
         """Messages, oldest first, with all their recipients, without attempts."""

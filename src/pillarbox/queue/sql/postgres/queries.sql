@@ -17,6 +17,18 @@ INSERT INTO recipient (message_id, number, address, state, attempts, next_hop, n
 SELECT * FROM unnest(%(id)s::bigint[], %(number)s::int[], %(address)s::text[], %(state)s::text[], %(attempts)s::int[],
                      %(next_hop)s::text[], %(notify)s::text[], %(orcpt)s::text[]);
 
+-- name: restore_recipients
+UPDATE recipient r SET last_reply = s.reply, last_stage = s.stage, delay_reported = s.delayed
+FROM unnest(%(id)s::bigint[], %(number)s::int[], %(reply)s::text[], %(stage)s::text[], %(delayed)s::boolean[])
+     AS s(id, number, reply, stage, delayed)
+WHERE r.message_id = s.id AND r.number = s.number;
+
+-- name: restore_attempts
+INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, remote, stage, reply, node)
+SELECT s.*, %(me)s::bigint
+FROM unnest(%(id)s::bigint[], %(number)s::int[], %(at)s::float8[], %(seconds)s::float8[], %(outcome)s::text[],
+            %(next_hop)s::text[], %(remote)s::text[], %(stage)s::text[], %(reply)s::text[]) AS s;
+
 -- name: insert_due
 -- `after` in seconds from now; with `lease` it is in the caller's hands, for so long.
 INSERT INTO due (message_id, number, next_hop, due_at, owner, lease_until, epoch, expires_at)
