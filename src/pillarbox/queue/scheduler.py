@@ -337,15 +337,15 @@ class Scheduler:
 
         self._spawn(self._settle_with(both, reports, message.key))
 
-    async def _settle_with(self, work: Callable[[Store], None], reports: list[Message], key: int) -> None:
+    async def _settle_with(self, work: Callable[[Store], object], reports: list[Message], key: int) -> None:
         while True:
             try:
                 await self._commit.run(work)
                 break
             except DuplicateUidError:
                 # It was written, and the answer lost: these reports are nobody else's. They go out when their leases end.
-                await self._run_quietly(lambda store: store.lost({key}))
-                return
+                # What was settled with them is not in hand any more, either.
+                reports, work = [], lambda store: store.lost({key})
             except Exception as error:
                 _log.error("an outcome could not be written: %s", error)
                 if not self._is_running:
