@@ -1,4 +1,5 @@
-"""A fault at every step: the server is killed, the call fails, or the power goes, at each write, sync, reply and commit.
+"""A fault at every step: the server is killed, the call fails, or the power goes, at each write, sync, reply and
+commit; what was not synced is gone then, or the last of it half there (a torn page).
 
 A scenario of four messages (small; large; with a refused recipient and its DSN; deferred first) runs against a server in a
 process of its own, which does one thing wrong at one point. Then a server without faults starts on what is left, and every
@@ -34,12 +35,12 @@ _context.set_forkserver_preload(["pillarbox.app", "pillarbox.queue.postgres"])
 # Calls of one kind that are tried, spread over all there are: some at the start, the others as mail comes and goes.
 MOST_OF_A_KIND = 8
 MODES = {
-    "wal write": ("kill", "EIO", "ENOSPC", "power"),
-    "wal sync": ("kill", "EIO", "power"),
-    "database write": ("kill", "EIO", "power"),
-    "database sync": ("kill", "power"),
+    "wal write": ("kill", "EIO", "ENOSPC", "power", "torn"),
+    "wal sync": ("kill", "EIO", "power", "torn"),
+    "database write": ("kill", "EIO", "power", "torn"),
+    "database sync": ("kill", "power", "torn"),
     "spool write": ("kill", "EIO", "ENOSPC", "short", "power"),
-    "spool sync": ("kill", "EIO", "power"),
+    "spool sync": ("kill", "EIO", "power", "torn"),
     "folder sync": ("kill", "EIO", "power"),
     "spool unlink": ("kill",),
     "reply": ("kill",),
@@ -66,7 +67,7 @@ class Point:
         self._plan = plan
         self._counts_file = counts
         self.counts: Counter[str] = Counter()
-        self._undo: dict[str, list[Callable[[], None]]] = {}
+        self._undo: dict[str, list[Callable[[bool], object]]] = {}
         self._guard = threading.RLock()
 
     def reach(self, kind: str) -> str:
@@ -75,17 +76,20 @@ class Point:
             self.counts[kind] += 1
             if kind != self._plan.kind or self.counts[kind] != self._plan.number:
                 return ""
-            if self._plan.mode in ("kill", "power"):
-                if self._plan.mode == "power":
+            if self._plan.mode in ("kill", "power", "torn"):
+                if self._plan.mode != "kill":
                     for undo in self._undo.values():
                         for one in reversed(undo):
-                            one()
+                            one(False)
+                        if self._plan.mode == "torn":
+                            # Of the last write half has come to the disk, and nothing of those before it.
+                            undo[-1](True)
                 os.kill(os.getpid(), signal.SIGKILL)
                 time.sleep(10)
             return self._plan.mode
 
-    def wrote(self, path: str, undo: Callable[[], None]) -> None:
-        """Until it is synced, a power cut takes it back."""
+    def wrote(self, path: str, undo: Callable[[bool], object]) -> None:
+        """Until it is synced, a power cut takes it back: `undo(False)`; `undo(True)` does half of it again."""
         with self._guard:
             self._undo.setdefault(path, []).append(undo)
 
@@ -124,8 +128,11 @@ def _watch_sqlite(point: Point) -> None:
                 before = os.pread(file.fileno(), len(data), offset)
             super().xWrite(data, offset)
 
-            def undo() -> None:
+            def undo(is_torn: bool) -> None:
                 with open(path, "r+b") as file:
+                    if is_torn:
+                        os.pwrite(file.fileno(), data[: len(data) // 2], offset)
+                        return
                     os.pwrite(file.fileno(), before, offset)
                     os.ftruncate(file.fileno(), size)
 
@@ -169,11 +176,19 @@ def _watch_spool(point: Point) -> None:
             folder = os.path.dirname(path)
             new.setdefault(folder, []).append(path)
             # Until the folder is synced the name may be lost.
-            point.wrote(
-                folder, lambda: contextlib.suppress(OSError).__enter__() or (os.path.exists(path) and real_unlink(path))
-            )
+            point.wrote(folder, lambda is_torn: not is_torn and os.path.exists(path) and real_unlink(path))
         written = real_writev(handle, pieces)
-        point.wrote(path, lambda: os.path.exists(path) and os.truncate(path, size))
+        octets = b"".join(pieces)
+        half = octets[: len(octets) // 2]
+
+        def undo(is_torn: bool) -> None:
+            if os.path.exists(path):
+                os.truncate(path, size)
+                if is_torn:
+                    with open(path, "ab") as file:
+                        file.write(half)
+
+        point.wrote(path, undo)
         return written
 
     def fdatasync(handle: int) -> None:

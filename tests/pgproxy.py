@@ -11,7 +11,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 
 class Proxy:
-    """In front of one database; `url` leads through it. `cut` arms it for the next COMMIT of anybody, `refuse` closes it."""
+    """In front of one database; `url` leads through it. `cut` arms it for the next COMMIT of anybody but a heart, `refuse` closes it."""
 
     def __init__(self, url: str) -> None:
         parts = urlsplit(url)
@@ -66,14 +66,16 @@ class Proxy:
 
     def _relay(self, pair: tuple[socket.socket, socket.socket]) -> None:
         client, server = pair
-        is_doomed = False
+        is_doomed = is_heart = False
         with contextlib.suppress(OSError, ValueError):
             while True:
                 for ready in select.select(pair, (), ())[0]:
                     octets = ready.recv(1 << 16)
                     if not octets:
                         return self._close(pair)
-                    if ready is client and self._cut and b"COMMIT\0" in octets:
+                    # A heart beats when it likes: the cut is for who does the work.
+                    is_heart = is_heart or (ready is client and b"LISTEN pillarbox" in octets)
+                    if ready is client and self._cut and not is_heart and b"COMMIT\0" in octets:
                         where, self._cut = self._cut, ""
                         self.cuts += 1
                         if where == "before":

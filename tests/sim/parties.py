@@ -100,7 +100,7 @@ class Source(asyncio.Protocol):
             if code == 250:
                 mail.taken.append(about)
             self._next()
-        elif what == "mail":
+        elif what in ("mail", "chunk"):
             self._next()
         elif what == "data" and mail is not None:
             if code != 354:
@@ -137,8 +137,6 @@ class Source(asyncio.Protocol):
             self._say(*self._waits.pop(0))
             if not self._is_pipelining:
                 return
-
-    # BDAT: a chunk's reply asks for the next command as MAIL's and RCPT's do.
 
 
 @dataclass

@@ -374,8 +374,6 @@ def free(connection: Connection, nodes: list[int], me: int, now: float | None) -
             given = {"nodes": nodes, "me": me, "now": now}
             found = connection.execute(SQL["lost_messages"], {**given, "limit": _REAP}).fetchall()
             messages = {"ids": [row[0] for row in found]}
-            # So that whoever settles the last but one of a message does not miss this one, nor is missed by it.
-            connection.execute(SQL["lock_messages"], messages)
             rows = connection.execute(SQL["lost_leases"], {**given, **messages}).fetchall()
             if not rows:
                 return total

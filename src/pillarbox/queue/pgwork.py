@@ -24,6 +24,7 @@ _BLOCK = 1000
 # So long is the database asked what became of a commit whose answer was lost.
 DOUBT_S = 60.0
 _ASK_AGAIN_S = 0.1
+_MARKS = 1000
 Lease = tuple[int, int]
 
 
@@ -187,6 +188,9 @@ class Session:
                 is_sent = True
                 if work.matters:
                     self._number += 1
+                    if self._number % _MARKS == 0:
+                        # A row that is changed for ever is a long way to walk while somebody holds a snapshot open.
+                        self._mark = random.SystemRandom().getrandbits(62)
                     db.execute(SQL["mark"], {"session": self._mark, "number": self._number})
                 db.execute("COMMIT")
         except psycopg.Error as error:

@@ -317,7 +317,7 @@ class PostgresStore:
         if skip and not found:
             # The first in line are all skipped: next hop by next hop, and each has its turn.
             for after in dict.fromkeys((self._behind, "")):
-                if found := self._claim("claim_behind", {**given, "from": after}, limit, now, lease_until):
+                if found := self._claim("claim_behind", {**given, **within, "from": after}, limit, now, lease_until):
                     break
             self._behind = max((f"{r.next_hop or ''}\1" for m in found for r in m.recipients), default="")
         return found

@@ -129,7 +129,10 @@ RETURNING d.message_id, d.number, d.due_at, d.lease_until, r.address, r.state, r
 WITH RECURSIVE c AS (
   SELECT coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8) AS now
 ), hops AS (
-  (SELECT next_hop FROM due WHERE owner IS NULL AND next_hop >= %(from)s ORDER BY next_hop LIMIT 1)
+  (SELECT next_hop FROM due WHERE owner IS NULL AND next_hop >= %(from)s
+     -- Only where the first in line are so many that there may be others behind them.
+     AND (SELECT count(*) FROM (SELECT 1 FROM due p, c WHERE p.owner IS NULL AND p.due_at <= c.now LIMIT %(within)s::int) p) = %(within)s::int
+   ORDER BY next_hop LIMIT 1)
   UNION ALL
   SELECT (SELECT d.next_hop FROM due d WHERE d.owner IS NULL AND d.next_hop > h.next_hop ORDER BY d.next_hop LIMIT 1)
   FROM hops h WHERE h.next_hop IS NOT NULL
@@ -210,15 +213,18 @@ DELETE FROM node WHERE id = ANY(%(nodes)s);
 DELETE FROM slot WHERE node = ANY(%(nodes)s) OR NOT EXISTS (SELECT 1 FROM node WHERE node.id = slot.node);
 
 -- name: lost_messages
--- Messages with leases of these nodes, of nodes that nobody knows, and such as nobody has renewed.
-SELECT DISTINCT d.message_id FROM due d
-WHERE d.owner IS NOT NULL AND (d.owner = ANY(%(nodes)s)
-  OR d.lease_until < coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
-  OR (d.owner <> %(me)s AND NOT EXISTS (SELECT 1 FROM node WHERE node.id = d.owner)))
-ORDER BY 1 LIMIT %(limit)s;
+-- Messages with leases of these nodes, of nodes that nobody knows, and such as nobody has renewed; locked. Whoever has one
+-- locked is at it, or hangs: nobody waits for that here, the next beat looks again.
+SELECT m.id FROM message m WHERE m.id IN (
+  SELECT d.message_id FROM due d
+  WHERE d.owner IS NOT NULL AND (d.owner = ANY(%(nodes)s)
+    OR d.lease_until < coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
+    OR (d.owner <> %(me)s AND NOT EXISTS (SELECT 1 FROM node WHERE node.id = d.owner)))
+  LIMIT %(limit)s)
+ORDER BY m.id FOR UPDATE SKIP LOCKED;
 
 -- name: lost_leases
--- Theirs, once the rows of those messages are locked: whoever settles another recipient of one has finished, or waits.
+-- Theirs, once the rows of those messages are locked: whoever settles another recipient of one has finished, or will wait.
 SELECT d.message_id, d.number FROM due d
 WHERE d.message_id = ANY(%(ids)s) AND d.owner IS NOT NULL AND (d.owner = ANY(%(nodes)s)
   OR d.lease_until < coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
