@@ -41,7 +41,8 @@ endif
 
 coverage: .venv/.installed
 	@sh tools/install-test-programs.sh
-	$(BIN)/python -m pytest --cov=pillarbox --cov-branch --cov-report= $(ARGS)
+	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone" --cov=pillarbox --cov-branch --cov-report=
+	$(BIN)/python -m pytest -m alone --cov=pillarbox --cov-branch --cov-report= --cov-append
 	$(BIN)/python -m coverage report --include='src/pillarbox/smtp/*,src/pillarbox/queue/*' --fail-under=95
 
 lint: .venv/.installed

@@ -14,8 +14,8 @@ import pytest
 
 from tests.mutants.__main__ import find, names
 
-# Where each shows first is found out by `make mutants`; from there on it takes a moment.
-FIRST = {"outcome_forgotten_when_the_disk_fails": 180, "timer_not_armed_again": 540, "lease_not_renewed": 40}
+# Those that many worlds do not show: half a minute, for CI and for `make mutants`.
+RARE = {"timer_not_armed_again", "outcome_forgotten_when_the_disk_fails"}
 
 
 def simulate(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -36,7 +36,7 @@ def test_a_seed_replays_exactly(seed: int) -> None:
     assert " 250 for " in first.stdout and " took " in first.stdout
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", names() if os.environ.get("CI") else sorted(set(names()) - RARE))
 def test_a_fault_planted_on_purpose_is_found(tmp_path: Path, name: str) -> None:
-    seed, said = find(name, tmp_path, first=FIRST.get(name, 0), seeds=100)
+    seed, said = find(name, tmp_path)
     assert seed is not None, said

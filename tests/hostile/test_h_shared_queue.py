@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import pytest
 from pillarbox import MailServer
 from pillarbox.errors import CommitInDoubtError, OptionError, StoreError, StoreLockedError
 from pillarbox.mail.content import Content
-from pillarbox.queue import pgnode, pgwork, scheduler
+from pillarbox.queue import pgnode, pgwork, settling
 from pillarbox.queue.model import Action, Query, Settled, Settlement, view_as_json
 from pillarbox.queue.pgnode import StoreAwayError, free
 from pillarbox.queue.postgres import PostgresStore
@@ -706,12 +706,109 @@ def test_a_commit_in_doubt_that_nobody_can_tell_of(
     store.close()
 
 
+def in_doubt(proxy: Proxy, do: Callable[[], object]) -> None:
+    """It is done, and nobody can tell for a while."""
+    proxy.cut("behind", refuses_then=True)
+    with pytest.raises(CommitInDoubtError):
+        do()
+    proxy.refuse(is_refusing=False)
+
+
+def test_an_outcome_that_is_repeated_does_not_end_a_later_lease(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given back, nobody can tell; claimed again, and begun; then the first is repeated: it is late, and ends nothing."""
+    monkeypatch.setattr(pgwork, "DOUBT_S", 0.3)
+    store = node(proxy.url, tmp_path)
+    accept(store, now_message("A"))
+    (first,) = claim(store)
+    now = time.time()
+    back = Settlement(first.key, [Settled(0, "queued", "queued", now, is_attempt=False)], now)
+    in_doubt(proxy, lambda: store.commit([], [back]))
+    (again,) = claim(store)
+    store.commit([], [back])
+    assert store.late_settles == 1
+    assert ask(proxy.url, "SELECT owner FROM due") == [(store.heart.me,)], "the attempt that runs keeps its lease"
+    settle(store, again.key, DELIVERED, at=time.time())
+    assert store.counts() == {"delivered": 1} and store.late_settles == 1
+    assert store._hands._held == {}
+    store.close()
+
+
+def test_what_a_commit_in_doubt_took_is_free_once_the_database_answers(
+    tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pgwork, "DOUBT_S", 0.3)
+    store = node(proxy.url, tmp_path)
+    accept(store, now_message("A"), now_message("B"))
+    in_doubt(proxy, lambda: claim(store, limit=1))
+    in_doubt(proxy, lambda: store.commit([now_message("C", leased_until=time.time() + 100)], []))
+    assert {m.uid for m in claim(store)} == {"A", "B", "C"}
+    # It was not tried: history says nothing.
+    assert ask(proxy.url, "SELECT count(*) FROM attempt") == [(0,)]
+    # And such as never came through leaves nothing.
+    accept(store, now_message("D"))
+    proxy.cut("before", refuses_then=True)
+    with pytest.raises(CommitInDoubtError):
+        claim(store)
+    proxy.refuse(is_refusing=False)
+    assert {m.uid for m in claim(store)} == {"D"} and store._session._doubtful == []
+    store.close()
+
+
+def test_what_finds_no_room_in_the_spool_is_given_up_in_its_time(tmp_path: Path, database: str) -> None:
+    store = node(database, tmp_path)
+    head = b"Subject: x\r\n\r\n"
+    accept(store, now_message("A", content=Content(head + b"x" * 700_000)))
+    ask(database, "UPDATE due SET expires_at = 0")
+    Path(store.spool).rename(tmp_path / "away")
+    now = time.time()
+    with store.transaction():
+        (expired,) = store.claim_expired(10, now, now + 100)
+    assert (
+        head.startswith(expired.content.header_section)
+        and expired.subject
+        and expired.envelope.ret == "HDRS"
+        and not expired.content.path
+    )
+    (tmp_path / "away").rename(store.spool)
+    store.close()
+
+
+def test_nobody_is_told_that_failed_what_others_have_taken_over(tmp_path: Path, database: str) -> None:
+    """Refused here, while the lease went to somebody else: it is history, and who has it now finds out."""
+    servers: list[MailServer] = []
+    calls = 0
+
+    def rcpt(line: str) -> str:
+        nonlocal calls
+        calls += 1
+        if calls == 1:
+            with psycopg.connect(database, autocommit=True) as connection:
+                free(connection, [servers[0]._parts.store.heart.me], 0, None)  # type: ignore[attr-defined]
+        return "550 5.1.1 nobody here" if calls == 1 else "250 2.1.5 ok"
+
+    async def main() -> None:
+        async with ScriptedServer(RCPT=rcpt) as relay:
+            async with serving(tmp_path, queue=database, relay=f"127.0.0.1:{relay.port}") as server:
+                servers.append(server)
+                await server.enqueue(reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\n\nx")
+                await until(lambda: len(relay.messages) == 1)
+                await counted(server, {"delivered": 1})
+                assert server._parts.store.heart.counters["late_settles"] == 1  # type: ignore[attr-defined]
+
+    run_async(main)
+    assert ask(database, "SELECT count(*) FROM message") == [(1,)], "no report"
+    outcomes = [outcome for (outcome,) in ask(database, "SELECT outcome FROM attempt ORDER BY at")]
+    assert sorted(outcomes) == ["ambiguous", "ambiguous", "delivered"]
+
+
 def test_reports_that_may_be_written_are_not_written_for_ever(
     tmp_path: Path, proxy: Proxy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The outcome and its report are committed, nobody can tell: both are tried again, and it is found out that they are."""
     monkeypatch.setattr(pgwork, "DOUBT_S", 0.3)
-    monkeypatch.setattr(scheduler, "FAULT_PAUSE_S", 0.1)
+    monkeypatch.setattr(settling, "FAULT_PAUSE_S", 0.1)
 
     async def main() -> None:
         async with ScriptedServer(RCPT="550 5.1.1 nobody here") as relay:
@@ -732,7 +829,7 @@ def test_reports_that_may_be_written_are_not_written_for_ever(
                     while not proxy.cuts or server._parts.scheduler._tasks:
                         await asyncio.sleep(0.02)
                 # Found by the simulation: what was settled is not in hand, nor is its content's file kept for it.
-                assert server._parts.store._hands._held == {}  # type: ignore[attr-defined]
+                await until(lambda: server._parts.store._hands._held == {})  # type: ignore[attr-defined]
 
     run_async(main)
     assert ask(proxy.url, "SELECT count(*) FROM message") == [(2,)], "the message and one report"

@@ -675,6 +675,32 @@ def test_wall_clock_steps(tmp_path: Path) -> None:
     run_async(main)
 
 
+def test_what_is_in_hand_is_not_given_up_by_a_clock_that_steps(tmp_path: Path) -> None:
+    """Its lease has run out by that clock, and its time: but somebody is at it, and tells what becomes of it."""
+
+    async def main() -> None:
+        async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await reader.read()
+            writer.close()
+
+        peer = await asyncio.start_server(silent, "127.0.0.1", 0)
+        async with relaying(tmp_path, peer.sockets[0].getsockname()[1]) as (server, clock):
+            put(server)
+            parts = server._parts
+            await until(lambda: parts.scheduler.in_hand == 1)
+            clock.step_wall(5 * 86400)
+            now = clock.time()
+            expired = await parts.commit.run(lambda store: store.claim_expired(10, now, now + 100))
+            assert [len(message.recipients) for message in expired] == [1]
+            parts.scheduler._expire(expired)
+            assert parts.scheduler.in_hand == 1
+            await parts.commit.run(lambda store: None)
+            assert parts.store.counts() == {"queued": 1}
+        peer.close()
+
+    run_async(main)
+
+
 def test_more_than_memory_holds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pillarbox.queue.scheduler.MEMORY_MESSAGES", 10)
     monkeypatch.setattr("pillarbox.queue.scheduler.CLAIM_MESSAGES", 4)

@@ -520,3 +520,16 @@ def test_sqlite_wal_that_cannot_be_lengthened(tmp_path: Path, monkeypatch: pytes
     accept(store, message("A"))
     assert store.get("A") is not None
     store.close()
+
+
+@pytest.mark.parametrize("action", [Action.HOLD, Action.CANCEL])
+def test_what_was_steered_in_flight_when_its_server_died_is_history(store: Any, action: Action) -> None:
+    """Released, it may come twice: then the record has to say why."""
+    accept(store, message("A"))
+    claim(store)
+    with store.transaction():
+        store.change(action, Query(uids=["A"]), NOW)
+    lapse(store, NOW + 1, is_crash=True)
+    view = store.get("A")
+    assert [a.outcome for a in view.attempts] == ["ambiguous"]
+    assert view.state == {Action.HOLD: "held", Action.CANCEL: "cancelled"}[action]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import email
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -27,17 +28,17 @@ async def watch(world: World) -> None:
 def concurrency(world: World) -> None:
     """Connections to a next hop stay within its bound, over all nodes; and a node's within its own."""
     counts = world.open_connections()
-    if world.has_cut_off:
-        # Whoever is held for dead keeps what it has open, and others have its slots.
+    if sum(counts.values()) > world.options["maxrelay"] * len(world.nodes):
+        world.violate(f"{sum(counts.values())} connections in all, {world.options['maxrelay']} for each of the nodes")
+    if world.loop.now < world.cut_off_until:
         return
     if world.is_direct:
         for host, count in counts.items():
-            if count > world.most_per_hop * 4:
+            # A host serves two domains at most.
+            if count > world.most_per_hop * 2:
                 world.violate(f"{count} connections to {host}: its domains may have {world.most_per_hop} each")
     elif sum(counts.values()) > world.most_per_hop:
         world.violate(f"{sum(counts.values())} connections to the next hop: it may have {world.most_per_hop}")
-    if sum(counts.values()) > world.options["maxrelay"] * len(world.nodes):
-        world.violate(f"{sum(counts.values())} connections in all, {world.options['maxrelay']} for each of the nodes")
 
 
 def nothing_waits(world: World, could: dict[tuple[str, str], float]) -> None:
@@ -108,7 +109,7 @@ def _what_is_left(node: Node) -> dict[str, Any]:
         "connections": parts.lanes.connections,
         "outcomes to be written": len(parts.commit._pending) + len(parts.commit._again),
         "open transactions": parts.context.outbox._company.open,
-        "leases in hand": len(node.store._hands) if node.world.disk.is_shared and not node.store.was_cut_off else 0,
+        "leases in hand": 0 if node.store.was_cut_off else len(node.store._hands),
     }
     return {name: count for name, count in left.items() if count}
 
@@ -124,7 +125,7 @@ def at_the_end(world: World) -> None:
     by_sender: dict[str, list[Any]] = {}
     for message in disk.db._messages.values():
         by_sender.setdefault(message.envelope.reverse_path or "", []).append(message)
-    reported = {r.address for m in by_sender.get("", []) for r in m.recipients}
+    reported = failures(by_sender.get("", []))
     arrived: Counter[str] = Counter()
     contents: dict[str, list[bytes]] = {}
     for sink in world.sinks:
@@ -152,7 +153,20 @@ def at_the_end(world: World) -> None:
                     break
 
 
-def _one_recipient(world: World, mail: Any, message: Any, r: Any, count: int, reported: set[str]) -> None:
+def failures(reports: list[Any]) -> Counter[tuple[str, str]]:
+    """How often the reports say to whom that which recipient has failed (RFC 3464)."""
+    found: Counter[tuple[str, str]] = Counter()
+    for report in reports:
+        parts = email.message_from_bytes(report.content.read()).get_payload()
+        for fields in parts[1].get_payload()[1:]:
+            if fields["Action"] == "failed":
+                found[(report.recipients[0].address, fields["Final-Recipient"].partition(";")[2].strip())] += 1
+    return found
+
+
+def _one_recipient(
+    world: World, mail: Any, message: Any, r: Any, count: int, reported: Counter[tuple[str, str]]
+) -> None:
     attempts = world.disk.db._attempts[message.key]
     unsure = sum(a.outcome == "ambiguous" and a.number == r.number for a in attempts)
     if count > 1 + unsure:
@@ -161,9 +175,10 @@ def _one_recipient(world: World, mail: Any, message: Any, r: Any, count: int, re
         world.violate(f"{r.address} is said to be delivered, and never arrived")
     if r.state == "cancelled" and message.uid not in world.cancelled:
         world.violate(f"{r.address} was cancelled by nobody")
-    if r.state in ("bounced", "expired") and mail.sender not in reported:
-        world.violate(f"{r.address} is {r.state}, and {mail.sender} was not told")
+    told = reported[(mail.sender, r.address)]
+    if told != (r.state in ("bounced", "expired")):
+        world.violate(f"{r.address} is {r.state}, and {mail.sender} was told {told} times that it failed")
     if r.state not in FINAL:
         world.violate(f"{r.address} is {r.state} at the end")
-    if world.is_gentle and unsure and not world.has_cut_short:
+    if unsure and not world.has_reason and not any(r.address in sink.unsure for sink in world.sinks):
         world.violate(f"{r.address}: an attempt's end is in doubt, and nothing had happened that could be the reason")

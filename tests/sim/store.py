@@ -14,7 +14,7 @@ from typing import Any
 
 from pillarbox.errors import CommitInDoubtError, StoreError
 from pillarbox.queue.memory import MemoryStore
-from pillarbox.queue.model import Action, Attempt, Message, Query, Settlement
+from pillarbox.queue.model import IN_HAND, Action, Attempt, Message, Query, Settlement
 from pillarbox.queue.paused import PAUSED, PAUSED_HOPS
 from pillarbox.queue.pgnode import News, StoreAwayError
 
@@ -37,10 +37,11 @@ class Disk:
         self.lease_until: dict[Lease, float] = {}
         self.alive_until: dict[int, float] = {}
         self.slots: dict[tuple[str, int], tuple[int, int]] = {}
-        self.orphaned: set[Lease] = set()
         self.stores: list[SimStore] = []
         self.violations: list[str] = []
         self.last_node = self.last_epoch = 0
+        # Told by the world: does this node send that at this moment?
+        self.is_at_it: Callable[[SimStore, Lease], bool] = lambda store, lease: False
         # Chances: a transaction fails; its answer is lost, with it done or not done, and nobody can tell.
         self.fails = self.in_doubt = 0.0
         self.commits = 0
@@ -74,17 +75,16 @@ class Disk:
         self.lease_until.pop(lease)
         if owner in self.alive_until and self.alive_until[owner] > self.now():
             store = next(s for s in self.stores if s.me == owner)
-            if not store.was_cut_off and lease not in self.orphaned:
+            if not store.was_cut_off:
                 self.violations.append(f"{key}/{number} was taken from node {owner}, which lives and is at it ({why})")
         message = self.db._messages[key]
         for r in message.recipients:
             if r.number == number:
                 r.is_leased = False
+                self.db._attempts[key].append(
+                    Attempt(number, self.now(), 0, "ambiguous", r.next_hop, None, None, IN_HAND)
+                )
                 if r.due_at is not None:
-                    text = "the server stopped with this in hand: it may have been sent"
-                    self.db._attempts[key].append(
-                        Attempt(number, self.now(), 0, "ambiguous", r.next_hop, None, None, text)
-                    )
                     r.due_at, r.attempts = self.now(), r.attempts + 1
         self.db._finish(message, self.now())
 
@@ -164,6 +164,7 @@ class SimStore:
         # It was away from the database, or stopped, for longer than its lease may last.
         self.was_cut_off = False
         self._hands: dict[Lease, int] = {}
+        self._doubtful: dict[Lease, tuple[int, int]] = {}
         for name in ("get", "content", "search", "counts", "next_hops", "flag", "nodes", "health", "spool_names"):
             setattr(self, name, getattr(disk.db, name))
 
@@ -199,6 +200,7 @@ class SimStore:
         fate = rng.random()
         if fate < disk.fails / 2:
             raise StoreError("the disk has a bad moment")
+        self._free_doubtful()
         saved, hands = disk.save(), dict(self._hands)
         try:
             yield
@@ -212,10 +214,26 @@ class SimStore:
             raise
         disk.commits += 1
         if disk.is_shared and fate < disk.fails + disk.in_doubt:
-            # What it took nobody knows of: that runs out with its leases.
-            disk.orphaned |= {lease for lease, owner in disk.owners.items() if saved[0][3].get(lease) != owner}
+            # What it took nobody knows of, until the database answers.
+            self._doubtful |= {lease: owner for lease, owner in disk.owners.items() if saved[0][3].get(lease) != owner}
             self._hands = hands
             raise CommitInDoubtError("what became of it cannot be told: it is done")
+
+    @property
+    def is_in_doubt(self) -> bool:
+        """See PostgresStore."""
+        return bool(self._doubtful)
+
+    def _free_doubtful(self) -> None:
+        """As Session._free_doubtful: free, and not tried."""
+        doubtful, self._doubtful = self._doubtful, {}
+        for lease, owner in doubtful.items():
+            if self.disk.owners.get(lease) == owner:
+                del self.disk.owners[lease], self.disk.lease_until[lease]
+                for r in self.db._messages[lease[0]].recipients:
+                    if r.number == lease[1] and r.is_leased:
+                        r.is_leased, r.due_at = False, self.disk.now() if r.due_at is not None else None
+                self.db._finish(self.db._messages[lease[0]], self.disk.now())
 
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
         """Both, in a transaction."""
@@ -231,6 +249,9 @@ class SimStore:
         for message in messages:
             for r in message.recipients:
                 lease = (message.key, r.number)
+                for store in self.disk.stores:
+                    if not store.machine.is_dead and not store.was_cut_off and self.disk.is_at_it(store, lease):
+                        self.disk.violations.append(f"{lease} is taken by node {self.me}, and node {store.me} is at it")
                 self._hands[lease] = self.disk.last_epoch
                 self.disk.owners[lease] = (self.me, self.disk.last_epoch)
                 self.disk.lease_until[lease] = (
@@ -277,20 +298,27 @@ class SimStore:
         self._leased(claimed, at)
         return claimed
 
-    def settle(self, batch: Sequence[Settlement]) -> None:
+    def settle(self, batch: Sequence[Settlement]) -> set[Lease]:
         """See Store. Of a shared one: what comes with an old lease is history, and nothing else."""
         if not self.disk.is_shared:
-            self.db.settle(batch)
-            return
+            return self.db.settle(batch)
+        late = set()
         for one in batch:
             mine = []
+            if one.epochs is None:
+                one.epochs = [self._hands.get((one.key, s.number), -1) for s in one.recipients]
+            epochs = {s.number: epoch for s, epoch in zip(one.recipients, one.epochs, strict=True)}
             for s in one.recipients:
                 lease = (one.key, s.number)
-                epoch = self._hands.pop(lease, -1)
+                # As first tried: what is claimed anew meanwhile is another's.
+                epoch = epochs[s.number]
+                if self._hands.get(lease, -1) == epoch:
+                    self._hands.pop(lease, None)
                 if self.disk.owners.get(lease) == (self.me, epoch):
                     mine.append(s)
                     del self.disk.owners[lease], self.disk.lease_until[lease]
                     continue
+                late.add(lease)
                 self.heart.counters["late_settles"] += 1
                 if s.is_attempt:
                     text = f"too late, another node had it: {s.reply}"
@@ -302,6 +330,7 @@ class SimStore:
                 if s.due_at is not None:
                     s.due_at = at + s.due_at - one.at
             self.db.settle([Settlement(one.key, mine, at)])
+        return late
 
     def renew(self, keys: Collection[int], lease_until: float) -> None:
         """See Store."""

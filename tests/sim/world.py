@@ -15,9 +15,8 @@ from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
-from pillarbox import MailServer
 from pillarbox.dns import Answer, Status
-from pillarbox.parts import Parts
+from pillarbox.errors import StoreError
 from pillarbox.queue import commit as commit_module
 from pillarbox.queue import scheduler as scheduler_module
 from pillarbox.queue.model import Action, Query
@@ -25,26 +24,19 @@ from pillarbox.watchdog import LoopWatchdog
 
 from .loop import Machine, SimLoop
 from .net import Net, Transport, Weather
+from .node import Node
 from .parties import Mail, Mood, Sink, Source, make_mail
 from .store import Disk, SimStore
 
 NODE_LEASE_S = 30.0
 # In the real world an hour: so that hours need not be simulated for it.
 LEASE_S = 240.0
-EXPIRE_S = 7200.0
+# A server that was stopped, or cut off, may be so for 5 minutes, and has ended what it was at so long after that.
+CUT_OFF_S = 900.0
 # From the end of all trouble, everything has to be settled within this.
 PATIENCE_S = 4 * 3600.0
 RELAY = "203.0.113"
 DOMAINS = ["a.test", "b.test", "c.test", "src.test"]
-
-
-class SimClock:
-    """See pillarbox.clock.Clock."""
-
-    def __init__(self, loop: SimLoop) -> None:
-        self.time = loop.wall
-        self.monotonic = loop.time
-        self.call_later = loop.call_later
 
 
 class Jobs:
@@ -117,86 +109,6 @@ class Slow:
         await asyncio.sleep(0.2)
 
 
-class Node:
-    """A server, over all its incarnations."""
-
-    def __init__(self, world: World, number: int) -> None:
-        self.world = world
-        self.address = f"192.0.2.{number + 1}"
-        self.name = f"node{number}"
-        self.machine: Machine
-        self.server: MailServer
-        self.store: SimStore
-        self.incarnations = 0
-        # Since when nothing has been wrong with it; None: it is down, stopped or cut off.
-        self.well_since: float | None = None
-        self._starting: asyncio.Task[None] | None = None
-
-    def start(self) -> None:
-        """A new incarnation."""
-        world = self.world
-        self.incarnations += 1
-        self.machine = Machine(world.loop, f"{self.name}#{self.incarnations}")
-        self.store = store = SimStore(world.disk, self.machine)
-
-        class SimParts(Parts):
-            def _make_store(self) -> Any:
-                if world.disk.is_shared:
-                    self._pulse = store.heart
-                self._spool_folder = tempfile.mkdtemp(dir=world.folder)
-                return store
-
-        class SimServer(MailServer):
-            def _make_parts(self) -> Parts:
-                with mock.patch("pillarbox.app.Parts", SimParts):
-                    return super()._make_parts()
-
-        async def run() -> None:
-            self.server = SimServer(
-                clock=SimClock(world.loop), rng=random.Random(f"{world.seed} {self.machine.name}"),
-                listen=[f"{self.address}:25"], resolver=world.resolver, data_dir=world.folder, **world.options,
-            )  # fmt: skip
-            await self.server.start()
-            self.well_since = world.loop.now
-            world.tell(f"{self.machine.name} is ready")
-
-        self._starting = world.loop.create_task(run(), context=self.machine.context)
-        self._starting.add_done_callback(self._started)
-
-    def _started(self, task: asyncio.Task[None]) -> None:
-        if task.cancelled() or task.exception() is None or self.machine.is_dead:
-            return
-        # What a service manager does.
-        self.world.tell(f"{self.machine.name} could not start: {task.exception()}")
-        self.crash()
-        self.world.loop.call_later(5.0, self.start, context=self.world.net.context)
-
-    def crash(self) -> None:
-        """As by kill -9."""
-        self.well_since = None
-        self.world.net.kill(self.machine)
-        self.machine.kill()
-        self.world.tell(f"{self.machine.name} is killed")
-
-    @property
-    def is_up(self) -> bool:
-        """It has started, and lives."""
-        return not self.machine.is_dead and self.incarnations > 0
-
-    async def shut_down(self, grace_s: float) -> None:
-        """As by SIGTERM; whoever does not end in time is killed."""
-        self.well_since = None
-        machine = self.machine
-        self.world.tell(f"{machine.name} is told to stop")
-        if self._starting is not None and not self._starting.done():
-            return self.crash()
-        task = self.world.loop.create_task(self.server.shutdown(grace_s=grace_s), context=machine.context)
-        await asyncio.wait([task], timeout=grace_s + 120.0)
-        if not task.done() and not machine.is_dead:
-            self.world.violate(f"{machine.name} did not shut down")
-        return self.crash() if not machine.is_dead else None
-
-
 class World:
     """See the module's text. `run` gives what was violated; `told` is the trace."""
 
@@ -218,23 +130,35 @@ class World:
             Sink(self.loop, random.Random(f"{seed} sink{n}"), f"mx{n}.test", self.tell)
             for n in range(4 if self.is_direct else rng.choice((1, 2)))
         ]
+        self.disk.is_at_it = self._is_at_it
         self.most_per_hop = rng.choice((1, 2, 4, 10))
         self.options: dict[str, Any] = self._options()
         self.nodes = [Node(self, n) for n in range(rng.choice((1, 2, 3)) if is_shared else 1)]
         self.mails = [make_mail(rng, n, DOMAINS) for n in range(rng.randrange(2, 14))]
         # What has happened that may leave an attempt's end unknown, or a next hop with connections of two owners.
         self.is_gentle = rng.random() < 0.2
-        self.has_cut_off = self.has_cut_short = False
+        self.has_reason = False
+        # Whoever is held for dead keeps what it has open, and others have its slots, until then.
+        self.cut_off_until = 0.0
         self.cancelled: set[str] = set()
         self.is_paused = False
         self.trouble_s = rng.choice((30.0, 300.0, 1800.0))
+
+    def _is_at_it(self, store: SimStore, lease: tuple[int, int]) -> bool:
+        """That node has begun an attempt, and has not heard the end of it."""
+        server = next((node.server for node in self.nodes if node.store is store and hasattr(node, "server")), None)
+        in_hand = server._parts.scheduler._in_hand.values() if server is not None else ()
+        return any(
+            work.started_at and work.message.key == lease[0] and any(r.number == lease[1] for r in work.recipients)
+            for work in in_hand
+        )
 
     def _options(self) -> dict[str, Any]:
         rng = self.rng
         options: dict[str, Any] = {
             "hostname": "mx.sim.test", "trust": ["198.51.100.0/24"], "control": False,
             "spool_above_bytes": 1 << 30, "max_size_bytes": 1 << 24, "retry_first_s": 30.0, "retry_longest_s": 300.0,
-            "expire_s": EXPIRE_S, "delay_notice_s": rng.choice((None, 600.0)), "maxrelay": rng.choice((1, 3, 20)),
+            "expire_s": rng.choice((300.0, 7200.0)), "delay_notice_s": rng.choice((None, 200.0)), "maxrelay": rng.choice((1, 3, 20)),
             "maxrelay_per_next_hop": self.most_per_hop, "mx_tls": "none", "relay_tls": "none",
         }  # fmt: skip
         if self.disk.is_shared:
@@ -312,6 +236,8 @@ class World:
             await action()
         await self._heal()
         await check.settled(self)
+        if watch.done():
+            watch.result()
         watch.cancel()
         check.at_the_end(self)
 
@@ -332,7 +258,7 @@ class World:
                 plan.append((rng.uniform(0, end * 0.7), lambda sink=sink, mood=mood: self._set_mood(sink, mood)))
         kinds = [self._dns, self._steer, self._steer, self._restart]
         if not self.is_gentle:
-            kinds += [self._bad_weather, self._bad_disk, self._crash, self._crash, self._step_clock]
+            kinds += [self._bad_weather, self._bad_disk, self._bad_disk, self._crash, self._crash, self._step_clock]
             if self.disk.is_shared:
                 kinds += [self._stop, self._cut_off, self._doubt]
         for _ in range(rng.choice((0, 1, 3, 6))):
@@ -366,10 +292,6 @@ class World:
 
         self.loop.create_task(connect())
 
-    async def _for_a_while(self, begin: Callable[[], None], end: Callable[[], None], seconds: float) -> None:
-        begin()
-        self.loop.call_later(seconds, end)
-
     async def _dns(self) -> None:
         self.tell("DNS has trouble")
         self.resolver.fails, self.resolver.slow = self.rng.choice(((0.5, 0.1), (1.0, 0.0), (0.0, 0.8)))
@@ -379,6 +301,7 @@ class World:
         self.weather = Weather(
             *(rng.choice((0.0, 0.1, 0.4)) for _ in range(4)), latency_s=rng.choice((0.001, 0.05, 1.0))
         )
+        self.has_reason = self.has_reason or self.weather.cut > 0 or self.weather.silent > 0
         self.tell(f"{self.weather}")
 
     async def _bad_disk(self) -> None:
@@ -390,12 +313,14 @@ class World:
         self.disk.fails = self.disk.in_doubt = 0.0
 
     async def _doubt(self) -> None:
+        self.has_reason = True
         self.disk.in_doubt = self.rng.choice((0.05, 0.5))
         self.tell(f"commits in doubt: {self.disk.in_doubt}")
         self.loop.call_later(self.rng.uniform(1, 120), self._good_disk)
 
     async def _crash(self) -> None:
         node = self.rng.choice(self.nodes)
+        self.has_reason = True
         if node.is_up:
             node.crash()
             self.loop.call_later(self.rng.choice((0.1, 5.0, 100.0)), self._start_again, node)
@@ -408,7 +333,7 @@ class World:
         node, grace_s = self.rng.choice(self.nodes), self.rng.choice((0.0, 5.0, 30.0))
 
         # What is in the middle of a transaction when the grace ends is cut off.
-        self.has_cut_short = True
+        self.has_reason = True
 
         async def restart() -> None:
             await node.shut_down(grace_s)
@@ -419,6 +344,8 @@ class World:
 
     async def _step_clock(self) -> None:
         node = self.rng.choice(self.nodes)
+        # Leases are by that clock, where the disk is one's own.
+        self.has_reason = True
         node.machine.skew_s += self.rng.choice((-3600.0, -5.0, 5.0, 300.0))
         self.tell(f"{node.machine.name}'s clock is off by {node.machine.skew_s:.0f} s")
 
@@ -426,7 +353,8 @@ class World:
         node = self.rng.choice(self.nodes)
         if not node.is_up or node.well_since is None:
             return
-        self.has_cut_off = node.store.was_cut_off = True
+        self.has_reason = node.store.was_cut_off = True
+        self.cut_off_until = self.loop.now + CUT_OFF_S
         self.tell(f"{node.machine.name} is stopped")
         machine = node.machine
         node.well_since = None
@@ -444,7 +372,8 @@ class World:
         store = node.store
         if not node.is_up or node.well_since is None:
             return
-        self.has_cut_off = store.is_cut_off = store.was_cut_off = True
+        self.has_reason = store.is_cut_off = store.was_cut_off = True
+        self.cut_off_until = self.loop.now + CUT_OFF_S
         node.well_since = None
         self.tell(f"{node.machine.name} cannot reach the database")
         self.loop.call_later(self.rng.choice((2.0, 25.0, 90.0)), self._reaches, node, store)
@@ -469,7 +398,7 @@ class World:
             self.cancelled |= set(chosen)
 
         async def steer() -> None:
-            with contextlib.suppress(Exception):
+            with contextlib.suppress(StoreError):
                 scheduler = node.server._parts.scheduler
                 if kind == "pause":
                     await scheduler.pause()
@@ -495,10 +424,11 @@ class World:
 
         async def steer(node: Node) -> None:
             scheduler = node.server._parts.scheduler
-            await scheduler.resume()
-            await scheduler.change(Action.RELEASE, Query())
-            held = [v.uid for v in self.disk.db.search(Query(state="held"))]
-            await scheduler.change(Action.RELEASE, Query(uids=held))
+            # Nothing that need not be: whoever is asked for something looks about, and what went to sleep would be woken.
+            if scheduler.is_paused:
+                await scheduler.resume()
+            if held := [v.uid for v in self.disk.db.search(Query(state="held"))]:
+                await scheduler.change(Action.RELEASE, Query(uids=held))
 
         node = self.nodes[0]
         await self.loop.create_task(steer(node), context=node.machine.context)

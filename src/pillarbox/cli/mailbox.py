@@ -80,8 +80,8 @@ def export(
             if kind == "jsonl":
                 file = _new_file(target, stack)
                 for view, content, reader in found:
-                    _write_line(file, view, content, reader)
-                    done.append(view.uid)
+                    if _write_line(file, view, content, reader):
+                        done.append(view.uid)
             else:
                 take = _to_mbox(target, stack) if kind == "mbox" else _to_maildir(target)
                 for view, content, _ in found:
@@ -172,7 +172,7 @@ def _kept_lines(source: str) -> Iterator[tuple[int, dict[str, Any], bytes]]:
                 told = json.loads(line)
                 parse_kept(told)
                 octets = base64.b64decode(told.pop("content", ""), validate=True)
-            except (ValueError, OptionError) as error:
+            except (ValueError, TypeError, RecursionError, OptionError) as error:
                 raise OptionError(f"{source}: line {number}: {error}; nothing was imported") from None
             yield number, told, octets
 
@@ -247,11 +247,11 @@ def _shared(url: str, query: Any) -> Iterator[tuple[View, Content, Any]]:
         store.close()
 
 
-def _write_line(file: BinaryIO, view: View, content: Content, reader: Any) -> None:
-    """One message, content included; one that has just been delivered is nobody's loss."""
+def _write_line(file: BinaryIO, view: View, content: Content, reader: Any) -> bool:
+    """One message, content included; False for one that has just been delivered, which is nobody's loss."""
     whole, envelope = reader.get(view.uid), reader.envelope(view.uid)
-    if whole is None or envelope is None:
-        return
+    if whole is None or envelope is None or whole.finished_at is not None:
+        return False
     told = as_json(whole, envelope, time.time())
     told["content"] = base64.b64encode(content.read()).decode()
     file.write(json.dumps(told).encode() + b"\n")
@@ -259,6 +259,7 @@ def _write_line(file: BinaryIO, view: View, content: Content, reader: Any) -> No
     if file is not sys.stdout.buffer:
         # Whoever empties the queue behind this has nothing else.
         os.fsync(file.fileno())
+    return True
 
 
 def _new_file(target: str, stack: contextlib.ExitStack) -> BinaryIO:

@@ -65,7 +65,7 @@ class Follower:
             return
         if news is not None:
             scheduler.follow(is_paused=news.is_paused, next_hops=parse_hops(news.paused_next_hops))
-            if news.has_lost:
+            if news.has_lost or self._is_in_doubt():
                 self._check()
         scheduler.wake()
 
@@ -82,11 +82,15 @@ class Follower:
             self._checks_again = False
             self._check()
 
+    def _is_in_doubt(self) -> bool:
+        """What commits took that nobody could tell of is freed with the next transaction, whatever that is about."""
+        return bool(self._commit.store.is_in_doubt)  # type: ignore[attr-defined]
+
     async def _drop_lost(self) -> None:
         """What has not begun here, and is somebody else's or nobody's by now, is let go."""
         works = self._scheduler.unbegun()
         keys = {work.message.key for work in works}
-        if not keys:
+        if not keys and not self._is_in_doubt():
             return
         try:
             lost, steered = await self._commit.run(lambda store: store.lost(keys))

@@ -64,6 +64,8 @@ def parse(given: Any) -> Message:
         _one_line(given, "envid"),
     )
     kept = [_recipient(one) for one in recipients]
+    if len({r.number for r in kept}) < len(kept):
+        raise OptionError("recipients: two have the same number")
     envelope.recipients = [EnvelopeRecipient(r.address, r.notify, r.orcpt) for r in kept]
     uid = _text(given, "uid")
     if not uid or len(uid) > 64 or not uid.isascii() or not all(c.isalnum() or c in "-_." for c in uid):
@@ -136,8 +138,10 @@ def _one_line(given: Mapping[str, Any], name: str) -> str | None:
 
 def _number(given: Mapping[str, Any], name: str) -> float:
     value = given.get(name)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -1e12 < value < 1e12:
-        raise OptionError(f"{name}: {value!r} is no number")
+    # Numbers that a queue counts stay far below that; so do unix seconds.
+    most = 1e12 if name.endswith("_at") or name in ("at", "seconds") else 1e9
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < most:
+        raise OptionError(f"{name}: {value!r} is no number that it may be")
     return value
 
 

@@ -14,6 +14,7 @@ from ..mail.envelope import Envelope
 from .model import (
     ACTIVE,
     FINAL,
+    IN_HAND,
     Action,
     Attempt,
     Message,
@@ -151,7 +152,7 @@ class MemoryStore:
                 break
         return claimed
 
-    def settle(self, batch: Sequence[Settlement]) -> None:
+    def settle(self, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
         """Outcomes."""
         for settlement in batch:
             message = self._messages[settlement.key]
@@ -164,6 +165,7 @@ class MemoryStore:
                     )
                     self._attempts[settlement.key].append(attempt)
             self._finish(message, settlement.at)
+        return set()
 
     @staticmethod
     def _settle_one(r: Recipient, s: Settled) -> None:
@@ -201,11 +203,11 @@ class MemoryStore:
     def recover(self, now: float) -> int:
         """Frees every lease."""
         count = 0
-        text = "the server stopped with this in hand: it may have been sent"
         for key, message in self._messages.items():
             for r in message.recipients:
+                if r.is_leased:
+                    self._attempts[key].append(Attempt(r.number, now, 0, "ambiguous", r.next_hop, None, None, IN_HAND))
                 if r.is_leased and r.due_at is not None:
-                    self._attempts[key].append(Attempt(r.number, now, 0, "ambiguous", r.next_hop, None, None, text))
                     r.due_at, r.attempts, count = now, r.attempts + 1, count + 1
                 r.is_leased = False
             self._finish(message, now)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -100,6 +100,18 @@ class Settlement:
     key: int
     recipients: Sequence[Settled]
     at: float = 0.0
+    # Of a shared store: the leases that it settles, since it was first tried. What is claimed anew meanwhile is another's.
+    epochs: Sequence[int] | None = None
+
+    def only(self, numbers: Collection[int]) -> Settlement:
+        """Of these recipients."""
+        epochs = self.epochs or [-1] * len(self.recipients)
+        chosen = [(s, epoch) for s, epoch in zip(self.recipients, epochs, strict=True) if s.number in numbers]
+        return Settlement(self.key, [s for s, _ in chosen], self.at, [epoch for _, epoch in chosen])
+
+
+# The history of what its server had in hand when it stopped.
+IN_HAND = "the server stopped with this in hand: it may have been sent"
 
 
 class Action(Enum):

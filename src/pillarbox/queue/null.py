@@ -19,7 +19,7 @@ class NullStore:
         self.spool = spool
         empty = MemoryStore(spool)
         self.open, self.close, self.transaction = empty.open, empty.close, empty.transaction
-        self.claim, self.settle, self.renew, self.recover = empty.claim, lambda batch: None, empty.renew, empty.recover
+        self.claim, self.renew, self.recover = empty.claim, empty.renew, empty.recover
         self.get, self.content, self.search, self.change = empty.get, empty.content, empty.search, empty.change
         self.wake, self.counts, self.next_due = empty.wake, empty.counts, empty.next_due
         self.next_hops, self.nodes, self.health = empty.next_hops, empty.nodes, empty.health
@@ -40,6 +40,10 @@ class NullStore:
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
         """Yes."""
         self.accept(accepts)
+
+    def settle(self, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
+        """Yes."""
+        return set()
 
     def accept(self, batch: Sequence[Message]) -> None:
         """Counts, no more."""

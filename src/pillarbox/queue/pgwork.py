@@ -12,7 +12,7 @@ import random
 import threading
 import time
 from collections.abc import Collection, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import psycopg
 
@@ -45,19 +45,32 @@ class Numbers:
         return self._next - 1
 
 
+class _Doubtful(NamedTuple):
+    """A transaction whose end is not known: the backend that had it, its mark and number, what it was to take."""
+
+    pid: int
+    since: Any
+    mark: int
+    number: int
+    taken: dict[Lease, int]
+
+
 class Work:
     """What a transaction does to what this node has in hand; a lease is (message id, recipient's number)."""
 
-    __slots__ = ("accepted", "dropped", "fetched", "files", "is_answered", "settled", "taken")
+    __slots__ = ("accepted", "dropped", "fetched", "files", "is_answered", "late", "settled", "taken")
 
     def __init__(self) -> None:
         self.accepted = 0
         self.taken: dict[Lease, int] = {}
-        self.settled: list[Lease] = []
+        # With the epochs of the leases that are settled: what was claimed anew stays in hand.
+        self.settled: list[tuple[Lease, int]] = []
         # Spool files, by message: such as a message was accepted with, and such as a claim has fetched.
         self.files: dict[int, str] = {}
         self.fetched: dict[int, str] = {}
         self.dropped: list[str] = []
+        # Outcomes of what was somebody else's already.
+        self.late = 0
         # False when it is known to be committed, but its results were lost with the connection.
         self.is_answered = True
 
@@ -65,12 +78,6 @@ class Work:
     def matters(self) -> bool:
         """Whether somebody goes by it that this was done, or was not."""
         return bool(self.accepted or self.taken or self.settled)
-
-    def take(self, lease: Lease, epoch: int) -> None:
-        """A claim, perhaps of what was given back in the same transaction."""
-        self.taken[lease] = epoch
-        if lease in self.settled:
-            self.settled = [one for one in self.settled if one != lease]
 
 
 class Hands:
@@ -99,8 +106,9 @@ class Hands:
                 self._held.setdefault(key, {})[number] = epoch
             for key, name in (*work.files.items(), *work.fetched.items()):
                 self._files.setdefault(key, []).append(name)
-            for key, number in work.settled:
-                self._leave(key, number)
+            for (key, number), epoch in work.settled:
+                if self._held.get(key, {}).get(number, -1) == epoch:
+                    self._leave(key, number)
             self._dropped += work.dropped
 
     def _leave(self, key: int, number: int) -> None:
@@ -139,6 +147,8 @@ class Session:
         # Transactions of this session are told from all others by this, and from each other by their number.
         self._mark = random.SystemRandom().getrandbits(62)
         self._number = 0
+        # What nobody could tell of yet.
+        self._doubtful: list[_Doubtful] = []
         self._db: Connection | None = None
         self._backend: tuple[int, Any] = (0, None)
         self._work: Work | None = None
@@ -167,7 +177,7 @@ class Session:
 
     @property
     def current(self) -> tuple[Connection, Work]:
-        """Of the transaction that is open."""
+        """The connection, and what the transaction that is open does."""
         assert self._db is not None and self._work is not None, "not within a transaction"
         return self._db, self._work
 
@@ -180,7 +190,7 @@ class Session:
         work = self._work = Work()
         is_sent = False
         try:
-            db = self.connected() if is_pipelined else self._begun()
+            db = self._begun(is_pipelined=is_pipelined)
             with db.pipeline() if is_pipelined else contextlib.nullcontext():
                 if is_pipelined:
                     db.execute("BEGIN")
@@ -210,10 +220,46 @@ class Session:
             self._work = None
         self.hands.done(work)
 
-    def _begun(self) -> Connection:
+    @property
+    def is_in_doubt(self) -> bool:
+        """Whether there are transactions that nobody could tell of yet."""
+        return bool(self._doubtful)
+
+    @staticmethod
+    def _ask(db: Connection, doubtful: _Doubtful) -> bool | None:
+        """Whether it was committed; None: it may still be at it."""
+        # Behind a broken network it may wait for hours for the rest of what it was sent: it is ended.
+        sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
+        if db.execute(sql, (doubtful.pid, doubtful.since)).fetchone() is not None:
+            return None
+        row = db.execute(SQL["marked"], {"session": doubtful.mark}).fetchone()
+        return row is not None and row[0] == doubtful.number
+
+    def _free_doubtful(self, db: Connection) -> None:
+        """What was taken by transactions that nobody could tell of, and nobody here knows: it is free, and was not tried."""
+        while self._doubtful:
+            doubtful = self._doubtful[0]
+            found = self._ask(db, doubtful)
+            if found is None:
+                return
+            if found:
+                those = {
+                    "id": [key for key, _ in doubtful.taken],
+                    "number": [number for _, number in doubtful.taken],
+                    "epoch": list(doubtful.taken.values()),
+                }
+                db.execute(SQL["release_unknown"], {**those, "me": self.me})
+                db.execute(SQL["notify"], {"what": "due"})
+            self._doubtful.pop(0)
+
+    def _begun(self, *, is_pipelined: bool) -> Connection:
         """The connection, with a transaction begun; a new one if the old one was lost while nobody used it."""
+        db = self.connected()
+        if self._doubtful:
+            self._free_doubtful(db)
+        if is_pipelined:
+            return db
         try:
-            db = self.connected()
             db.execute("BEGIN")
         except psycopg.OperationalError:
             self.disconnect()
@@ -229,27 +275,16 @@ class Session:
                 self.disconnect()
 
     def _told(self, work: Work) -> bool:
-        try:
-            return self._was_committed()
-        except CommitInDoubtError:
-            # What it took, if it did, runs out with its leases.
-            self.hands.failed(work)
-            raise
-
-    def _was_committed(self) -> bool:
         """The connection broke at the commit: did it come through? CommitInDoubtError when the database does not tell."""
-        pid, since = self._backend
+        doubtful = _Doubtful(*self._backend, self._mark, self._number, work.taken)
         self.disconnect()
         deadline = time.monotonic() + DOUBT_S
         why: object = "the old connection's process does not end"
         while True:
             try:
-                db = self.connected()
-                # Behind a broken network it may wait for hours for the rest of what it was sent: it is ended.
-                sql = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE pid = %s AND backend_start = %s"
-                if db.execute(sql, (pid, since)).fetchone() is None:
-                    row = db.execute(SQL["marked"], {"session": self._mark}).fetchone()
-                    return row is not None and row[0] == self._number
+                found = self._ask(self.connected(), doubtful)
+                if found is not None:
+                    return found
             except (psycopg.Error, StoreError) as error:
                 self.disconnect()
                 why = error
@@ -257,4 +292,9 @@ class Session:
                 break
             # The old connection's process may still be at it.
             time.sleep(_ASK_AGAIN_S)
+        self.hands.failed(work)
+        if work.taken:
+            # Its mark stays as it is, to be asked about.
+            self._doubtful.append(doubtful)
+            self._mark = random.SystemRandom().getrandbits(62)
         raise CommitInDoubtError(f"what became of a commit at {shown(self.url)} cannot be told: {why}")

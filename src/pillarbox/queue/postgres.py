@@ -143,6 +143,11 @@ class PostgresStore:
         return PostgresReader(lent, self.spool)
 
     @property
+    def is_in_doubt(self) -> bool:
+        """Whether what became of a commit is not known yet: the next transaction finds out."""
+        return self._session.is_in_doubt
+
+    @property
     def late_settles(self) -> int:
         """Outcomes that were refused: others had taken over what this node had in hand."""
         return self.heart.counters["late_settles"]
@@ -155,8 +160,9 @@ class PostgresStore:
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:
         """One durable commit for what is done inside."""
-        with self._session.transaction():
+        with self._session.transaction() as (_, work):
             yield
+        self._count_late(work.late)
 
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
         """Messages and outcomes in one transaction, and in one turn to the database and back."""
@@ -180,8 +186,8 @@ class PostgresStore:
                 self._accept(db, accepts, epoch, work)
             if settles:
                 late = self._settle(db, settles, work)
-        if work.is_answered:
-            self._count_late(late, len(work.settled))
+        if work.is_answered and late is not None:
+            self._count_late(len(work.settled) - late.rowcount)
 
     def _number(self, db: Connection, batch: Sequence[Message]) -> int:
         """The keys of new messages, and the epoch of their leases. Asks the database once for very many of them."""
@@ -263,20 +269,26 @@ class PostgresStore:
         work.accepted += len(batch)
         work.dropped += [os.path.basename(m.content.path) for m in batch if m.content.path]
 
-    def settle(self, batch: Sequence[Settlement]) -> None:
+    def settle(self, batch: Sequence[Settlement]) -> set[Lease]:
         """Within transaction()."""
         db, work = self._session.current
-        before = len(work.settled)
-        late = self._settle(db, batch, work)
-        self._count_late(late, len(work.settled) - before)
+        cursor = self._settle(db, batch, work)
+        mine = set(cursor.fetchall()) if cursor is not None else set()
+        late = {(one.key, s.number) for one in batch for s in one.recipients} - mine
+        work.late += len(late)
+        return late
 
     def _settle(self, db: Connection, batch: Sequence[Settlement], work: Work) -> Cursor | None:
-        """Outcomes, their history, and what becomes final by them: the cursor that tells how many were still ours."""
+        """Outcomes, their history, and what becomes final by them: the cursor that tells which were still ours."""
         rows = [(one, s) for one in batch for s in one.recipients]
         if not rows:
             return None
         leases: list[Lease] = [(one.key, s.number) for one, s in rows]
-        epochs = [work.taken.get(lease, self._hands.epoch(lease)) for lease in leases]
+        for one in batch:
+            if one.epochs is None:
+                mine = [(one.key, s.number) for s in one.recipients]
+                one.epochs = [work.taken.get(lease, self._hands.epoch(lease)) for lease in mine]
+        epochs = [epoch for one in batch for epoch in one.epochs or ()]
         ids = sorted({key for key, _ in leases})
         those = {
             "me": self.heart.me,
@@ -295,12 +307,10 @@ class PostgresStore:
             # Given back: it is for whoever has room.
             db.execute(SQL["notify"], {"what": "due"})
         db.execute(SQL["finish"], {"ids": ids, "now": self._now(max(one.at for one in batch))})
-        work.settled += leases
+        work.settled += zip(leases, epochs, strict=True)
         return cursor
 
-    def _count_late(self, cursor: Cursor | None, count: int) -> None:
-        row = cursor.fetchone() if cursor is not None else None
-        late = count - row[0] if row is not None else 0
+    def _count_late(self, late: int) -> None:
         if late:
             self.heart.counters["late_settles"] += late
             _log.warning(
@@ -345,7 +355,10 @@ class PostgresStore:
             recipients.setdefault(key, []).append(found)
         for found_here in recipients.values():
             found_here.sort(key=lambda r: r.number)
-        messages, unwritten = self._read.messages(recipients, lease_until, str(epoch)) if recipients else ([], set())
+        # Nothing but the head is wanted of what is given up: no spool need have room for the rest.
+        heads_only = name == "claim_expired"
+        messages, unwritten = self._read.messages(recipients, lease_until, str(epoch), heads_only=heads_only)
+        work.fetched |= {m.key: os.path.basename(m.content.path) for m in messages if m.content.path}
         for key in recipients.keys() - {message.key for message in messages}:
             those = {"id": key, "numbers": [r.number for r in recipients[key]]}
             if key in unwritten:
@@ -357,9 +370,7 @@ class PostgresStore:
             db.execute(SQL["drop_due"], those)
         for message in messages:
             for r in message.recipients:
-                work.take((message.key, r.number), epoch)
-            if message.content.path:
-                work.fetched[message.key] = os.path.basename(message.content.path)
+                work.taken[(message.key, r.number)] = epoch
         return messages
 
     def renew(self, keys: Collection[int], lease_until: float) -> None:

@@ -171,22 +171,26 @@ class PostgresReader:
         return {"dead_rows": dead_rows, "oldest_snapshot_seconds": snapshot_s, "due_lag_seconds": lag_s}
 
     def messages(
-        self, recipients: dict[int, list[Recipient]], leased_until: float, tag: str
+        self, recipients: dict[int, list[Recipient]], leased_until: float, tag: str, *, heads_only: bool = False
     ) -> tuple[list[Message], set[int]]:
         """Claimed messages, contents included, in the order given; without those whose content is gone (row 115).
 
-        And which of those that are left out are so because the spool has no room for them.
+        And which of those that are left out are so because the spool has no room for them. With `heads_only` a large content
+        is its first piece, and no file.
         """
         found: dict[int, Message] = {}
         unwritten: set[int] = set()
         try:
-            for row in self.rows(SQL["messages"], {"ids": list(recipients)}):
+            for row in self.rows(SQL["messages"], {"ids": list(recipients)}) if recipients else ():
                 key, uid, reverse_path, body, smtputf8, ret, envid, subject, size, received_at, expires_at = row[:11]
                 facts, octets, parts = row[11:]
                 if octets is None:
                     continue
                 content = Content(octets)
-                if parts > 1:
+                if parts > 1 and heads_only:
+                    # A report must not give half a content for the whole.
+                    ret, size = "HDRS", content.size_bytes
+                elif parts > 1:
                     path = os.path.join(self._spool, f"{uid}.{tag}")
                     try:
                         content = Content(b"", path=path, file_bytes=self.fetch(key, parts, path))

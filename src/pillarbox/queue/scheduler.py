@@ -11,12 +11,12 @@ import random
 from collections.abc import Callable, Collection
 
 from ..clock import Clock, Timer
-from ..errors import DuplicateUidError
 from .commit import GroupCommit
-from .judged import Judged, Reporter, calls_for_report, judge, parse_kept
+from .judged import Judged, Reporter, judge, parse_kept
 from .model import Action, Message, Query, Recipient, Settled, Settlement
 from .paused import PAUSED, PAUSED_HOPS, format_hops, parse_hops
 from .retry import RetryPolicy
+from .settling import Settling
 from .store import Store
 from .upkeep import History, Upkeep
 from .work import Deliverer, Result, Work
@@ -51,10 +51,10 @@ class Scheduler:
         self._commit = commit
         self._clock = clock
         self.policy = policy
+        self._settling = Settling(commit, self, self._spawn)
         self._upkeep = Upkeep(commit, clock, history or History(), self._spawn)
         self._rng = rng or random.Random()
         self._deliverer: Deliverer
-        self._reporter: Reporter
         self.on_stuck: Callable[[Work, float], None] = lambda work, seconds: None
         self._on_outcome: Callable[[Work, list[Judged]], None] = lambda work, judged: None
         self._in_hand: dict[int, Work] = {}
@@ -82,7 +82,7 @@ class Scheduler:
     ) -> None:
         """Names the others; app.py does this once."""
         self._deliverer = deliverer
-        self._reporter = reporter
+        self._settling.reporter = reporter
         self._on_outcome = on_outcome
         self._upkeep.remove_spool = remove_spool
 
@@ -266,14 +266,17 @@ class Scheduler:
             sweep_at = self._clock.time() + max(until_sweep, 0.0) + 0.01 if skip else None
             self._arm(self._soonest(next_due, sweep_at))
 
-    def _take_all(self, messages: list[Message]) -> None:
-        # A wall clock that steps forward ends leases of what is still in hand here: that is not sent twice.
+    def _not_in_hand(self, messages: list[Message]) -> list[Message]:
+        # A wall clock that steps forward ends leases of what is still in hand here: that is not sent twice, nor given up.
         held = {(work.message.key, r.number) for work in self._in_hand.values() for r in work.recipients}
+        if not held:
+            return messages
         for message in messages:
-            if held:
-                message.recipients = [r for r in message.recipients if (message.key, r.number) not in held]
-            if not message.recipients:
-                continue
+            message.recipients = [r for r in message.recipients if (message.key, r.number) not in held]
+        return [message for message in messages if message.recipients]
+
+    def _take_all(self, messages: list[Message]) -> None:
+        for message in self._not_in_hand(messages):
             if self._is_running and not self.is_paused:
                 self._take(message)
             else:
@@ -285,7 +288,7 @@ class Scheduler:
 
     def _expire(self, messages: list[Message]) -> None:
         """Given up without a further try: their next hop has been down to the end."""
-        for message in messages:
+        for message in self._not_in_hand(messages):
             work = Work(message, started_at=self._clock.time())
             for r in message.recipients:
                 reply = parse_kept(r.last_reply)
@@ -301,7 +304,7 @@ class Scheduler:
         now = self._clock.time()
         seconds = max(0.0, self._clock.monotonic() - work.started_clock) if work.started_clock else 0.0
         judged = [judge(work, result, self.policy, self._rng, now=now, seconds=seconds) for result in work.results]
-        self._settle(work, judged, now)
+        self._settling.settle(work, judged, now)
         due_at = self._soonest(*(one.settled.due_at for one in judged))
         if due_at is not None and self._is_running and (self._armed_for is None or due_at < self._armed_for):
             self._arm(due_at)
@@ -313,47 +316,6 @@ class Scheduler:
         self._upkeep.finished(has_spool=bool(work.message.content.path))
         if self._has_more and len(self._in_hand) < MEMORY_MESSAGES // 2 and self._in_hand_bytes <= MEMORY_BYTES // 2:
             self.wake()
-
-    def _settle(self, work: Work, judged: list[Judged], now: float) -> None:
-        message = work.message
-        settlement = Settlement(message.key, [one.settled for one in judged], now)
-        wants_report = not work.is_cancelled and calls_for_report(judged)
-        try:
-            reports = self._reporter(message, judged, now) if wants_report else []
-        except Exception:
-            # The outcome is a fact whether or not anybody can be told of it.
-            _log.exception("no DSN could be made for %s", message.uid)
-            reports = []
-        if not reports:
-            self._commit.settle(settlement)
-            return
-        for report in reports:
-            self.prepare(report)
-
-        def both(store: Store) -> None:
-            # The DSN and the state that it reports are one transaction: never one without the other.
-            store.accept(reports)
-            store.settle([settlement])
-
-        self._spawn(self._settle_with(both, reports, message.key))
-
-    async def _settle_with(self, work: Callable[[Store], object], reports: list[Message], key: int) -> None:
-        while True:
-            try:
-                await self._commit.run(work)
-                break
-            except DuplicateUidError:
-                # It was written, and the answer lost: these reports are nobody else's. They go out when their leases end.
-                # What was settled with them is not in hand any more, either.
-                reports, work = [], lambda store: store.lost({key})
-            except Exception as error:
-                _log.error("an outcome could not be written: %s", error)
-                if not self._is_running:
-                    # Its lease stays, and the next start takes it up again.
-                    return
-                await asyncio.sleep(FAULT_PAUSE_S)
-        for report in reports:
-            self.accepted(report)
 
     def _spawn(self, coroutine: object) -> None:
         task: asyncio.Task[None] = asyncio.get_running_loop().create_task(coroutine)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from ..mail.content import Content
 from ..mail.envelope import Envelope
 from . import shards
 from .folder import make_folder, make_spool, take_lock
-from .model import Action, Message, Query, Recipient, Settlement, View
+from .model import IN_HAND, Action, Message, Query, Recipient, Settlement, View
 from .sql import migrations
 from .sqlite_read import SQL, SqliteReader, connect
 
@@ -267,7 +267,7 @@ class SqliteStore:
             self.write("import_recipients", recipients)
             self.write("insert_attempts", attempts)
 
-    def settle(self, batch: Sequence[Settlement]) -> None:
+    def settle(self, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
         """Outcomes, their history, and what becomes final by them."""
         rows, attempts, finished = [], [], []
         for settlement in batch:
@@ -285,6 +285,7 @@ class SqliteStore:
             self.write("settle_steered", rows)
         self.write("insert_attempts", attempts)
         self._finish(finished)
+        return set()
 
     def write(self, name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[int, list[tuple[Any, ...]]]:
         """A named query with the rows for its VALUES: how many rows it changed, and what it gave back. In a transaction."""
@@ -403,7 +404,11 @@ class SqliteStore:
         db.execute(SQL["recover_attempts"], (now,))
         db.execute(SQL["recover_leases"], (now,))
         count = db.changes()
-        self._finish([(key, now) for (key,) in list(db.execute(SQL["recover_steered"]))])
+        steered = list(db.execute(SQL["recover_steered"]))
+        self.write(
+            "insert_attempts", [(key, n, now, 0, "ambiguous", hop, None, None, IN_HAND) for key, n, hop in steered]
+        )
+        self._finish([(key, now) for key, _, _ in steered])
         return count
 
     def change(self, action: Action, query: Query, now: float) -> list[str]:

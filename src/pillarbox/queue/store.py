@@ -109,8 +109,11 @@ class Store(Protocol):
         `only` names the next hops that are down: what waits for any other has a last attempt still (None: all are).
         """
 
-    def settle(self, batch: Sequence[Settlement]) -> None:
-        """Outcomes of attempts. What was cancelled or held meanwhile stays so, unless it was delivered."""
+    def settle(self, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
+        """Outcomes of attempts. What was cancelled or held meanwhile stays so, unless it was delivered.
+
+        Those that came too late, (key, recipient's number): somebody else of a shared queue has them, and they are history only.
+        """
 
     def renew(self, keys: Collection[int], lease_until: float) -> None:
         """The work on these messages goes on: their leases last until then."""

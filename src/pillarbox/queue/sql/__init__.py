@@ -7,10 +7,17 @@ from importlib import resources
 
 
 def named_queries(folder: str) -> dict[str, str]:
-    """The queries of `<folder>/queries.sql`, by the name in the `-- name:` line above each."""
+    """The queries of `<folder>/queries.sql`, by the name in the `-- name:` line above each.
+
+    One goes on as another that stands before it, where its last line is `-- then: NAME`.
+    """
     text = resources.files(__package__).joinpath(folder, "queries.sql").read_text("utf-8")
     parts = re.split(r"^-- name: (\w+)\s*$", text, flags=re.M)
-    return {name: _bare(body) for name, body in zip(parts[1::2], parts[2::2], strict=True)}
+    found: dict[str, str] = {}
+    for name, body in zip(parts[1::2], parts[2::2], strict=True):
+        goes_on = re.search(r"^-- then: (\w+)\s*\Z", body, re.M)
+        found[name] = _bare(body) + (f"\n{found[goes_on[1]]}" if goes_on else "")
+    return found
 
 
 def _bare(body: str) -> str:

@@ -49,7 +49,7 @@ WHERE d.owner = %(me)s ORDER BY 1, 2 FOR UPDATE OF d;
 
 -- name: settle
 -- What was cancelled or held meanwhile stays so: but a delivery is a fact all the same, and so is the refusal of what was
--- held (its sender is told). How many of them were still the caller's.
+-- held (its sender is told). Which of them were still the caller's.
 WITH s AS (
   SELECT * FROM unnest(%(id)s::bigint[], %(number)s::int[], %(epoch)s::bigint[], %(state)s::text[], %(after)s::float8[],
                        %(is_attempt)s::boolean[], %(next_hop)s::text[], %(reply)s::text[], %(stage)s::text[], %(delayed)s::boolean[])
@@ -74,7 +74,7 @@ WITH s AS (
 ), gone AS (
   DELETE FROM due d USING mine m WHERE d.message_id = m.id AND d.number = m.number AND NOT m.goes_on
 )
-SELECT count(*) FROM mine;
+SELECT id, number FROM mine;
 
 -- name: insert_attempts
 -- Before the settle that they belong to. What comes with an old lease is history all the same, and was perhaps sent twice.
@@ -97,6 +97,27 @@ WITH done AS (
 )
 DELETE FROM content USING done WHERE content.message_id = done.message_id;
 
+-- name: take
+-- What claims have in common: the leases.
+UPDATE due d SET owner = %(me)s, lease_until = c.now + %(lease)s, epoch = %(epoch)s
+FROM wanted w, recipient r, c
+WHERE d.message_id = w.message_id AND d.number = w.number AND r.message_id = w.message_id AND r.number = w.number
+RETURNING d.message_id, d.number, d.due_at, d.lease_until, r.address, r.state, r.attempts, r.notify, r.orcpt, r.next_hop, r.last_reply,
+          r.last_stage, r.delay_reported;
+
+-- name: as_far_as_there_is_room
+-- All due recipients of the messages in `first`, one attempt takes them together; then their leases.
+), sized AS (
+  SELECT f.message_id, sum(least(m.size_bytes, %(small)s)) OVER (ORDER BY f.due_at, f.message_id) - least(m.size_bytes, %(small)s) AS before
+  FROM (SELECT message_id, min(due_at) AS due_at FROM first GROUP BY 1) f JOIN message m ON m.id = f.message_id
+), wanted AS MATERIALIZED (
+  SELECT d.message_id, d.number FROM due d, c
+  WHERE d.message_id IN (SELECT message_id FROM sized WHERE before <= %(max_bytes)s)
+    AND d.owner IS NULL AND d.due_at <= c.now AND d.next_hop <> ALL (%(skip)s::text[])
+  FOR UPDATE OF d SKIP LOCKED
+)
+-- then: take
+
 -- name: claim
 -- One statement: the recipients that are due first, then all due recipients of their messages (one attempt takes them
 -- together), as long as their contents are within the bound, but of one message at least. Of the first `within` in line.
@@ -108,20 +129,8 @@ WITH c AS (
     AND due_at <= CASE WHEN %(within)s::int IS NULL THEN 'infinity'::float8 ELSE (
       SELECT max(p.due_at) FROM (SELECT due_at FROM due WHERE owner IS NULL ORDER BY due_at LIMIT %(within)s::int) p) END
   ORDER BY due_at LIMIT %(limit)s FOR UPDATE OF due SKIP LOCKED
-), sized AS (
-  SELECT f.message_id, sum(least(m.size_bytes, %(small)s)) OVER (ORDER BY f.due_at, f.message_id) - least(m.size_bytes, %(small)s) AS before
-  FROM (SELECT message_id, min(due_at) AS due_at FROM first GROUP BY 1) f JOIN message m ON m.id = f.message_id
-), wanted AS MATERIALIZED (
-  SELECT d.message_id, d.number FROM due d, c
-  WHERE d.message_id IN (SELECT message_id FROM sized WHERE before <= %(max_bytes)s)
-    AND d.owner IS NULL AND d.due_at <= c.now AND d.next_hop <> ALL (%(skip)s::text[])
-  FOR UPDATE OF d SKIP LOCKED
-)
-UPDATE due d SET owner = %(me)s, lease_until = c.now + %(lease)s, epoch = %(epoch)s
-FROM wanted w, recipient r, c
-WHERE d.message_id = w.message_id AND d.number = w.number AND r.message_id = w.message_id AND r.number = w.number
-RETURNING d.message_id, d.number, d.due_at, d.lease_until, r.address, r.state, r.attempts, r.notify, r.orcpt, r.next_hop, r.last_reply,
-          r.last_stage, r.delay_reported;
+-- then: as_far_as_there_is_room
+
 
 -- name: claim_behind
 -- As claim, where what is due first is for next hops that are skipped: hop by hop from the index, beginning at `from`, so
@@ -136,26 +145,14 @@ WITH RECURSIVE c AS (
   UNION ALL
   SELECT (SELECT d.next_hop FROM due d WHERE d.owner IS NULL AND d.next_hop > h.next_hop ORDER BY d.next_hop LIMIT 1)
   FROM hops h WHERE h.next_hop IS NOT NULL
-), ready AS (
+), first AS (
   SELECT d.message_id, d.due_at
   FROM hops h, c,
        LATERAL (SELECT message_id, due_at FROM due d WHERE d.owner IS NULL AND d.next_hop = h.next_hop AND d.due_at <= c.now
                 ORDER BY d.due_at LIMIT %(limit)s) d
   WHERE h.next_hop IS NOT NULL AND h.next_hop <> ALL (%(skip)s::text[]) LIMIT %(limit)s
-), sized AS (
-  SELECT f.message_id, sum(least(m.size_bytes, %(small)s)) OVER (ORDER BY f.due_at, f.message_id) - least(m.size_bytes, %(small)s) AS before
-  FROM (SELECT message_id, min(due_at) AS due_at FROM ready GROUP BY 1) f JOIN message m ON m.id = f.message_id
-), wanted AS MATERIALIZED (
-  SELECT d.message_id, d.number FROM due d, c
-  WHERE d.message_id IN (SELECT message_id FROM sized WHERE before <= %(max_bytes)s)
-    AND d.owner IS NULL AND d.due_at <= c.now AND d.next_hop <> ALL (%(skip)s::text[])
-  FOR UPDATE OF d SKIP LOCKED
-)
-UPDATE due d SET owner = %(me)s, lease_until = c.now + %(lease)s, epoch = %(epoch)s
-FROM wanted w, recipient r, c
-WHERE d.message_id = w.message_id AND d.number = w.number AND r.message_id = w.message_id AND r.number = w.number
-RETURNING d.message_id, d.number, d.due_at, d.lease_until, r.address, r.state, r.attempts, r.notify, r.orcpt, r.next_hop, r.last_reply,
-          r.last_stage, r.delay_reported;
+-- then: as_far_as_there_is_room
+
 
 -- name: claim_expired
 WITH c AS (
@@ -171,11 +168,8 @@ WITH c AS (
     AND (%(only)s::text[] IS NULL OR d.next_hop = ANY (%(only)s::text[]))
   FOR UPDATE OF d SKIP LOCKED
 )
-UPDATE due d SET owner = %(me)s, lease_until = c.now + %(lease)s, epoch = %(epoch)s
-FROM wanted w, recipient r, c
-WHERE d.message_id = w.message_id AND d.number = w.number AND r.message_id = w.message_id AND r.number = w.number
-RETURNING d.message_id, d.number, d.due_at, d.lease_until, r.address, r.state, r.attempts, r.notify, r.orcpt, r.next_hop, r.last_reply,
-          r.last_stage, r.delay_reported;
+-- then: take
+
 
 -- name: messages
 SELECT m.id, m.uid, m.reverse_path, m.body, m.smtputf8, m.ret, m.envid, m.subject, m.size_bytes, m.received_at, m.expires_at, m.facts,
@@ -235,8 +229,7 @@ ORDER BY 1, 2 FOR UPDATE SKIP LOCKED;
 INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, reply, node)
 SELECT d.message_id, d.number, coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8), 0, 'ambiguous', d.next_hop,
        'the server stopped with this in hand: it may have been sent', d.owner
-FROM due d JOIN unnest(%(id)s::bigint[], %(number)s::int[]) AS s(id, number) ON d.message_id = s.id AND d.number = s.number
-JOIN recipient r ON r.message_id = s.id AND r.number = s.number WHERE r.state IN ('queued', 'deferred');
+FROM due d JOIN unnest(%(id)s::bigint[], %(number)s::int[]) AS s(id, number) ON d.message_id = s.id AND d.number = s.number;
 
 -- name: free_recipients
 UPDATE recipient r SET attempts = r.attempts + 1
@@ -254,6 +247,12 @@ WITH s AS (
 UPDATE due d SET owner = NULL, lease_until = NULL, epoch = 0,
   due_at = coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
 FROM s WHERE d.message_id = s.id AND d.number = s.number AND s.state IN ('queued', 'deferred');
+
+-- name: release_unknown
+-- Claimed, or accepted into the caller's hands, by a transaction whose answer it never had.
+UPDATE due d SET owner = NULL, lease_until = NULL
+FROM unnest(%(id)s::bigint[], %(number)s::int[], %(epoch)s::bigint[]) AS s(id, number, epoch)
+WHERE d.message_id = s.id AND d.number = s.number AND d.epoch = s.epoch AND d.owner = %(me)s;
 
 -- name: mark
 INSERT INTO mark (session, number, at) VALUES (%(session)s, %(number)s, extract(epoch FROM clock_timestamp()))

@@ -118,7 +118,7 @@ WHERE due_at IS NOT NULL AND leased;
 -- name: recover_steered
 -- Cancelled or held while in flight, then the crash.
 UPDATE recipient SET leased = 0 WHERE due_at IS NULL AND leased AND state IN ('cancelled', 'held')
-RETURNING message_id;
+RETURNING message_id, number, next_hop;
 
 -- name: recipients_of
 SELECT number, address, state, notify, orcpt, attempts, due_at, next_hop, last_reply, last_stage, delay_reported, leased
