@@ -397,20 +397,22 @@ def run(folder: Path, far: Far, plan: Plan, options: dict[str, Any]) -> Result:
 
     # What a fault had hindered may go on, or the server is dead.
     _wait(lambda: is_done() or not process.is_alive(), 1.5)
-    if process.is_alive():
-        os.kill(process.pid, signal.SIGTERM)
+    # It may die of its fault at this very moment.
+    process.terminate()
     process.join(15)
     result.was_reached = process.exitcode == -signal.SIGKILL or plan.mode not in ("kill", "power")
     process = _start(folder, given, None)
     refusals = 1 if "refused@x.test" in result.acknowledged else 0
     _wait(lambda: is_done() and sum(n for line, n in far.arrived().items() if "a@b.test" in line) >= refusals, 15)
-    os.kill(process.pid, signal.SIGTERM)
+    process.terminate()
     process.join(15)
     arrived = far.arrived()
     times = {r: sum(n for line, n in arrived.items() if r in line) for r in (*wanted, "a@b.test")}
     result.lost = [r for r in wanted if not times[r]]
     if refusals and not times["a@b.test"]:
         result.lost.append("refused@x.test, and its DSN")
+    if process.exitcode != 0:
+        result.lost.append(f"the server behind the fault: it ended with {process.exitcode}")
     result.twice = [r for r, n in times.items() if n > 1]
     return result
 
