@@ -57,6 +57,7 @@ format: .venv/.installed
 
 bench: .venv/.installed
 	@sh tools/install-test-programs.sh
+	@sh tools/install-bench-peers.sh
 	$(BIN)/python -m bench $(ARGS)
 
 bench-quick: .venv/.installed
@@ -65,6 +66,7 @@ bench-quick: .venv/.installed
 
 bench-page: .venv/.installed
 	@sh tools/install-test-programs.sh
+	@sh tools/install-bench-peers.sh
 	$(BIN)/python -m bench --page $(ARGS)
 
 bench-shared: .venv/.installed

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from .peers import Peer, tool, wait_for_port
-from .talker import IdleSessions, talk
+from .talker import IdleSessions, Tls, talk
 
 _TICKS = os.sysconf("SC_CLK_TCK")
 LIMIT_S = 180
@@ -157,6 +157,18 @@ def latency_run(peer: Peer, *, sessions: int, count: int, is_reused: bool) -> Sa
     seconds = time.monotonic() - began
     p50, p99 = (times[int(len(times) * share)] * 1000 for share in (0.5, 0.99))
     return Sample(count / seconds, meter.cpu_s() / count * 1000, meter.peak_mb(), p50, p99)
+
+
+def tls_run(peer: Peer, *, sessions: int, count: int, is_reused: bool, resumes: bool) -> Sample:
+    """As latency_run, with STARTTLS at the beginning of each connection."""
+    meter, tls = Meter(peer), Tls(resumes)
+    began = time.monotonic()
+    times = talk(peer.port, sessions=sessions, count=count, is_reused=is_reused, tls=tls)
+    seconds = time.monotonic() - began
+    p50, p99 = (times[int(len(times) * share)] * 1000 for share in (0.5, 0.99))
+    sample = Sample(count / seconds, meter.cpu_s() / count * 1000, meter.peak_mb(), p50, p99)
+    sample.notes = {"handshakes": tls.handshakes, "of those resumed": tls.resumed}
+    return sample
 
 
 def _resident_kb(peer: Peer) -> float:

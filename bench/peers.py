@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import trustme
+
 SINK_PORT = 2610
 
 
@@ -53,6 +55,15 @@ def tool(name: str) -> str:
     if found is None:
         raise FileNotFoundError(f"{name} is missing: install postfix (as root, `make bench` does)")
     return found
+
+
+def make_certificate(folder: Path) -> tuple[Path, Path]:
+    """A certificate (P-256) and its key, as PEM files."""
+    made = trustme.CA().issue_cert("bench.test")
+    cert, key = folder / "cert.pem", folder / "key.pem"
+    cert.write_bytes(b"".join(pem.bytes() for pem in made.cert_chain_pems))
+    key.write_bytes(made.private_key_pem.bytes())
+    return cert, key
 
 
 def children_of(pid: int) -> list[int]:
@@ -98,10 +109,14 @@ class Pillarbox:
 
     promise = "fsync'd (SQLite WAL, synchronous=FULL)"
 
-    def __init__(self, name: str = "pillarbox", port: int = 2601, extra: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, name: str = "pillarbox", port: int = 2601, extra: tuple[str, ...] = (), *, has_tls: bool = False
+    ) -> None:
         self.name = name
         self.port = port
         self._extra = extra
+        self._has_tls = has_tls
+        self._program = ["-m", "pillarbox"]
         self._process = Process()
 
     def start(self, folder: Path, *, relay_to: int | None) -> None:
@@ -109,13 +124,15 @@ class Pillarbox:
         where = [f"--relay=127.0.0.1:{relay_to}"] if relay_to else ["--paused"]
         command = [
             sys.executable,
-            "-m",
-            "pillarbox",
+            *self._program,
             "serve",
             f"--listen=127.0.0.1:{self.port}",
             "--hostname=bench.test",
         ]
         options = [f"--data-dir={folder / 'data'}", "--log-level=warning", "--grace=5", "--max-sessions=20000"]
+        if self._has_tls:
+            cert, key = make_certificate(folder)
+            options += [f"--tls-cert={cert}", f"--tls-key={key}"]
         self._process.run([*command, *options, *where, *self._extra], folder, "pillarbox.log")
         wait_for_port(self.port)
 
@@ -126,6 +143,14 @@ class Pillarbox:
     def pids(self) -> list[int]:
         """See Peer."""
         return children_of(self._process.child.pid) if self._process.child else []
+
+
+class WithoutSlots(Pillarbox):
+    """The same with the places cut out where plugins might stand: what an empty pipeline costs."""
+
+    def __init__(self) -> None:
+        super().__init__("pillarbox-slots", 2608)
+        self._program = [str(Path(__file__).with_name("bare_server.py"))]
 
 
 class Watched(Pillarbox):
@@ -169,10 +194,13 @@ class Postfix:
 
     promise = "fsync'd (queue file)"
 
-    def __init__(self, name: str = "postfix", port: int = 2602, *, is_tuned: bool = False) -> None:
+    def __init__(
+        self, name: str = "postfix", port: int = 2602, *, is_tuned: bool = False, has_tls: bool = False
+    ) -> None:
         self.name = name
         self.port = port
         self._is_tuned = is_tuned
+        self._has_tls = has_tls
         self._config = Path()
         self._queue = Path()
 
@@ -190,7 +218,11 @@ class Postfix:
         shutil.copy("/etc/postfix/postfix-files", self._config)
         if Path("/etc/postfix/dynamicmaps.cf").exists():
             shutil.copy("/etc/postfix/dynamicmaps.cf", self._config)
-        (self._config / "main.cf").write_text(self._main(data, relay_to))
+        text = self._main(data, relay_to)
+        if self._has_tls:
+            cert, key = make_certificate(folder)
+            text += f"smtpd_tls_security_level = may\nsmtpd_tls_cert_file = {cert}\nsmtpd_tls_key_file = {key}\n"
+        (self._config / "main.cf").write_text(text)
         (self._config / "master.cf").write_text(self._master())
         subprocess.run([tool("postfix"), "-c", str(self._config), "start"], check=True, capture_output=True)
         wait_for_port(self.port)
@@ -251,6 +283,8 @@ class Postfix:
             ("discard", "unix", "-", "discard"),
             ("anvil", "unix", "-", "anvil"),
             ("scache", "unix", "-", "scache"),
+            # Keeps the keys of session tickets.
+            ("tlsmgr", "unix", "-", "tlsmgr"),
         ]
         limits = {
             "pickup": ("60", "1"),
@@ -258,6 +292,7 @@ class Postfix:
             "qmgr": ("300", "1"),
             "anvil": ("-", "1"),
             "scache": ("-", "1"),
+            "tlsmgr": ("1000?", "1"),
         }
         limits |= {
             "verify": ("-", "1"),

@@ -18,18 +18,21 @@ Made by `make bench-page` from what it measured (kept in `docs/benchmarks.json`)
 on your machine, `make bench-quick` the rows that say most, in under two minutes.
 
 Measured at {at} with Python {python} on {processors} processors ({system}), {rounds} rounds in which
-the peers alternate. Figures are medians; **ratio** is messages per second against Postfix with its defaults in the same run
-(against Pillarbox alone where Postfix has no part). Load generator, server and sink share the processors, so ratios of rates
-are compressed: processor time per message says more. The dots in the pictures are single runs.
+the peers alternate. Figures are medians; **ratio** is messages per second, or processor time per message, against Postfix with
+its defaults in the same run (against Pillarbox alone where Postfix has no part). Load generator, server and sink share the
+processors, so ratios of rates are compressed: processor time per message says more. The dots in the pictures are single runs.
 
 What a peer promises when it says 250:
 
 {promises}
 
-All listen on loopback, without TLS, and look no names up. Messages have 4 KB unless the row says otherwise. Postfix keeps
-accepted mail on hold in the rows of acceptance; `postfix-tuned` has no `in_flow_delay`, processes that live longer, and
-more connections out. `smtp-sink` stores nothing at all: it is the ceiling of what the load generator can do. Haraka, Exim
-and OpenSMTPD are not in this run: Debian lets one mail server be installed at a time, and Haraka brings its own runtime.
+All listen on loopback, without TLS unless the row says so, and look no names up. Messages have 4 KB unless the row says
+otherwise. Postfix keeps accepted mail on hold in the rows of acceptance; `postfix-tuned` has no `in_flow_delay`, processes
+that live longer, and more connections out. `smtp-sink` stores nothing at all: it is the ceiling of what the load generator
+can do. Exim and OpenSMTPD are Debian's, fetched and not installed; Haraka runs two processes. aiosmtpd, Exim and Haraka are
+given a quarter of the messages; OpenSMTPD takes part where connections are reused, for new ones stall it. `pillarbox-slots`
+is Pillarbox with the places cut out of its source where plugins might stand. The rows of STARTTLS have certificates with
+P-256 keys and TLS 1.3; their client is written in Python.
 """
 
 
@@ -44,26 +47,29 @@ def medians(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _rows(report: dict[str, Any]) -> list[tuple[str, str, dict[str, Any], float | None]]:
-    """(workload, peer, medians, ratio to Postfix, or to Pillarbox alone where Postfix has no part)."""
+def _rows(report: dict[str, Any]) -> list[tuple[str, str, dict[str, Any], float | None, float | None]]:
+    """(workload, peer, medians, ratios of rate and of CPU per message to Postfix, or to Pillarbox where that has no part)."""
     rows = []
     for workload, by_peer in report["samples"].items():
         first = "postfix" if "postfix" in by_peer else "pillarbox"
-        base = medians(by_peer[first])["rate"] if first in by_peer else None
+        base = medians(by_peer[first]) if first in by_peer else None
         for peer, samples in by_peer.items():
             found = medians(samples)
-            rows.append((workload, peer, found, found["rate"] / base if base else None))
+            rate = found["rate"] / base["rate"] if base else None
+            cpu = found["cpu_s_per_1000"] / base["cpu_s_per_1000"] if base and base["cpu_s_per_1000"] else None
+            rows.append((workload, peer, found, rate, cpu))
     return rows
 
 
 def table(report: dict[str, Any]) -> str:
     """For the terminal."""
-    head = f"{'':58} {'peer':16} {'msg/s':>8} {'ratio':>7} {'CPU s/1000':>11} {'peak MB':>8} {'p50/p99 ms':>13}"
+    head = f"{'':58} {'peer':16} {'msg/s':>8} {'ratio':>7} {'CPU s/1000':>11} {'ratio':>6} {'peak MB':>8} {'p50/p99 ms':>13}"
     lines = ["", head]
-    for workload, peer, found, ratio in _rows(report):
+    for workload, peer, found, ratio, cpu_ratio in _rows(report):
         times = f"{found['p50_ms']:.1f}/{found['p99_ms']:.1f}" if found["p50_ms"] else "-"
         shown = f"{ratio:.2f}x" if ratio else "-"
-        figures = f"{found['rate']:8.0f} {shown:>7} {found['cpu_s_per_1000']:11.2f} {found['peak_mb']:8.0f} {times:>13}"
+        cpu = f"{found['cpu_s_per_1000']:11.3f} {f'{cpu_ratio:.2f}x' if cpu_ratio else '-':>6}"
+        figures = f"{found['rate']:8.0f} {shown:>7} {cpu} {found['peak_mb']:8.0f} {times:>13}"
         lines.append(f"{workload:58} {peer:16} {figures}")
         lines += [f"{'':58}   {name}: {value:.1f}" for name, value in found["notes"].items()]
     lines += ["", "What a peer promises when it says 250:"]
@@ -86,11 +92,15 @@ def page(report: dict[str, Any]) -> str:
     for workload, by_peer in report["samples"].items():
         name = _file_name(workload)
         lines += [f"## {workload[0].upper()}{workload[1:]}", "", f"![messages per second](benchmarks/{name})", ""]
-        lines += ["| peer | msg/s | ratio | CPU s/1000 | peak MB | p50 ms | p99 ms |", "|---|---|---|---|---|---|---|"]
+        lines += [
+            "| peer | msg/s | ratio | CPU s/1000 | ratio | peak MB | p50 ms | p99 ms |",
+            "|---|---|---|---|---|---|---|---|",
+        ]
         notes: list[str] = []
-        for one, peer, found, ratio in _rows({"samples": {workload: by_peer}}):
+        for one, peer, found, ratio, cpu_ratio in _rows({"samples": {workload: by_peer}}):
             assert one == workload
-            cells = [f"{found['rate']:,.0f}", f"{ratio:.2f}x" if ratio else "", f"{found['cpu_s_per_1000']:.2f}"]
+            cells = [f"{found['rate']:,.0f}", f"{ratio:.2f}x" if ratio else "", f"{found['cpu_s_per_1000']:.3f}"]
+            cells.append(f"{cpu_ratio:.2f}x" if cpu_ratio else "")
             cells += [f"{found['peak_mb']:.0f}", *(f"{found[n]:.1f}" if found[n] else "" for n in ("p50_ms", "p99_ms"))]
             lines.append(f"| {peer} | " + " | ".join(cells) + " |")
             notes += [f"- {peer}: {name}: {value:,.1f}" for name, value in found["notes"].items()]

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .peers import Aiosmtpd, Peer, Pillarbox, Postfix, SinkPeer, Watched, WithPlugin
+from .others import OpenSmtpd, all_there
+from .peers import Aiosmtpd, Peer, Pillarbox, Postfix, SinkPeer, Watched, WithoutSlots, WithPlugin
 
 Make = Callable[[], Peer]
 KB, MB = 1024, 1024 * 1024
@@ -16,7 +17,9 @@ def tuned() -> Peer:
     return Postfix("postfix-tuned", 2605, is_tuned=True)
 
 
-ALL: tuple[Make, ...] = (Postfix, tuned, Pillarbox, Aiosmtpd, SinkPeer)
+ALL: tuple[Make, ...] = (Postfix, tuned, Pillarbox, *all_there(), Aiosmtpd, SinkPeer)
+# One connection a message stalls OpenSMTPD.
+ALL_NEW = tuple(make for make in ALL if make is not OpenSmtpd)
 
 
 def two_workers() -> Peer:
@@ -24,9 +27,10 @@ def two_workers() -> Peer:
     return Pillarbox("pillarbox-2", 2607, ("--workers=2",))
 
 
-SERVERS: tuple[Make, ...] = (Postfix, tuned, Pillarbox)
+SERVERS: tuple[Make, ...] = (Postfix, tuned, Pillarbox, *(make for make in all_there() if make is not OpenSmtpd))
 BOTH: tuple[Make, ...] = (Postfix, Pillarbox)
-OWN: tuple[Make, ...] = (Pillarbox, lambda: WithPlugin("sync"), lambda: WithPlugin("async"))
+OWN: tuple[Make, ...] = (Pillarbox, WithoutSlots, lambda: WithPlugin("sync"), lambda: WithPlugin("async"))
+SECURE: tuple[Make, ...] = (lambda: Postfix(has_tls=True), lambda: Pillarbox(has_tls=True))
 
 
 @dataclass(frozen=True)
@@ -55,14 +59,15 @@ def quick() -> list[Workload]:
     ]
 
 
-def _accept(sessions: int, count: int, peers: tuple[Make, ...] = ALL, size: int = 4 * KB) -> list[Workload]:
+def _accept(sessions: int, count: int, peers: tuple[Make, ...] | None = None, size: int = 4 * KB) -> list[Workload]:
     many = f"{sessions} session" + "s" * (sessions > 1)
     what = "" if size == 4 * KB else f"{size // MB} MB, " if size >= MB else f"{size // KB} KB, "
     rows = []
     for is_reused in (False, True):
         name = f"accept, {what}{many}, {'reused' if is_reused else 'new'} connections"
         quick = sessions == 20 and size == 4 * KB
-        rows.append(Workload(name, "accept", peers, sessions, count * (1 + is_reused), is_reused, size, quick))
+        who = peers or (ALL if is_reused else ALL_NEW)
+        rows.append(Workload(name, "accept", who, sessions, count * (1 + is_reused), is_reused, size, quick))
     return rows
 
 
@@ -78,12 +83,15 @@ WORKLOADS = [
     *_accept(20, 20, (Postfix, Pillarbox, SinkPeer), 25 * MB)[1:],
     Workload("latency, 20 sessions, new connections", "latency", BOTH, 20, 3000),
     Workload("latency, 20 sessions, reused connections", "latency", BOTH, 20, 5000, is_reused=True),
+    Workload("STARTTLS, 20 sessions, a handshake a message", "tls", SECURE, 20, 2000),
+    Workload("STARTTLS, 20 sessions, resumed for each message", "tls-resumed", SECURE, 20, 2000),
+    Workload("STARTTLS, 20 sessions, reused connections", "tls", SECURE, 20, 5000, is_reused=True),
     Workload("relay-through, 20 sessions, new connections", "relay", SERVERS, 20, 3000),
     Workload("relay-through, 20 sessions, reused connections", "relay", SERVERS, 20, 4000, True, is_quick=True),
     Workload("fan-out, 200 messages to 50 recipients each", "fanout", SERVERS, 10, 200, is_reused=True),
     Workload("20 sessions, new connections, beside 5,000 idle ones", "idle", (Pillarbox,), 20, 4000),
     Workload("a million queued: relay", "million", (Pillarbox,), 20, 4000),
-    Workload("plugins on every event, 20 sessions, reused connections", "accept", OWN, 20, 8000, is_reused=True),
+    Workload("plugins on every event, 20 sessions, reused connections", "accept", OWN, 20, 20000, is_reused=True),
     Workload("watched, 20 sessions, new connections", "accept", (Pillarbox, Watched), 20, 6000),
     Workload("watched, 20 sessions, reused connections", "accept", (Pillarbox, Watched), 20, 10000, is_reused=True),
 ]

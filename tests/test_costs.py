@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import bench.bare_server
 import pillarbox
 from pillarbox import MailServer
 from tests.conftest import Client, Wire, cuts, run_async, serving
@@ -141,3 +142,12 @@ def test_twenty_sessions_take_a_commit_for_several_messages(tmp_path: Path) -> N
             assert statements[0] <= 5 * commits + 4
 
     run_async(main)
+
+
+@pytest.mark.parametrize("name", bench.bare_server.CUTS)
+def test_the_bench_knows_where_the_slots_of_the_pipeline_are(name: str) -> None:
+    path = Path(_PACKAGE, *name.split(".")[1:]).with_suffix(".py")
+    source = path.read_text()
+    cut = bench.bare_server.without_slots(name, source)
+    compile(cut, str(path), "exec")
+    assert len(cut) < len(source)
