@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
-from .others import OpenSmtpd, all_there
+from .others import Exim, OpenSmtpd, all_there
 from .peers import Aiosmtpd, Peer, Pillarbox, Postfix, SinkPeer, Watched, WithoutSlots, WithPlugin
 
 Make = Callable[[], Peer]
@@ -18,8 +18,8 @@ def tuned() -> Peer:
 
 
 ALL: tuple[Make, ...] = (Postfix, tuned, Pillarbox, *all_there(), Aiosmtpd, SinkPeer)
-# One connection a message stalls OpenSMTPD.
-ALL_NEW = tuple(make for make in ALL if make is not OpenSmtpd)
+# One connection a message stalls these two.
+ALL_NEW = tuple(make for make in ALL if make not in (OpenSmtpd, Exim))
 
 
 def two_workers() -> Peer:

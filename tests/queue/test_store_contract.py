@@ -533,3 +533,50 @@ def test_what_was_steered_in_flight_when_its_server_died_is_history(store: Any, 
     view = store.get("A")
     assert [a.outcome for a in view.attempts] == ["ambiguous"]
     assert view.state == {Action.HOLD: "held", Action.CANCEL: "cancelled"}[action]
+
+
+def queue_behind(store: Any, blocked: int, *hops: str) -> None:
+    """So many messages for `mx:full.test`, and behind them one for each of these."""
+    batch = []
+    for number, hop in enumerate(["mx:full.test"] * blocked + list(hops)):
+        one = message(f"B{number:06}", at=NOW - 100 + number / 1000)
+        one.recipients[0].next_hop = hop
+        batch.append(one)
+    for start in range(0, len(batch), 1000):
+        accept(store, *batch[start : start + 1000])
+
+
+def test_what_waits_behind_a_full_next_hop_is_claimed_and_each_has_its_turn(store: Any) -> None:
+    queue_behind(store, 2500, "mx:a.test", "mx:b.test", "mx:c.test", "mx:a.test")
+    skip = ["mx:full.test"]
+    assert store.next_due(skip) == pytest.approx(NOW - 97.5)
+    found = []
+    with store.transaction():
+        while messages := store.claim(1, NOW, NOW + 100, 1 << 20, skip):
+            found += [r.next_hop for one in messages for r in one.recipients]
+    assert sorted(found) == ["mx:a.test", "mx:a.test", "mx:b.test", "mx:c.test"]
+    assert len(set(found[:3])) == 3, found
+    due = store.next_due(skip)
+    assert due is None or due > NOW, "what is skipped, or in hand, is not due"
+    assert len(claim(store, limit=3)) == 3
+
+
+def test_a_full_next_hop_costs_no_walk_over_its_messages(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path))
+    store.open()
+    queue_behind(store, 30_000, "mx:a.test", "mx:b.test")
+    skip = ["mx:full.test", "mx:other.test"]
+    steps = 0
+
+    def count() -> bool:
+        nonlocal steps
+        steps += 1
+        return False
+
+    store._db.set_progress_handler(count, 1000)
+    with store.transaction():
+        assert len(store.claim(10, NOW, NOW + 100, 1 << 20, skip)) == 2
+        assert store.next_due(skip) is None
+    # Thousands of steps of SQLite's machine; a walk over 30,000 rows has some 300.
+    assert steps < 150, steps
+    store.close()

@@ -68,11 +68,22 @@ class Dispatcher:
         A Reply: the answer. An Eat: the event was eaten without an answer. None: nobody objected. PARKED: `done` gets
         one of these later (without `done` the rest simply happens later).
         """
-        steps = self.pipeline.steps(event.name)
-        if not steps:
+        steps, server = self.pipeline.steps(event.name), self.server
+        # Nearly all have nothing to say, and then the built-in behaviour answers: that way is kept short.
+        for index, step in enumerate(steps):
+            try:
+                result = step.method(server, event)
+            except (Exception, asyncio.CancelledError) as error:
+                result = self._failed(step, event, error)
+            if result is not None:
+                if result.__class__ is Reply and step.alias == SIMPLE and event.kind is not Kind.SMTPC:
+                    if self.subscribers.by_name:
+                        self.subscribers.notify(event)
+                    return result
+                return self._take(event, steps, index, Eat.NONE, done, result)
+        if self.subscribers.by_name:
             self.subscribers.notify(event)
-            return None
-        return self._walk(event, steps, 0, Eat.NONE, done)
+        return None
 
     def post(self, event: Any) -> None:
         """For events that nobody can answer."""
@@ -88,19 +99,25 @@ class Dispatcher:
                 result = step.method(server, event)
             except (Exception, asyncio.CancelledError) as error:
                 result = self._failed(step, event, error)
-            if result is None:
-                continue
-            if result.__class__ is not Reply and result.__class__ is not Eat:
-                result = self._drive(step, event, result)
-                if isinstance(result, _Suspended):
-                    self._park(event, steps, index, eaten, done, result)
-                    return PARKED
-                if result is None:
-                    continue
+            if result is not None:
+                return self._take(event, steps, index, eaten, done, result)
+        return self._end(event, eaten)
+
+    def _take(
+        self, event: Any, steps: tuple[Step, ...], index: int, eaten: Eat, done: Done | None, result: Any
+    ) -> Verdict | Parked:
+        """What the plugin at `index` gave, then the rest of the walk."""
+        step = steps[index]
+        if result.__class__ is not Reply and result.__class__ is not Eat:
+            result = self._drive(step, event, result)
+            if result.__class__ is _Suspended:
+                self._park(event, steps, index, eaten, done, result)
+                return PARKED
+        if result is not None:
             verdict, eaten, is_over = self._judge(step, event, result, eaten)
             if is_over:
                 return verdict
-        return self._end(event, eaten)
+        return self._walk(event, steps, index + 1, eaten, done)
 
     def _judge(self, step: Step, event: Any, result: Any, eaten: Eat) -> tuple[Verdict, Eat, bool]:
         """What one plugin's answer means: (verdict, eaten from now on, the walk is over)."""

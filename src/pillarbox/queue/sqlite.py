@@ -323,8 +323,7 @@ class SqliteStore:
         self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
     ) -> list[Message]:
         """The messages that are due first; stops when their contents pass the bound (but gives one at least)."""
-        keys = list(self._read.rows(SQL["due_messages"], (now, limit, _json(list(skip)))))
-        return self._lease([key for key, _ in keys], now, lease_until, max_content_bytes, skip=skip)
+        return self._lease(self._read.due(limit, now, skip), now, lease_until, max_content_bytes, skip=skip)
 
     def claim_expired(
         self, limit: int, now: float, lease_until: float, only: Collection[str] | None = None

@@ -20,6 +20,8 @@ from .sql import named_queries
 SQL = named_queries("sqlite")
 # Compiled statements that are kept.
 STATEMENTS = 256
+# So many of the first in line are looked at for one whose next hop is not skipped, before the index of next hops is.
+WITHIN = 2000
 _COLUMNS = "id, uid, reverse_path, size_bytes, received_at, expires_at, subject, facts, finished_at"
 
 
@@ -37,6 +39,8 @@ class SqliteReader:
     def __init__(self, connection: apsw.Connection, spool: str) -> None:
         self._db = connection
         self._spool = spool
+        # Where the next hops begin that have not had their turn, while those that are skipped are first in line.
+        self._after = ""
 
     def close(self) -> None:
         """Closes the connection."""
@@ -112,11 +116,29 @@ class SqliteReader:
         """(next hop, state, recipients, earliest due time) of what is not final, the most first."""
         return list(self.rows(SQL["next_hops"], (limit,)))
 
+    def due(self, limit: int, now: float, skip: Collection[str]) -> list[int]:
+        """The messages that are due first, by their ids."""
+        skipped = json.dumps(list(skip))
+        within = max(limit, WITHIN) if skip else limit
+        keys = [key for key, _ in self.rows(SQL["due_messages"], (now, limit, skipped, within))]
+        if keys or not skip:
+            return keys
+        # Next hop by next hop, and each has its turn.
+        for after in dict.fromkeys((self._after, "")):
+            found = list(self.rows(SQL["due_behind"], (now, limit, skipped, after)))
+            if found:
+                self._after = found[-1][1] + "\1"
+                return list(dict.fromkeys(key for key, _ in found))
+        self._after = ""
+        return []
+
     def next_due(self, skip: Collection[str] = ()) -> float | None:
         """When the next recipient is due."""
-        for (due_at,) in self.rows(SQL["next_due"], (json.dumps(list(skip)),)):
-            return float(due_at)
-        return None
+        skipped = json.dumps(list(skip))
+        found = list(self.rows(SQL["next_due"], (skipped, WITHIN if skip else 1)))
+        if not found and skip:
+            found = list(self.rows(SQL["next_due_behind"], (skipped,)))
+        return float(found[0][0]) if found and found[0][0] is not None else None
 
     def nodes(self) -> list[dict[str, Any]]:
         """A file has one owner."""

@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 from ..errors import StoreError, StoreFullError
 from ..events.catalogue import MessageQueued, MessageReceived
-from ..events.dispatch import Parked, Verdict
+from ..events.dispatch import PARKED, Parked, Verdict
 from ..mail import headers, trace
 from ..mail.content import Content
 from ..mail.envelope import Envelope
@@ -31,6 +31,28 @@ _FAULT = Reply(451, "4.3.0", "The message could not be stored: try again later")
 _LOOP = Reply(554, "5.4.6", "Too many Received fields: this message goes round in a circle")
 _NO_RECIPIENT = Reply(554, "5.5.1", "No recipients are left")
 _HEADER_TOO_LARGE = Reply(552, "5.3.4", "Header section too large")
+
+
+class _Seen:
+    """What a look at content found, for as long as the content is the same."""
+
+    __slots__ = ("_content", "_offset", "_path", "_prefix", "_scan")
+
+    def __init__(self, content: Content, scan: headers.Scan) -> None:
+        self._content, self._scan = content, scan
+        # Whatever changes content makes other octets of its prefix, or moves where the file's part begins.
+        self._prefix, self._path, self._offset = content.prefix, content.path, content.offset
+
+    def scan_of(self, content: Content) -> headers.Scan:
+        """The same, or what another look finds."""
+        if (
+            content is self._content
+            and content.prefix is self._prefix
+            and content.path is self._path
+            and content.offset == self._offset
+        ):
+            return self._scan
+        return headers.Scan(content.prefix if content.path is None else content.start())
 
 
 class Intake:
@@ -185,11 +207,12 @@ class Intake:
             return
         session = self._session.facts
         event = MessageReceived(session.client_id, session, envelope, content)
-        verdict = dispatcher.dispatch(event, lambda later: self._guarded(lambda: self._decided(event, later)))
-        if not isinstance(verdict, Parked):
-            self._decided(event, verdict)
+        seen = _Seen(content, scan)
+        verdict = dispatcher.dispatch(event, lambda later: self._guarded(lambda: self._decided(event, seen, later)))
+        if verdict is not PARKED:
+            self._decided(event, seen, verdict)  # type: ignore[arg-type]
 
-    def _decided(self, event: MessageReceived, verdict: Verdict) -> None:
+    def _decided(self, event: MessageReceived, seen: _Seen, verdict: Verdict) -> None:
         if isinstance(verdict, Reply):
             if verdict.is_positive:
                 # A plugin that answers 2yz has taken the message over: nothing is queued.
@@ -199,9 +222,7 @@ class Intake:
                 self._refuse(verdict)
         else:
             # An Eat says who else may see the event; the message is queued all the same.
-            content = event.content
-            scan = headers.Scan(content.prefix if content.path is None else content.start())
-            self._accept(event.envelope, content, scan, event.hold)
+            self._accept(event.envelope, event.content, seen.scan_of(event.content), event.hold)
 
     def _refuse(self, reply: Reply) -> None:
         self._context.counters.refused += 1

@@ -23,15 +23,16 @@ def take_round(
     """Shows the reply to everyone, then `send(reply, is_sent=...)` with what became of it; not once the client is gone."""
     event = Response(session.facts.client_id, session.facts, reply, verb)
 
-    def decided(verdict: Verdict) -> None:
-        if session.is_lost:
-            return
-        final = event.reply
-        if not isinstance(final, Reply):
-            _log.error("session %s: a plugin set the reply to %r: ignored", session.facts.client_id, final)
-            final = reply
-        send(final, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)
-
-    verdict = dispatcher.dispatch(event, decided)
+    verdict = dispatcher.dispatch(event, lambda later: _decided(session, event, reply, send, later))
     if verdict is not PARKED:
-        decided(verdict)  # type: ignore[arg-type]
+        _decided(session, event, reply, send, verdict)  # type: ignore[arg-type]
+
+
+def _decided(session: SmtpSession, event: Response, reply: Reply, send: Callable[..., None], verdict: Verdict) -> None:
+    if session.is_lost:
+        return
+    final = event.reply
+    if final is not reply and not isinstance(final, Reply):
+        _log.error("session %s: a plugin set the reply to %r: ignored", session.facts.client_id, final)
+        final = reply
+    send(final, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)

@@ -67,13 +67,31 @@ DELETE FROM dropped;
 SELECT coalesce(max(id), 0) FROM message;
 
 -- name: due_messages
--- The messages of the recipients that are due first, but for those next hops that take no more. Grouped, for one attempt
--- takes all due recipients of a message.
+-- 1 now, 2 how many, 3 next hops that take no more, 4 how many of the first in line are looked at
+-- The messages of the recipients that are due first. Grouped, for one attempt takes all due recipients of a message.
 SELECT message_id, min(due_at) AS first FROM (
-  SELECT message_id, due_at FROM recipient INDEXED BY recipient_due
-  WHERE due_at IS NOT NULL AND due_at <= ?1 AND coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?3))
-  ORDER BY due_at LIMIT ?2
-) GROUP BY message_id ORDER BY first;
+  SELECT message_id, due_at, next_hop FROM recipient INDEXED BY recipient_due
+  WHERE due_at IS NOT NULL AND due_at <= ?1 ORDER BY due_at LIMIT ?4
+) WHERE coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?3))
+GROUP BY message_id ORDER BY first LIMIT ?2;
+
+-- name: due_behind
+-- 1 now, 2 how many, 3 next hops that take no more, 4 the next hop to begin at
+-- As above where the first in line are all for next hops that are skipped: hop by hop from the index, so that a million
+-- rows of a hop that takes nothing are stepped over and not walked through.
+WITH RECURSIVE hops (next_hop) AS (
+  SELECT (SELECT next_hop FROM recipient INDEXED BY recipient_next_hop
+          WHERE due_at IS NOT NULL AND NOT leased AND next_hop >= ?4 ORDER BY next_hop LIMIT 1)
+  UNION ALL
+  SELECT (SELECT r.next_hop FROM recipient AS r INDEXED BY recipient_next_hop
+          WHERE r.due_at IS NOT NULL AND NOT r.leased AND r.next_hop > hops.next_hop ORDER BY r.next_hop LIMIT 1)
+  FROM hops WHERE hops.next_hop IS NOT NULL
+)
+SELECT r.message_id, r.next_hop
+FROM hops CROSS JOIN recipient AS r INDEXED BY recipient_next_hop
+  ON r.next_hop = hops.next_hop AND r.due_at IS NOT NULL AND NOT r.leased AND r.due_at <= ?1
+WHERE hops.next_hop NOT IN (SELECT value FROM json_each(?3))
+LIMIT ?2;
 
 -- name: expired_messages
 SELECT message_id, min(due_at) AS first FROM recipient JOIN message ON message.id = message_id
@@ -157,8 +175,23 @@ SELECT coalesce(next_hop, ''), state, count(*), min(due_at) FROM recipient
 WHERE state IN ('queued', 'deferred', 'held') GROUP BY 1, 2 ORDER BY 3 DESC, 1 LIMIT ?;
 
 -- name: next_due
-SELECT due_at FROM recipient INDEXED BY recipient_due
-WHERE due_at IS NOT NULL AND coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?)) ORDER BY due_at LIMIT 1;
+-- 1 next hops that are skipped, 2 how many of the first in line are looked at
+SELECT due_at FROM (
+  SELECT due_at, next_hop FROM recipient INDEXED BY recipient_due WHERE due_at IS NOT NULL ORDER BY due_at LIMIT ?2
+) WHERE coalesce(next_hop, '') NOT IN (SELECT value FROM json_each(?1)) LIMIT 1;
+
+-- name: next_due_behind
+-- As above where all of those are for next hops that are skipped: see due_behind. What is in hand comes last.
+WITH RECURSIVE hops (next_hop) AS (
+  SELECT (SELECT min(next_hop) FROM recipient INDEXED BY recipient_next_hop WHERE due_at IS NOT NULL AND NOT leased)
+  UNION ALL
+  SELECT (SELECT r.next_hop FROM recipient AS r INDEXED BY recipient_next_hop
+          WHERE r.due_at IS NOT NULL AND NOT r.leased AND r.next_hop > hops.next_hop ORDER BY r.next_hop LIMIT 1)
+  FROM hops WHERE hops.next_hop IS NOT NULL
+)
+SELECT min((SELECT r.due_at FROM recipient AS r INDEXED BY recipient_next_hop
+            WHERE r.next_hop = hops.next_hop AND r.due_at IS NOT NULL AND NOT r.leased ORDER BY r.due_at LIMIT 1))
+FROM hops WHERE hops.next_hop IS NOT NULL AND hops.next_hop NOT IN (SELECT value FROM json_each(?1));
 
 -- name: get_flag
 SELECT value FROM flag WHERE name = ?;
