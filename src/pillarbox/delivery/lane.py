@@ -23,6 +23,7 @@ from .route import Target
 from .tlspolicy import TlsPolicy
 from .transaction import Built, build_transaction, result_of
 from .waiting import WaitingLine
+from .width import Width
 
 _log = logging.getLogger("pillarbox.delivery")
 IDLE_S = 5.0
@@ -37,8 +38,6 @@ BAD_S = 300.0
 # Stages that are about the next hop as a whole: what was deferred there is due at once when it is back.
 REACHING_STAGES = frozenset(("lookup", "connect", "greeting", "ehlo", "starttls", "auth"))
 WHOLE_STAGES = REACHING_STAGES | {"connection"}
-# Connections to a next hop of which none has come about yet.
-UNPROVEN = 2
 _NOT_REACHABLE = Reply(451, "4.4.1", "The next hop is not reachable")
 # So long may it take until one of a next hop's servers takes a connection.
 OPEN_S = 900.0
@@ -93,8 +92,9 @@ class Lane:
         self._limit = settings.limit
         # `lanes.wake` is looked up when it is called: app.py connects it last.
         self._waiting = WaitingLine(settings.waiting, settings.waiting_bytes, lambda: lanes.wake())
-        # Until one connection has come about there are few: who never answers must not have all of the server's.
-        self._has_worked = False
+        # Few at first: who never answers must not have all of the server's connections.
+        self._width = Width(clock)
+        self._has_grown = False
         self._empty_probes = 0
         self._clock = clock
         self._rng = rng
@@ -149,7 +149,8 @@ class Lane:
     @property
     def is_hungry(self) -> bool:
         """True while work waits that a further connection could take."""
-        return bool(self._waiting) and not self._idle and len(self._connections) + len(self._opening) < self._limit
+        there = len(self._connections) + len(self._opening)
+        return bool(self._waiting) and not self._idle and there < self._width.now(self._limit)
 
     def spare(self) -> bool:
         """Closes an idle connection, for another lane to have one; False when there is none."""
@@ -220,7 +221,7 @@ class Lane:
                 self._idle.pop()
         if not self._waiting or self._is_stopping:
             return
-        limit = 1 if self._retry_at is not None else self._limit if self._has_worked else min(UNPROVEN, self._limit)
+        limit = 1 if self._retry_at is not None else self._width.now(self._limit)
         there = len(self._connections) + len(self._opening)
         room = min(limit, self._lanes.allowed(self.key, min(self._limit, there + len(self._waiting)))) - there
         for _ in range(min(room, len(self._waiting) - len(self._opening))):
@@ -299,7 +300,6 @@ class Lane:
     def _take(self, connection: ClientConnection) -> None:
         self._connections.add(connection)
         self._idle.append(connection)
-        self._has_worked = True
         if self._retry_at is not None and not self._waiting:
             # It answers again: what could not reach it is due now, and the first message decides whether that lasts.
             self._lanes.is_back(self.key, REACHING_STAGES)
@@ -340,6 +340,7 @@ class Lane:
         if self._connections and self._trouble < TROUBLE:
             # It serves us on other connections: perhaps it wants no more of them.
             self._trouble += 1
+            self._width.refused(len(self._connections))
             return
         stage = fault.stage.value
         work = self._waiting.pop() if self._waiting else None
@@ -359,7 +360,7 @@ class Lane:
         self._downs = min(self._downs + 1, 16)
         self._retry_at = self._clock.monotonic() + pause
         self._trouble = 0
-        self._has_worked = False
+        self._width.begin_anew()
         told = {"next_hop": self.key, "reason": str(self._last_fault)}
         _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._last_fault, extra=told)
 
@@ -390,6 +391,9 @@ class Lane:
             if self._begin(connection, self._waiting.pop()):
                 if connection in self._idle:
                     self._idle.remove(connection)
+                if self._has_grown and self._waiting:
+                    self._has_grown = False
+                    self.feed()
                 return
         if is_idle and connection not in self._idle and connection in self._connections:
             self._idle.append(connection)
@@ -437,6 +441,7 @@ class Lane:
                 self._go_down()
                 self._return_all()
         else:
+            self._has_grown = self._width.worked(self._limit) or self._has_grown
             self._alive()
 
     def connection_closed(self, connection: ClientConnection) -> None:

@@ -1,0 +1,101 @@
+"""How many connections a lane opens: few at first, more while deliveries succeed, no more than the next hop gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pillarbox.delivery import width
+from pillarbox.delivery.width import FIRST, PAUSE_FIRST_S, PAUSE_LONGEST_S, Width
+from pillarbox.testing.clock import ManualClock
+from pillarbox.testing.scripted import ScriptedServer
+from tests.conftest import run_async, serving
+
+
+def test_it_grows_with_each_success_up_to_the_limit() -> None:
+    one = Width(ManualClock())
+    assert one.now(20) == FIRST and one.now(1) == 1
+    assert one.worked(4) and one.worked(4) and not one.worked(4)
+    assert one.now(4) == 4 and one.now(20) == 4
+    one.begin_anew()
+    assert one.now(20) == FIRST
+
+
+def test_a_refusal_is_the_ceiling_and_one_more_is_tried_after_a_pause_that_grows() -> None:
+    clock = ManualClock()
+    one = Width(clock)
+    while one.worked(20):
+        pass
+    # Several that were on their way are refused together: one refusal.
+    for _ in range(4):
+        one.refused(3)
+    clock.advance(PAUSE_FIRST_S - 1)
+    assert one.now(20) == 3
+    clock.advance(1)
+    assert one.now(20) == 4
+    pauses = []
+    for _ in range(6):
+        one.refused(3)
+        began = clock.monotonic()
+        while one.now(20) == 3:
+            clock.advance(PAUSE_FIRST_S)
+        pauses.append(clock.monotonic() - began)
+    assert pauses == [120, 240, 480, PAUSE_LONGEST_S, PAUSE_LONGEST_S, PAUSE_LONGEST_S]
+
+
+def test_a_next_hop_that_gives_more_again_gets_all_that_it_may_have() -> None:
+    clock = ManualClock()
+    one = Width(clock)
+    while one.worked(5):
+        pass
+    one.refused(2)
+    found = [one.now(5)]
+    for _ in range(3):
+        clock.advance(PAUSE_FIRST_S)
+        found.append(one.now(5))
+    assert found == [2, 3, 4, 5]
+    assert one.now(5) == 5
+    one.refused(0)
+    assert one.now(5) == 1, "one there is always"
+
+
+@pytest.mark.parametrize("gives", [1, 3])
+def test_a_next_hop_that_gives_few_connections_is_not_asked_for_more_and_more(tmp_path: Path, gives: int) -> None:
+    async def main() -> None:
+        peer = ScriptedServer()
+        peer.script("CONNECT", lambda line: "421 4.7.0 Too many" if len(peer._writers) > gives else "220 peer")
+        await peer.start()
+        async with serving(tmp_path, relay=f"127.0.0.1:{peer.port}", maxrelay_per_next_hop=20, paused=True) as server:
+            for number in range(600):
+                await server.enqueue(
+                    {"from": "a@b.test", "rcpt": [f"r{number}@c.test"], "msg": "Subject: x\r\n\r\nx\r\n"}
+                )
+            # All of them wait before the first connection is made.
+            await server.resume_queue()
+            await peer.wait_for(600)
+        await peer.stop()
+        assert len(peer.messages) == 600
+        # Some are on their way when the first refusal comes.
+        assert peer.connections <= gives + 6, peer.connections
+
+    run_async(main)
+
+
+def test_a_few_messages_do_not_open_as_many_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(width.Width, "worked", lambda self, limit: False)
+
+    async def main() -> None:
+        async with ScriptedServer() as peer:
+            async with serving(
+                tmp_path, relay=f"127.0.0.1:{peer.port}", maxrelay_per_next_hop=20, paused=True
+            ) as server:
+                for number in range(20):
+                    await server.enqueue(
+                        {"from": "a@b.test", "rcpt": [f"r{number}@c.test"], "msg": "Subject: x\r\n\r\nx\r\n"}
+                    )
+                await server.resume_queue()
+                await peer.wait_for(20)
+            assert peer.connections <= FIRST
+
+    run_async(main)
