@@ -9,7 +9,7 @@ help:
 	@echo "make test                      the whole test suite"
 	@echo "make coverage                  the suite, with branch coverage of smtp/ and queue/ held at 95 %"
 	@echo "make lint                      ruff, mypy --strict, the architecture test"
-	@echo "make bench                     Pillarbox beside Postfix and others; all of it takes half an hour"
+	@echo "make bench                     Pillarbox beside Postfix and others; all of it takes three quarters of an hour"
 	@echo "make bench-quick               the rows that say most, in under two minutes"
 	@echo "make bench-page                make bench, and docs/benchmarks.md of it"
 	@echo "make bench-shared              the queue on PostgreSQL beside SQLite, over nodes, and as it grows"

@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -77,9 +78,12 @@ def _run(peer: Peer, workload: Workload, folder: Path) -> Sample:
             sink.stop()
 
 
-def measure(rounds: int, workloads: list[Workload]) -> dict[str, dict[str, list[Sample]]]:
-    """workload -> peer -> samples; within a round the peers alternate."""
-    found: dict[str, dict[str, list[Sample]]] = {}
+Found = dict[str, dict[str, list[Sample]]]
+
+
+def measure(rounds: int, workloads: list[Workload], keep: Callable[[int, Found], None]) -> Found:
+    """workload -> peer -> samples; within a round the peers alternate. `keep` gets what there is after each round."""
+    found: Found = {}
     scratch = Path(tempfile.mkdtemp(prefix="pillarbox-bench-"))
     scratch.chmod(0o755)
     try:
@@ -98,6 +102,7 @@ def measure(rounds: int, workloads: list[Workload]) -> dict[str, dict[str, list[
                         continue
                     found.setdefault(workload.name, {}).setdefault(name, []).append(sample)
                     print(f"{head} {sample.rate:8.0f} msg/s", flush=True)
+            keep(number + 1, found)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return found
@@ -128,23 +133,30 @@ def main() -> None:
     allow_many_files()
     began = time.time()
     rounds = 1 if given.quick else given.rounds
-    found = measure(rounds, workloads)
-    report: dict[str, Any] = {
-        "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
-        "seconds": round(time.time() - began),
-        "rounds": rounds,
-        "python": sys.version.split()[0],
-        "machine": {"processors": os.cpu_count(), "system": _system()},
-        "promises": {p.name: p.promise for w in workloads for p in (make() for make in peers(w))},
-        "samples": {w: {p: [asdict(s) for s in samples] for p, samples in by.items()} for w, by in found.items()},
-    }
-    print(table(report))
-    RESULTS.mkdir(exist_ok=True)
     path = RESULTS / "bench.json"
-    path.write_text(json.dumps(report, indent=2) + "\n")
+    report: dict[str, Any] = {}
+
+    def keep(done: int, found: Found) -> None:
+        """Who ends the bench early has the rounds that are done."""
+        report.update(
+            {
+                "at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(began)),
+                "seconds": round(time.time() - began),
+                "rounds": done,
+                "python": sys.version.split()[0],
+                "machine": {"processors": os.cpu_count(), "system": _system()},
+                "promises": {p.name: p.promise for w in workloads for p in (make() for make in peers(w))},
+                "samples": {w: {p: [asdict(s) for s in all_] for p, all_ in by.items()} for w, by in found.items()},
+            }
+        )
+        RESULTS.mkdir(exist_ok=True)
+        path.write_text(json.dumps(report, indent=2) + "\n")
+        if given.page:
+            write_page(report)
+
+    measure(rounds, workloads, keep)
+    print(table(report))
     print(f"\nwritten to {path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path}")
-    if given.page:
-        write_page(report)
 
 
 if __name__ == "__main__":

@@ -5,13 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from tests.cluster import run
+from tests.cluster import LEASE_S, SLACK_S, run
 from tests.daemon import Daemon, pillarbox, sink, smtp_source, wait_until
 
 
 def test_nodes_under_fire_lose_nothing(tmp_path: Path, postgres: Any) -> None:
     found = run(tmp_path, postgres, 1200, rounds=5)
     assert found.acknowledged >= 1200 and not found.lost
+    assert all(seconds <= LEASE_S + SLACK_S for seconds in found.takeovers_s), found.takeovers_s
     assert not found.unexplained, "what arrived twice had an attempt that is recorded as ambiguous"
 
 

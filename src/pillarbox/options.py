@@ -83,7 +83,7 @@ class Options(BaseModel):
     node_lease_s: float = Field(
         30.0,
         gt=0,
-        description="with queue: a server that has not been heard of for so long is dead, others have its mail",
+        description="with queue: so long after a server has died others have its mail, at the latest",
     )
     paused: bool = Field(False, description="start with the queue paused: mail is kept, until `queue resume`")
     capture: bool = Field(

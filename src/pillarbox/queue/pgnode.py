@@ -29,6 +29,10 @@ SQL = named_queries("postgres")
 _log = logging.getLogger("pillarbox.queue")
 # A node that has not been heard of for so long is dead. It beats three times as often.
 LEASE_S = 30.0
+# Of a lease: between two beats, and how long a node may be silent before it is held for dead. Together they are one: so
+# long after its last beat, at most, somebody has looked, and what it had in hand is the others'.
+BEAT = 0.25
+SILENCE = 0.75
 CONNECT_S = 5.0
 # A statement of ours that takes longer is in trouble: a lock, or a disk.
 STATEMENT_S = 120.0
@@ -160,6 +164,7 @@ class Heart:
         self.url = url
         self.name = name
         self.lease_s = lease_s
+        self._silence_s = lease_s * SILENCE
         self.me = 0
         self.tell: Callable[[News | None], None] = lambda news: None
         self.on_unfit: Callable[[str], None] = lambda why: None
@@ -248,7 +253,7 @@ class Heart:
     def _listen(self, connection: Connection) -> None:
         connection.execute(f"LISTEN {CHANNEL}")
         # A beat that waits for something is as good as none: the others must not take this node for alive, nor it itself.
-        connection.execute(f"SET statement_timeout = {max(int(self.lease_s * 1000 / 3), 1000)}")
+        connection.execute(f"SET statement_timeout = {max(int(self.lease_s * BEAT * 1000), 1000)}")
 
     def _lost(self, error: BaseException) -> None:
         if self._stop.is_set():
@@ -272,14 +277,14 @@ class Heart:
         # Judged before it is told: a beat that took long to arrive counts from when it was sent.
         began, wall = time.monotonic(), time.time()
         was_dead = not self.is_alive
-        row = connection.execute(SQL["beat"], {"me": self.me, "lease": self.lease_s}).fetchone()
+        row = connection.execute(SQL["beat"], {"me": self.me, "lease": self._silence_s}).fetchone()
         if row is None:
             # Somebody has buried us: what we had is lost, what we take from now on is ours.
             _log.warning("this node (%s) was held for dead: the others have taken what it had in hand", self.name)
             was_dead = True
             row = (self._register(connection),)
         self.offset_s = row[0] - (wall + (time.monotonic() - began) / 2)
-        self._alive_until = began + self.lease_s
+        self._alive_until = began + self._silence_s
         version, oldest = _schema(connection)
         check_schema(version, oldest, self.url)
         freed = self._reap(connection)
@@ -296,7 +301,7 @@ class Heart:
 
     def _wait(self, connection: Connection) -> None:
         """Until the next beat, or until somebody has changed something that we should look at now."""
-        deadline = time.monotonic() + self.lease_s / 3
+        deadline = time.monotonic() + self.lease_s * BEAT
         while not self._stop.is_set() and (left := deadline - time.monotonic()) > 0:
             # All of them, before anything else is asked: the connection is the generator's until it ends.
             for notice in list(connection.notifies(timeout=min(left, 0.25), stop_after=1)):
@@ -309,8 +314,8 @@ class Heart:
     def _register(self, connection: Connection) -> float:
         began = time.monotonic()
         facts = {"me": self.me, "name": self.name, "version": __version__, "schema": len(migrations("postgres"))}
-        (at,) = self._one(connection, SQL["new_node"], {**facts, "lease": self.lease_s})
-        self._alive_until = began + self.lease_s
+        (at,) = self._one(connection, SQL["new_node"], {**facts, "lease": self._silence_s})
+        self._alive_until = began + self._silence_s
         return float(at)
 
     def _reap(self, connection: Connection) -> int:
