@@ -119,14 +119,15 @@ def test_equals_share_the_load(tmp_path: Path) -> None:
     port = free_port()
     hosts = [f"127.0.0.{n}" for n in (21, 22, 23)]
     records = {
-        "d.test": mx(*((10, f"h{n}.test") for n in range(3))),
+        # Each connection chooses anew, and a lane may need but one: many lanes, for the law of large numbers.
+        **{f"d{d}.test": mx(*((10, f"h{n}.test") for n in range(3))) for d in range(75)},
         **{f"h{n}.test": {"A": [h]} for n, h in enumerate(hosts)},
     }
 
     async def main() -> None:
         with nameserver(records) as (address, _), sinks(tmp_path, port, *hosts) as folders:
             async with direct(tmp_path, address, port, paused=True) as server:
-                uids = [await put(server, f"u{n}@d.test") for n in range(150)]
+                uids = [await put(server, f"u{n}@d{n % 75}.test") for n in range(150)]
                 await server.resume_queue()
                 for uid in uids:
                     assert await settled(server, uid) == ["delivered"]
