@@ -94,7 +94,7 @@ def measure(rounds: int, workloads: list[Workload], keep: Callable[[int, Found],
                     head = f"round {number + 1}/{rounds}  {workload.name:58} {name:16}"
                     try:
                         sample = run_one(make, workload, scratch)
-                    except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                    except (OSError, RuntimeError, LookupError, subprocess.SubprocessError) as error:
                         if name.startswith(("pillarbox", "postfix")):
                             raise
                         # Another server's trouble with this machine is no reason to measure nothing.

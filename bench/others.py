@@ -20,6 +20,8 @@ _DEBIAN = _PEERS / "debian" / "usr" / "sbin"
 _HARAKA = _PEERS / "haraka" / "node_modules" / "Haraka" / "bin" / "haraka"
 # Where Debian's OpenSMTPD keeps its queue; the path is compiled in.
 _SMTPD_SPOOL = Path("/var/spool/smtpd")
+# A file in it, when it was made here.
+_OURS = ".pillarbox-bench"
 _SMTPD_EMPTY = Path("/var/lib/opensmtpd/empty")
 
 _EXIM = """primary_hostname = bench.test
@@ -146,15 +148,21 @@ class OpenSmtpd(_Other):
 
     @staticmethod
     def is_there() -> bool:
-        """True when it can be started here, and the machine has none of its own whose queue would be in the way."""
-        return os.geteuid() == 0 and (_DEBIAN / "smtpd").exists() and not Path("/usr/sbin/smtpd").exists()
+        """True when it can be started here, and the machine has no OpenSMTPD of its own, running or left behind.
+
+        Its queue and its control socket would be the same: what is there and not ours is somebody's mail.
+        """
+        others = (_SMTPD_SPOOL, Path("/var/run/smtpd.sock"), Path("/usr/sbin/smtpd"), Path("/usr/local/sbin/smtpd"))
+        is_free = (_SMTPD_SPOOL / _OURS).exists() or not any(one.exists() for one in others)
+        return os.geteuid() == 0 and (_DEBIAN / "smtpd").exists() and is_free
 
     def start(self, folder: Path, *, relay_to: int | None) -> None:
         """See Peer."""
-        shutil.rmtree(_SMTPD_SPOOL, ignore_errors=True)
+        self._remove_queue()
         for one, mode in ((_SMTPD_SPOOL, 0o711), (_SMTPD_EMPTY, 0o755)):
             one.mkdir(parents=True, exist_ok=True)
             one.chmod(mode)
+        (_SMTPD_SPOOL / _OURS).touch()
         config = folder / "smtpd.conf"
         config.write_text(
             f"smtp limit max-mails 1000000\nsmtp max-message-size 40M\nlisten on 127.0.0.1 port {self.port} hostname bench.test\n"
@@ -168,7 +176,15 @@ class OpenSmtpd(_Other):
     def stop(self) -> None:
         """See Peer."""
         super().stop()
-        shutil.rmtree(_SMTPD_SPOOL, ignore_errors=True)
+        self._remove_queue()
+
+    @staticmethod
+    def _remove_queue() -> None:
+        """The queue, if this bench made it."""
+        if (_SMTPD_SPOOL / _OURS).exists():
+            shutil.rmtree(_SMTPD_SPOOL)
+        elif _SMTPD_SPOOL.exists():
+            raise FileExistsError(f"{_SMTPD_SPOOL} is not this bench's: OpenSMTPD is left out")
 
 
 class Haraka(_Other):

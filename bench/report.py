@@ -29,8 +29,9 @@ What a peer promises when it says 250:
 All listen on loopback, without TLS unless the row says so, and look no names up. Messages have 4 KB unless the row says
 otherwise. Postfix keeps accepted mail on hold in the rows of acceptance; `postfix-tuned` has no `in_flow_delay`, processes
 that live longer, and more connections out. `smtp-sink` stores nothing at all: it is the ceiling of what the load generator
-can do. Exim and OpenSMTPD are Debian's, fetched and not installed, and take part where connections are reused: new ones stall
-them. Haraka runs two processes. aiosmtpd, Exim and Haraka are given a quarter of the messages. `pillarbox-slots` is Pillarbox
+can do. Exim and OpenSMTPD are Debian's, fetched and not installed; they accept on reused connections only, for new ones stall
+them. Exim's processor time in relay-through and fan-out leaves out its delivery processes, which nobody waits for. Haraka runs
+two processes. aiosmtpd, Exim and Haraka are given a quarter of the messages. `pillarbox-slots` is Pillarbox
 with the places cut out of its source where plugins might stand. The rows of STARTTLS have certificates with P-256 keys and
 TLS 1.3; their client is written in Python.
 """

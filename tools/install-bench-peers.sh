@@ -14,6 +14,7 @@ add_user() { getent passwd "$1" >/dev/null || useradd -r -M -d /nonexistent -s /
 unpack() { # unpack PROGRAM USERS PACKAGES
     program="$1" users="$2"
     shift 2
+    for user in $users; do add_user "$user"; done
     [ -x "debian/usr/sbin/$program" ] && return
     echo "fetching for the bench, into .peers/: $*"
     # Into a folder that apt's own user may write to.
@@ -21,7 +22,6 @@ unpack() { # unpack PROGRAM USERS PACKAGES
     chmod 755 "$scratch"
     if (cd "$scratch" && apt-get -q download "$@" >/dev/null 2>&1); then
         for package in "$scratch"/*.deb; do dpkg -x "$package" debian; done
-        for user in $users; do add_user "$user"; done
     else
         echo "left out of the bench, for it could not be fetched: $program" >&2
     fi
@@ -29,9 +29,12 @@ unpack() { # unpack PROGRAM USERS PACKAGES
 }
 unpack exim4 "Debian-exim" exim4-daemon-light
 unpack smtpd "opensmtpd opensmtpq" opensmtpd
+# Packages have programs that run with more rights than whoever calls them. Unpacked here they must not: only root runs them, and
+# what a server itself runs again as its own user.
+find debian -type f -perm /6000 -exec chmod u-s,g-s {} + 2>/dev/null
 if [ -x debian/usr/sbin/smtpctl ]; then
-    # It asks for its own group before it does anything.
-    chgrp opensmtpq debian/usr/sbin/smtpctl && chmod 2555 debian/usr/sbin/smtpctl
+    # It asks for its own group before it does anything; nobody but root may call it here.
+    chgrp opensmtpq debian/usr/sbin/smtpctl && chmod 2700 debian/usr/sbin/smtpctl
 fi
 for program in exim4 smtpd; do
     if [ -x "debian/usr/sbin/$program" ] && ldd "debian/usr/sbin/$program" | grep -q "not found"; then

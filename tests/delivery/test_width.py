@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from pillarbox.delivery import width
 from pillarbox.delivery.width import FIRST, PAUSE_FIRST_S, PAUSE_LONGEST_S, Width
+from pillarbox.queue.model import Query
 from pillarbox.testing.clock import ManualClock
 from pillarbox.testing.scripted import ScriptedServer
-from tests.conftest import run_async, serving
+from tests.conftest import lane_of, run_async, serving
 
 
 def test_it_grows_with_each_success_up_to_the_limit() -> None:
@@ -56,8 +58,41 @@ def test_a_next_hop_that_gives_more_again_gets_all_that_it_may_have() -> None:
         found.append(one.now(5))
     assert found == [2, 3, 4, 5]
     assert one.now(5) == 5
+    clock.advance(PAUSE_FIRST_S)
+    assert one.now(5) == 5 and not one.is_waiting, "nothing is left of the refusal"
     one.refused(0)
-    assert one.now(5) == 1, "one there is always"
+    assert one.now(5) == 1 and one.is_waiting, "one there is always"
+
+
+def test_a_pause_that_has_grown_is_short_again_once_more_are_given() -> None:
+    clock = ManualClock()
+    one = Width(clock)
+    while one.worked(20):
+        pass
+    one.refused(3)
+    for _ in range(5):
+        # One is tried, and refused.
+        while one.now(20) == 3:
+            clock.advance(PAUSE_FIRST_S)
+        one.refused(3)
+    began = clock.monotonic()
+    while one.now(20) < 20:
+        clock.advance(PAUSE_FIRST_S)
+    # Two long pauses until the first that is tried has proved itself, then one a minute.
+    assert clock.monotonic() - began <= 2 * PAUSE_LONGEST_S + 17 * PAUSE_FIRST_S
+
+
+def test_a_next_hop_that_gives_one_less_than_the_limit_is_asked_less_and_less() -> None:
+    clock = ManualClock()
+    one = Width(clock)
+    pauses = []
+    for _ in range(4):
+        one.refused(1)
+        began = clock.monotonic()
+        while one.now(2) == 1:
+            clock.advance(PAUSE_FIRST_S)
+        pauses.append(clock.monotonic() - began)
+    assert pauses == [60, 120, 240, 480]
 
 
 @pytest.mark.parametrize("gives", [1, 3])
@@ -78,6 +113,32 @@ def test_a_next_hop_that_gives_few_connections_is_not_asked_for_more_and_more(tm
         assert len(peer.messages) == 600
         # Some are on their way when the first refusal comes.
         assert peer.connections <= gives + 6, peer.connections
+
+    run_async(main)
+
+
+def test_an_early_refusal_counts_those_that_are_on_their_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of twenty that are opened at once the very first is refused; the others come about."""
+    monkeypatch.setattr(width, "FIRST", 20)
+
+    async def main() -> None:
+        peer = ScriptedServer()
+        peer.script("CONNECT", lambda line: "421 4.7.0 Too many" if peer.connections == 1 else "220 peer")
+        await peer.start()
+        options: dict[str, Any] = {"relay": f"127.0.0.1:{peer.port}", "maxrelay_per_next_hop": 20, "paused": True}
+        async with serving(tmp_path, **options) as server:
+            for number in range(100):
+                await server.enqueue(
+                    {"from": "a@b.test", "rcpt": [f"r{number}@c.test"], "msg": "Subject: x\r\n\r\nx\r\n"}
+                )
+            await server.resume_queue()
+            await peer.wait_for(100)
+            assert lane_of(server)._width.now(20) == 19
+            # Nobody took the refusal for trouble, and no message had an attempt by it.
+            found = server._parts.store.search(Query(limit=200))
+            assert found and all(r.attempts <= 1 for view in found for r in view.recipients)
+        await peer.stop()
+        assert peer.connections == 20
 
     run_async(main)
 

@@ -18,6 +18,7 @@ from pillarbox.mail.content import Content
 from pillarbox.mail.envelope import Envelope
 from pillarbox.queue.model import Action, Message, Query
 from pillarbox.queue.retry import RetryPolicy, pause_s
+from pillarbox.queue.scheduler import Scheduler
 from pillarbox.queue.whole import ask_all
 from pillarbox.testing import ManualClock, ScriptedServer
 from tests.conftest import free_port, lane_of, run_async, serving, until
@@ -811,5 +812,37 @@ def test_one_next_hop_is_paused_and_the_others_go_on(tmp_path: Path, store: str)
         await asyncio.to_thread(ask_all, str(tmp_path), {"verb": "resume", "next_hop": hop})
         async with serving(tmp_path, **given) as server:
             await until(lambda: set(taken["one"]) == {paused, mixed})
+
+    run_async(main)
+
+
+def test_a_paused_next_hop_is_not_looked_at_again_and_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    claims = 0
+    claim = Scheduler._claim
+
+    async def counted(self: Scheduler, room: int, skip: list[str]) -> None:
+        nonlocal claims
+        claims += 1
+        await claim(self, room, skip)
+
+    monkeypatch.setattr(Scheduler, "_claim", counted)
+
+    async def main() -> None:
+        nonlocal claims
+        async with ScriptedServer() as peer, relaying(tmp_path, peer.port) as (server, clock):
+            await server.pause_queue(server._parts.router.next_hop("c@d.test"))
+            uid = put(server)
+            await until(lambda: view(server, uid) is not None)
+            claims = 0
+            # Ten seconds in pieces as small as a busy loop's.
+            for _ in range(500):
+                clock.advance(0.02)
+                await asyncio.sleep(0)
+                scheduler = server._parts.scheduler
+                await until(lambda: scheduler._claiming is None)
+            assert claims <= 2, claims
+            assert peer.connections == 0
+            await server.resume_queue(server._parts.router.next_hop("c@d.test"))
+            await peer.wait_for(1)
 
     run_async(main)

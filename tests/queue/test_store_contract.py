@@ -13,7 +13,7 @@ import pytest
 from pillarbox.errors import DuplicateUidError, StoreError, StoreFullError, StoreLockedError
 from pillarbox.mail.content import Content
 from pillarbox.mail.envelope import Envelope
-from pillarbox.queue import sqlite
+from pillarbox.queue import sqlite, sqlite_read
 from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import Action, Message, Query, Settled, Settlement, view_as_json
 from pillarbox.queue.null import NullStore
@@ -546,7 +546,13 @@ def queue_behind(store: Any, blocked: int, *hops: str) -> None:
         accept(store, *batch[start : start + 1000])
 
 
-def test_what_waits_behind_a_full_next_hop_is_claimed_and_each_has_its_turn(store: Any) -> None:
+@pytest.fixture
+def short_window(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few of the first in line are looked at, so that few have to be queued."""
+    monkeypatch.setattr(sqlite_read, "WITHIN", 1000)
+
+
+def test_what_waits_behind_a_full_next_hop_is_claimed_and_each_has_its_turn(store: Any, short_window: None) -> None:
     queue_behind(store, 2500, "mx:a.test", "mx:b.test", "mx:c.test", "mx:a.test")
     skip = ["mx:full.test"]
     assert store.next_due(skip) == pytest.approx(NOW - 97.5)
@@ -561,7 +567,18 @@ def test_what_waits_behind_a_full_next_hop_is_claimed_and_each_has_its_turn(stor
     assert len(claim(store, limit=3)) == 3
 
 
-def test_a_full_next_hop_costs_no_walk_over_its_messages(tmp_path: Path) -> None:
+def test_a_next_hop_that_is_not_known_yet_is_found_behind_a_full_one(store: Any, short_window: None) -> None:
+    queue_behind(store, 1500)
+    lost = message("A", at=NOW - 1)
+    accept(store, lost)
+    skip = ["mx:full.test"]
+    assert store.next_due(skip) == pytest.approx(NOW - 1)
+    with store.transaction():
+        found = store.claim(5, NOW, NOW + 100, 1 << 20, skip)
+    assert [one.uid for one in found] == ["A"]
+
+
+def test_a_full_next_hop_costs_no_walk_over_its_messages(tmp_path: Path, short_window: None) -> None:
     store = SqliteStore(str(tmp_path))
     store.open()
     queue_behind(store, 30_000, "mx:a.test", "mx:b.test")

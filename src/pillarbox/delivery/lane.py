@@ -144,7 +144,7 @@ class Lane:
     def is_idle(self) -> bool:
         """True when nothing is known or done here that a new lane would not know or do."""
         is_doing = self._waiting or self._connections or self._opening or self._busy
-        return not (is_doing or self._retry_at or self._no_tls)
+        return not (is_doing or self._retry_at or self._no_tls or self._width.is_waiting)
 
     @property
     def is_hungry(self) -> bool:
@@ -223,7 +223,7 @@ class Lane:
             return
         limit = 1 if self._retry_at is not None else self._width.now(self._limit)
         there = len(self._connections) + len(self._opening)
-        room = min(limit, self._lanes.allowed(self.key, min(self._limit, there + len(self._waiting)))) - there
+        room = min(limit, self._lanes.allowed(self.key, min(limit, there + len(self._waiting)))) - there
         for _ in range(min(room, len(self._waiting) - len(self._opening))):
             if not self._spawn_open():
                 return
@@ -337,10 +337,9 @@ class Lane:
 
     def _connect_failed(self, fault: ConnectFault) -> None:
         self._last_fault = fault.reply
-        if self._connections and self._trouble < TROUBLE:
-            # It serves us on other connections: perhaps it wants no more of them.
-            self._trouble += 1
-            self._width.refused(len(self._connections))
+        if others := len(self._connections) + len(self._opening):
+            # It serves us on other connections, or is about to: perhaps it wants no more of them.
+            self._width.refused(others)
             return
         stage = fault.stage.value
         work = self._waiting.pop() if self._waiting else None

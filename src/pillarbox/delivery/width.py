@@ -36,13 +36,21 @@ class Width:
             return width
         now = self._clock.monotonic()
         if now >= self._until:
-            self._ceiling += 1
-            self._is_trying = True
-            self._until = now + self._pause_s
             if self._ceiling >= limit:
                 self._forget()
                 return width
+            if self._is_trying:
+                # The last one was not refused: the next hop gives more than it did.
+                self._pause_s = PAUSE_FIRST_S
+            self._ceiling += 1
+            self._is_trying = True
+            self._until = now + self._pause_s
         return min(width, self._ceiling)
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while one more must not be tried yet: what is known of the next hop is worth keeping."""
+        return self._ceiling is not None and self._clock.monotonic() < self._until
 
     def worked(self, limit: int) -> bool:
         """A transaction came to its end; True when there may be one connection more for it."""
@@ -52,7 +60,7 @@ class Width:
         return True
 
     def refused(self, working: int) -> None:
-        """A connection was refused, and `working` others go on."""
+        """A connection was refused, and `working` others go on, or are on their way."""
         if self._is_trying:
             self._pause_s = min(self._pause_s * 2, PAUSE_LONGEST_S)
         self._is_trying = False

@@ -217,6 +217,9 @@ class Scheduler:
             # What waits for a next hop that takes nothing is not claimed: its time is looked at here.
             self._wakes_again = self._wakes_again or room > 0
             room = 0
+        elif until_sweep <= 0 and room > 0:
+            # None is down: the claim is all that is to be done, and the next look has its time.
+            self._next_sweep = self._clock.monotonic() + EXPIRY_SWEEP_S
         self._claiming = asyncio.get_running_loop().create_task(self._claim(room, blocked))
 
     def _arm(self, due_at: float | None) -> None:

@@ -21,7 +21,7 @@ SQL = named_queries("sqlite")
 # Compiled statements that are kept.
 STATEMENTS = 256
 # So many of the first in line are looked at for one whose next hop is not skipped, before the index of next hops is.
-WITHIN = 2000
+WITHIN = 10_000
 _COLUMNS = "id, uid, reverse_path, size_bytes, received_at, expires_at, subject, facts, finished_at"
 
 

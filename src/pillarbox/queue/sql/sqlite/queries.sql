@@ -80,16 +80,17 @@ GROUP BY message_id ORDER BY first LIMIT ?2;
 -- As above where the first in line are all for next hops that are skipped: hop by hop from the index, so that a million
 -- rows of a hop that takes nothing are stepped over and not walked through.
 WITH RECURSIVE hops (next_hop) AS (
-  SELECT (SELECT next_hop FROM recipient INDEXED BY recipient_next_hop
-          WHERE due_at IS NOT NULL AND NOT leased AND next_hop >= ?4 ORDER BY next_hop LIMIT 1)
+  SELECT (SELECT coalesce(next_hop, '') FROM recipient INDEXED BY recipient_next_hop
+          WHERE due_at IS NOT NULL AND NOT leased AND coalesce(next_hop, '') >= ?4 ORDER BY coalesce(next_hop, '') LIMIT 1)
   UNION ALL
-  SELECT (SELECT r.next_hop FROM recipient AS r INDEXED BY recipient_next_hop
-          WHERE r.due_at IS NOT NULL AND NOT r.leased AND r.next_hop > hops.next_hop ORDER BY r.next_hop LIMIT 1)
+  SELECT (SELECT coalesce(r.next_hop, '') FROM recipient AS r INDEXED BY recipient_next_hop
+          WHERE r.due_at IS NOT NULL AND NOT r.leased AND coalesce(r.next_hop, '') > hops.next_hop
+          ORDER BY coalesce(r.next_hop, '') LIMIT 1)
   FROM hops WHERE hops.next_hop IS NOT NULL
 )
-SELECT r.message_id, r.next_hop
+SELECT r.message_id, hops.next_hop
 FROM hops CROSS JOIN recipient AS r INDEXED BY recipient_next_hop
-  ON r.next_hop = hops.next_hop AND r.due_at IS NOT NULL AND NOT r.leased AND r.due_at <= ?1
+  ON coalesce(r.next_hop, '') = hops.next_hop AND r.due_at IS NOT NULL AND NOT r.leased AND r.due_at <= ?1
 WHERE hops.next_hop NOT IN (SELECT value FROM json_each(?3))
 LIMIT ?2;
 
@@ -183,14 +184,16 @@ SELECT due_at FROM (
 -- name: next_due_behind
 -- As above where all of those are for next hops that are skipped: see due_behind. What is in hand comes last.
 WITH RECURSIVE hops (next_hop) AS (
-  SELECT (SELECT min(next_hop) FROM recipient INDEXED BY recipient_next_hop WHERE due_at IS NOT NULL AND NOT leased)
+  SELECT (SELECT coalesce(next_hop, '') FROM recipient INDEXED BY recipient_next_hop
+          WHERE due_at IS NOT NULL AND NOT leased ORDER BY coalesce(next_hop, '') LIMIT 1)
   UNION ALL
-  SELECT (SELECT r.next_hop FROM recipient AS r INDEXED BY recipient_next_hop
-          WHERE r.due_at IS NOT NULL AND NOT r.leased AND r.next_hop > hops.next_hop ORDER BY r.next_hop LIMIT 1)
+  SELECT (SELECT coalesce(r.next_hop, '') FROM recipient AS r INDEXED BY recipient_next_hop
+          WHERE r.due_at IS NOT NULL AND NOT r.leased AND coalesce(r.next_hop, '') > hops.next_hop
+          ORDER BY coalesce(r.next_hop, '') LIMIT 1)
   FROM hops WHERE hops.next_hop IS NOT NULL
 )
 SELECT min((SELECT r.due_at FROM recipient AS r INDEXED BY recipient_next_hop
-            WHERE r.next_hop = hops.next_hop AND r.due_at IS NOT NULL AND NOT r.leased ORDER BY r.due_at LIMIT 1))
+            WHERE coalesce(r.next_hop, '') = hops.next_hop AND r.due_at IS NOT NULL AND NOT r.leased ORDER BY r.due_at LIMIT 1))
 FROM hops WHERE hops.next_hop IS NOT NULL AND hops.next_hop NOT IN (SELECT value FROM json_each(?1));
 
 -- name: get_flag
