@@ -325,7 +325,7 @@ def test_one_incident_is_one_step_of_back_off(tmp_path: Path) -> None:
             for n in range(20):
                 put(server, f"r{n}@d.test")
             await until(lambda: lane_of(server).is_down and server._parts.scheduler.in_hand == 0)
-            assert lane_of(server)._downs == 1
+            assert lane_of(server)._back_off._downs == 1
 
     run_async(main)
 
@@ -449,14 +449,14 @@ def test_a_wake_up_during_the_sweep_for_expired_mail(tmp_path: Path) -> None:
             async with relaying(tmp_path, peer.port) as (server, clock):
                 scheduler = server._parts.scheduler
                 lane = lane_of(server)
-                lane._retry_at = clock.monotonic() + 3600
+                lane._back_off.retry_at = clock.monotonic() + 3600
                 scheduler._next_sweep = 0.0
                 real = server._parts.store.claim_expired
                 woken = []
 
                 def sweep(*args: Any) -> Any:
                     # In the middle of the sweep the next hop is back, and says so.
-                    lane._retry_at = None
+                    lane._back_off.retry_at = None
                     scheduler.next_hop_is_back(lane.key, ())
                     woken.append(True)
                     return real(*args)

@@ -487,7 +487,7 @@ def test_a_refusal_in_the_turn_that_connects(tmp_path: Path) -> None:
         ) as server:
             for _ in range(20):
                 lane = lane_of(server)
-                lane._retry_at = None
+                lane._back_off.retry_at = None
                 failed = heard(server, "send_failed")
                 await server.enqueue(reverse_path=None, recipients=["c@d.test"], content=BODY)
                 async with asyncio.timeout(5):

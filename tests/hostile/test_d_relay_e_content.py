@@ -247,6 +247,30 @@ def test_e77_line_ends_in_a_header() -> None:
         message["Subject"] = "x\r\nBcc: y"
 
 
+def test_content_that_was_judged_is_plain_until_somebody_changes_it() -> None:
+    def change_prefix(content: Content) -> None:
+        content.prefix = content.prefix.replace(b"x", b".")
+
+    changes: list[Callable[[Content], object]] = [
+        lambda c: c.set_header("Subject", "y"),
+        lambda c: c.replace(b".\r\n"),
+        lambda c: c.prepend(b".dot: 1\r\n"),
+        lambda c: c.prepend(b"X: 1\n.\r\n"),
+        lambda c: c.prepend(b"X: 1"),
+        change_prefix,
+    ]
+    for change in changes:
+        content = Content(b"Subject: x\r\n\r\nx\r\n")
+        assert not content.is_plain
+        content.mark_plain()
+        content.prepend(b"Received: x\r\n\tby y\r\n")
+        content.prepend(b"")
+        assert content.is_plain
+        change(content)
+        assert not content.is_plain
+    assert not Content(b"", path="somewhere").is_plain
+
+
 @server_test()
 async def test_e78_line_ends_in_an_envelope(server: MailServer) -> None:
     for wrong in ("a@b.test\r\nRCPT TO:<x@y.test>", "a@b.test>", "a\n@b.test", "a@b.test\0"):

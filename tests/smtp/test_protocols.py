@@ -12,7 +12,15 @@ from pillarbox import Reply
 from pillarbox.smtp.client import ClientFault, ClientProtocol, Happened
 from pillarbox.smtp.command import Command
 from pillarbox.smtp.extension import Facts
-from pillarbox.smtp.framing import ChunkScanner, DataScanner, DotStuffer, LineBuffer, is_clean, normalise_lines
+from pillarbox.smtp.framing import (
+    ChunkScanner,
+    DataScanner,
+    DotStuffer,
+    LineBuffer,
+    is_clean,
+    is_plain,
+    normalise_lines,
+)
 from pillarbox.smtp.sasl import Credentials, ScramClient, SimpleClient
 from pillarbox.smtp.server import EndOfContent, ServerProtocol
 from pillarbox.smtp.state import ClientState, State
@@ -53,6 +61,11 @@ def test_data_scanner(pieces: list[bytes], rng: random.Random) -> None:
     assert scanner.size_bytes == len(content)
     whole = octets[: len(octets) - len(expected[1])]
     assert scanner.has_bare == (not is_clean(whole))
+    if scanner.is_plain:
+        # Whoever sends it on as it is sends what a stuffer would.
+        stuffer = DotStuffer()
+        assert stuffer.feed(content) + stuffer.finish() == content + b".\r\n"
+        assert not content or is_plain(content)
 
 
 @given(PIECES, st.randoms(use_true_random=False))
@@ -193,6 +206,18 @@ def sent_content(client: ClientProtocol) -> bytes:
         assert piece is not None
         octets += piece
     return octets
+
+
+@pytest.mark.parametrize("content", [b"one\r\ntwo\r\n", b""])
+def test_plain_content_goes_out_as_it_is_in_one_piece(content: bytes) -> None:
+    client, plain = greeted(), transaction(content=content)
+    plain.is_plain = True
+    client.start_transaction(plain)
+    client.receive_data(b"250 ok\r\n250 ok\r\n354 go\r\n")
+    assert client.next_event() is Happened.WANTS_CONTENT and client.content_to_send() == content + b".\r\n"
+    assert not client.is_content_wanted and client.can_start and plain.is_content_sent and plain.is_content_begun
+    client.receive_data(b"250 2.0.0 taken\r\n")
+    assert client.next_event() is Happened.DONE and client.pop_done().outcomes[0].is_delivered  # type: ignore[union-attr]
 
 
 def test_deep_pipelining() -> None:

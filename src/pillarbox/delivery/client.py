@@ -272,7 +272,7 @@ class ClientConnection(asyncio.Protocol):
 
     def send(self, transaction: Transaction) -> None:
         """Begins a transaction; `smtp.can_start` was true. ClientFault when an address would break the command line."""
-        if not self.smtp.open_transactions:
+        if self.smtp.is_idle:
             self._progress = self._clock.monotonic()
         self.smtp.start_transaction(transaction)
         self.messages += 1
@@ -293,7 +293,7 @@ class ClientConnection(asyncio.Protocol):
             if happened is Happened.WANTS_CONTENT:
                 self._send_content()
             elif happened is Happened.DONE:
-                self._give_up_at = self._clock.monotonic() + TRANSACTION_S if self.smtp.open_transactions else None
+                self._give_up_at = None if smtp.is_idle else self._clock.monotonic() + TRANSACTION_S
                 self._owner.transaction_done(self, smtp.pop_done())
             elif happened is Happened.CLOSED:
                 self._report_closed()
@@ -304,24 +304,25 @@ class ClientConnection(asyncio.Protocol):
 
     def _send_content(self) -> None:
         """Content as far as the transport takes it, then the next transaction's commands behind its end, in one write."""
-        if self._is_sending or not self.smtp.is_content_wanted:
+        smtp = self.smtp
+        if self._is_sending or not smtp.is_content_wanted:
             return
         self._is_sending = True
         try:
-            parts = [self.smtp.data_to_send()]
+            parts = [smtp.data_to_send()]
             while not self._is_full:
-                piece = self.smtp.content_to_send()
+                piece = smtp.content_to_send()
                 if piece is None:
                     break
                 parts.append(piece)
-                if not self.smtp.is_content_wanted:
+                if not smtp.is_content_wanted:
                     break
                 if len(piece) >= 65536:
                     self._write(b"".join(parts))
                     parts.clear()
-            if not self.smtp.is_content_wanted and self.smtp.can_start:
+            if not smtp.is_content_wanted and smtp.can_start:
                 self._owner.may_send_more(self)
-                parts.append(self.smtp.data_to_send())
+                parts.append(smtp.data_to_send())
             self._write(b"".join(parts))
         except OSError as error:
             # Our own spool file cannot be read: nothing half may look complete.
@@ -343,7 +344,7 @@ class ClientConnection(asyncio.Protocol):
 
     def sweep(self, now: float) -> None:
         """Gives a step up that takes too long. Only whole replies count as progress, and content that moves."""
-        if not self.is_open or not self.smtp.open_transactions:
+        if not self.is_open or self.smtp.is_idle:
             return
         stage = Stage.CONTENT if self.smtp.is_content_wanted else self.smtp.expected_stage
         limit = STEP_S[stage]

@@ -18,6 +18,8 @@ from ..clock import Clock
 from ..queue.work import Result, Work, give_back
 from ..smtp.client import ClientFault, Stage, Transaction
 from ..smtp.reply import Reply
+from ..smtp.state import ClientState
+from .backoff import BackOff
 from .client import ClientConnection, ClientSettings, ConnectFault
 from .route import Target
 from .tlspolicy import TlsPolicy
@@ -27,10 +29,6 @@ from .width import Width
 
 _log = logging.getLogger("pillarbox.delivery")
 IDLE_S = 5.0
-# Without one success between them, so many faults of the connection mean that the next hop is in trouble.
-TROUBLE = 5
-BACKOFF_FIRST_S = 5.0
-BACKOFF_LONGEST_S = 300.0
 # A host whose TLS handshake failed under "may" gets mail in clear for this long.
 NO_TLS_S = 3600.0
 # A server that could not be reached stands behind the others of its next hop for this long.
@@ -41,8 +39,6 @@ WHOLE_STAGES = REACHING_STAGES | {"connection"}
 _NOT_REACHABLE = Reply(451, "4.4.1", "The next hop is not reachable")
 # So long may it take until one of a next hop's servers takes a connection.
 OPEN_S = 900.0
-# So many probes of a next hop that nothing is queued for; then it is forgotten.
-EMPTY_PROBES = 24
 
 FindTargets = Callable[[], Awaitable[list[Target] | Reply]]
 
@@ -95,15 +91,12 @@ class Lane:
         # Few at first: who never answers must not have all of the server's connections.
         self._width = Width(clock)
         self._has_grown = False
-        self._empty_probes = 0
+        self._back_off = BackOff(clock, rng)
         self._clock = clock
-        self._rng = rng
         self._connections: set[ClientConnection] = set()
         self._idle: list[ClientConnection] = []
         self._opening: set[asyncio.Task[Any]] = set()
-        self._busy = self._trouble = self._downs = 0
-        self._retry_at: float | None = None
-        self._last_fault: Reply | None = None
+        self._busy = 0
         self._bad: dict[Target, float] = {}
         self._no_tls: dict[Target, float] = {}
         self._calm: asyncio.Future[None] | None = None
@@ -119,14 +112,16 @@ class Lane:
     @property
     def is_down(self) -> bool:
         """True while the next hop is in trouble and the next probe is not due."""
-        return self._retry_at is not None and self._clock.monotonic() < self._retry_at
+        return self._back_off.is_down
 
     @property
     def has_room(self) -> bool:
         """For one message while it is probed, for none while it is down or enough waits."""
-        if self._is_stopping or self.is_down:
+        if self._is_stopping:
             return False
-        if self._retry_at is not None:
+        if self._back_off.is_on:
+            if self.is_down:
+                return False
             return not self._waiting and not self._busy
         return self._waiting.has_room
 
@@ -144,7 +139,7 @@ class Lane:
     def is_idle(self) -> bool:
         """True when nothing is known or done here that a new lane would not know or do."""
         is_doing = self._waiting or self._connections or self._opening or self._busy
-        return not (is_doing or self._retry_at or self._no_tls or self._width.is_waiting)
+        return not (is_doing or self._back_off.is_on or self._no_tls or self._width.is_waiting)
 
     @property
     def is_hungry(self) -> bool:
@@ -161,22 +156,15 @@ class Lane:
 
     def retry_at_wall(self) -> float | None:
         """Unix time of the next probe."""
-        if self._retry_at is None or not self.is_down:
-            return None
-        return self._clock.time() + self._retry_at - self._clock.monotonic()
+        return self._back_off.retry_at_wall()
 
     def why_waiting(self) -> str | None:
         """For people."""
-        if self._retry_at is None:
-            return None
-        seconds = max(0, round(self._retry_at - self._clock.monotonic()))
-        return f"{self.key} is in back-off, next try in {seconds} s; last: {self._last_fault}"
+        return self._back_off.why(self.key)
 
     def describe(self) -> dict[str, Any]:
         """The lane as JSON, for people who watch: its state is idle, busy, probing or down."""
-        state = (
-            "down" if self.is_down else "probing" if self._retry_at is not None else "busy" if self._busy else "idle"
-        )
+        state = "down" if self.is_down else "probing" if self._back_off.is_on else "busy" if self._busy else "idle"
         return {
             "next_hop": self.key,
             "state": state,
@@ -193,7 +181,7 @@ class Lane:
             self._return(work)
             return
         self._waiting.push(work)
-        self._empty_probes = 0
+        self._back_off.has_work()
         self.feed()
 
     def withdraw(self, uids: Collection[str] | None) -> list[Work]:
@@ -202,26 +190,26 @@ class Lane:
 
     def forget_backoff(self) -> None:
         """Probe now."""
-        if self._retry_at is not None:
-            self._retry_at = self._clock.monotonic()
+        self._back_off.forget_pause()
 
     def _return(self, work: Work) -> None:
         """Nothing was tried: the queue keeps it until the next probe."""
         retry_at = self.retry_at_wall() or self._clock.time()
-        fault = self._last_fault or _NOT_REACHABLE
+        fault = self._back_off.fault or _NOT_REACHABLE
         work.results = [Result(r, fault, "connect", is_attempt=False, retry_at=retry_at) for r in work.recipients]
         self._lanes.finished(work)
 
     def feed(self) -> None:
         """Work to idle connections, and to new ones while there may be more."""
-        while self._waiting and self._idle:
-            if self._idle[-1].smtp.can_start:
-                self.may_send_more(self._idle[-1])
+        works, idle = self._waiting.works, self._idle
+        while works and idle:
+            if idle[-1].smtp.can_start:
+                self.may_send_more(idle[-1])
             else:
-                self._idle.pop()
-        if not self._waiting or self._is_stopping:
+                idle.pop()
+        if not works or self._is_stopping:
             return
-        limit = 1 if self._retry_at is not None else self._width.now(self._limit)
+        limit = 1 if self._back_off.is_on else self._width.now(self._limit)
         there = len(self._connections) + len(self._opening)
         room = min(limit, self._lanes.allowed(self.key, min(limit, there + len(self._waiting)))) - there
         for _ in range(min(room, len(self._waiting) - len(self._opening))):
@@ -300,7 +288,7 @@ class Lane:
     def _take(self, connection: ClientConnection) -> None:
         self._connections.add(connection)
         self._idle.append(connection)
-        if self._retry_at is not None and not self._waiting:
+        if self._back_off.is_on and not self._waiting:
             # It answers again: what could not reach it is due now, and the first message decides whether that lasts.
             self._lanes.is_back(self.key, REACHING_STAGES)
         self._opening.discard(asyncio.current_task())
@@ -311,7 +299,7 @@ class Lane:
         if verdict.is_transient:
             self._connect_failed(ConnectFault(verdict, Stage.LOOKUP))
             return
-        self._retry_at = None
+        self._back_off.pass_over()
         waiting = self._waiting.take()
         for work in waiting:
             work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
@@ -336,7 +324,7 @@ class Lane:
         return connection
 
     def _connect_failed(self, fault: ConnectFault) -> None:
-        self._last_fault = fault.reply
+        self._back_off.fault = fault.reply
         if others := len(self._connections) + len(self._opening):
             # It serves us on other connections, or is about to: perhaps it wants no more of them.
             self._width.refused(others)
@@ -352,16 +340,12 @@ class Lane:
         self._return_all()
 
     def _go_down(self) -> None:
-        if self.is_down:
-            # The rest of the same incident.
+        pause = self._back_off.begin()
+        if pause is None:
             return
-        pause = min(BACKOFF_FIRST_S * 2**self._downs, BACKOFF_LONGEST_S) * (0.9 + 0.2 * self._rng.random())
-        self._downs = min(self._downs + 1, 16)
-        self._retry_at = self._clock.monotonic() + pause
-        self._trouble = 0
         self._width.begin_anew()
-        told = {"next_hop": self.key, "reason": str(self._last_fault)}
-        _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._last_fault, extra=told)
+        told = {"next_hop": self.key, "reason": str(self._back_off.fault)}
+        _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._back_off.fault, extra=told)
 
     def _return_all(self) -> None:
         waiting = self._waiting.take()
@@ -371,30 +355,28 @@ class Lane:
 
     def _alive(self) -> None:
         """The next hop answers for single messages: no trouble."""
-        self._trouble = 0
-        if self._retry_at is not None:
-            self._retry_at = None
-            self._downs = 0
+        if self._back_off.is_over():
             self._lanes.is_back(self.key, WHOLE_STAGES)
 
     # -------------------------------------------------------- from a connection
 
     def may_send_more(self, connection: ClientConnection) -> None:
         """See client.Owner."""
-        is_idle = not connection.smtp.open_transactions
+        waiting, idle = self._waiting, self._idle
+        is_idle = connection.smtp.is_idle
         if self._is_stopping or len(self._connections) > self._lanes.allowed(self.key, 0):
             if is_idle:
                 connection.quit()
             return
-        while self._waiting and connection.smtp.can_start:
-            if self._begin(connection, self._waiting.pop()):
-                if connection in self._idle:
-                    self._idle.remove(connection)
-                if self._has_grown and self._waiting:
+        while waiting.works and connection.smtp.can_start:
+            if self._begin(connection, waiting.pop()):
+                if connection in idle:
+                    idle.remove(connection)
+                if self._has_grown and waiting.works:
                     self._has_grown = False
                     self.feed()
                 return
-        if is_idle and connection not in self._idle and connection in self._connections:
+        if is_idle and connection not in idle and connection in self._connections:
             self._idle.append(connection)
             self._lanes.has_idle(self)
 
@@ -428,15 +410,14 @@ class Lane:
         self._busy -= 1
         if not self._busy and self._calm is not None and not self._calm.done():
             self._calm.set_result(None)
-        is_lost = connection.smtp.state.name == "CLOSED"
+        smtp, remote = connection.smtp, connection.remote
+        is_lost = smtp.state is ClientState.CLOSED
         for recipient, outcome in zip(work.recipients, transaction.outcomes, strict=True):
             assert outcome is not None
-            work.results.append(result_of(connection.smtp, connection.remote, recipient, outcome, is_lost=is_lost))
+            work.results.append(result_of(smtp, remote, recipient, outcome, is_lost=is_lost))
         self._lanes.finished(work)
         if is_lost and any(result.stage == "connection" or result.is_ambiguous for result in work.results):
-            self._last_fault = work.results[0].reply
-            self._trouble += 1
-            if self._retry_at is not None or self._trouble >= TROUBLE:
+            if self._back_off.is_one_more(work.results[0].reply):
                 self._go_down()
                 self._return_all()
         else:
@@ -464,17 +445,13 @@ class Lane:
                 connection.quit()
                 if not self._busy and not self._waiting:
                     # A probe that worked, and nothing came to use it: there is no trouble that anybody has.
-                    self._retry_at = None
-        if self._retry_at is not None and not self.is_down and not self._busy and not self._opening:
+                    self._back_off.pass_over()
+        if self._back_off.is_on and not self.is_down and not self._busy and not self._opening:
             self._lanes.wake()
-            if not self._waiting and not self._idle and not self._is_stopping:
-                self._empty_probes += 1
-                if self._empty_probes <= EMPTY_PROBES:
-                    # Nothing is due that could probe: a connection alone does it.
-                    if self._lanes.allowed(self.key, 1):
-                        self._spawn_open()
-                else:
-                    self._retry_at, self._downs = None, 0
+            has_nothing = not self._waiting and not self._idle and not self._is_stopping
+            if has_nothing and self._back_off.wants_empty_probe() and self._lanes.allowed(self.key, 1):
+                # Nothing is due that could probe: a connection alone does it.
+                self._spawn_open()
         elif self._waiting and not self.is_down and not self._is_stopping:
             # Whatever made nobody open a connection for it.
             self.feed()

@@ -42,7 +42,7 @@ class Outcomes:
                 counters.delivery_s += max(0.0, self._now() - work.message.received_at)
             counters.deferred += state == "deferred"
             counters.bounced += state in ("bounced", "expired")
-            groups.setdefault((state, str(one.result.reply)), []).append(one)
+            groups.setdefault((state, one.settled.reply or ""), []).append(one)
         for (state, _), group in groups.items():
             self._tell(work, state, group)
 

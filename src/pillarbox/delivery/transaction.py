@@ -9,6 +9,8 @@ from ..smtp.client import ClientProtocol, Outcome, Recipient, Stage, Transaction
 from ..smtp.extension import format_xtext
 from ..smtp.reply import Reply
 
+# Asking a member for its value goes through a property.
+_WORDS = {stage: stage.value for stage in Stage}
 _NEEDS_UTF8 = Reply(553, "5.6.7", "The next hop does not know SMTPUTF8, which this message needs")
 _NEEDS_8BIT = Reply(554, "5.6.3", "The next hop does not take 8-bit content, and conversion is not supported")
 
@@ -22,29 +24,31 @@ class Built:
 
 def build_transaction(work: Work, smtp: ClientProtocol) -> Built | Reply:
     """The transaction, or the permanent refusal that stands for it: never silently weaker than what was asked for."""
-    message = work.message
+    message, has = work.message, smtp.extensions
     envelope, content = message.envelope, message.content
     words = []
-    if smtp.has("SIZE"):
+    if "SIZE" in has:
         words.append(f"SIZE={content.size_bytes}")
     if envelope.body == "8BITMIME":
-        if smtp.has("8BITMIME"):
+        if "8BITMIME" in has:
             words.append("BODY=8BITMIME")
         elif not all(piece.isascii() for piece in content.chunks()):
             return _NEEDS_8BIT
     if envelope.is_smtputf8:
-        if smtp.has("SMTPUTF8"):
+        if "SMTPUTF8" in has:
             words.append("SMTPUTF8")
         elif _needs_utf8(work):
             return _NEEDS_UTF8
-    if smtp.has("DSN"):
+    has_dsn = "DSN" in has
+    if has_dsn:
         if envelope.ret:
             words.append(f"RET={envelope.ret}")
         if envelope.envid:
             words.append(f"ENVID={format_xtext(envelope.envid)}")
-    recipients = [Recipient(r.address, _rcpt_words(r.notify, r.orcpt, smtp)) for r in work.recipients]
+    recipients = [Recipient(r.address, _rcpt_words(r.notify, r.orcpt) if has_dsn else ()) for r in work.recipients]
+    size, is_plain = content.size_bytes, content.is_plain
     return Built(
-        Transaction(envelope.reverse_path, recipients, content.chunks(), tuple(words), work, content.size_bytes)
+        Transaction(envelope.reverse_path, recipients, content.chunks(), tuple(words), work, size, is_plain=is_plain)
     )
 
 
@@ -53,9 +57,7 @@ def _needs_utf8(work: Work) -> bool:
     return not all(address.isascii() for address in addresses) or not work.message.content.header_section.isascii()
 
 
-def _rcpt_words(notify: tuple[str, ...], orcpt: str | None, smtp: ClientProtocol) -> tuple[str, ...]:
-    if not smtp.has("DSN") or not (notify or orcpt):
-        return ()
+def _rcpt_words(notify: tuple[str, ...], orcpt: str | None) -> tuple[str, ...]:
     words = []
     if notify:
         words.append(f"NOTIFY={','.join(notify)}")
@@ -67,7 +69,8 @@ def _rcpt_words(notify: tuple[str, ...], orcpt: str | None, smtp: ClientProtocol
 
 def result_of(smtp: ClientProtocol, remote: str, recipient: object, outcome: Outcome, *, is_lost: bool) -> Result:
     """What a recipient's outcome means for the queue; `is_lost` when the connection went with it."""
-    reply, stage = outcome.reply, outcome.stage.value
+    reply, stage = outcome.reply, _WORDS[outcome.stage]
+    is_delivered = outcome.is_delivered
     is_ours = is_lost and outcome.reply is smtp.last_reply
     is_ambiguous = is_ours and outcome.stage is Stage.FINAL and reply.code != 421
     if is_ours and not is_ambiguous:
@@ -77,9 +80,9 @@ def result_of(smtp: ClientProtocol, remote: str, recipient: object, outcome: Out
         recipient,  # type: ignore[arg-type]
         reply,
         stage,
-        is_delivered=outcome.is_delivered,
-        is_permanent=outcome.is_permanent and not outcome.is_delivered,
+        is_delivered=is_delivered,
+        is_permanent=not is_delivered and outcome.is_permanent,
         is_ambiguous=is_ambiguous,
         remote=remote,
-        was_dsn_passed_on=smtp.has("DSN"),
+        was_dsn_passed_on="DSN" in smtp.extensions,
     )

@@ -14,44 +14,48 @@ class WaitingLine:
     def __init__(self, max_messages: int, max_bytes: int, wake: Callable[[], None]) -> None:
         self._max_messages, self._max_bytes = max_messages, max_bytes
         self._wake = wake
-        self._works: deque[Work] = deque()
+        # To be looked at: whether there is any is asked several times for each message.
+        self.works: deque[Work] = deque()
         self._bytes = 0
         self._was_full = False
 
     def __len__(self) -> int:
-        return len(self._works)
+        return len(self.works)
 
     @property
     def has_room(self) -> bool:
         """False while enough waits."""
-        is_full = len(self._works) >= self._max_messages or self._bytes > self._max_bytes
+        is_full = len(self.works) >= self._max_messages or self._bytes > self._max_bytes
         self._was_full = self._was_full or is_full
         return not is_full
 
     def push(self, work: Work) -> None:
         """At the end; also beyond the bound, for what is there already."""
-        self._works.append(work)
+        self.works.append(work)
         self._bytes += _size(work)
 
     def pop(self) -> Work:
         """The first."""
-        work = self._works.popleft()
+        work = self.works.popleft()
         self._bytes -= _size(work)
-        self._shrunk()
+        if self._was_full:
+            self._shrunk()
         return work
 
     def take(self, uids: Collection[str] | None = None) -> list[Work]:
         """Takes out the work for these messages, or (None) all of it."""
-        taken = [work for work in self._works if uids is None or work.message.uid in uids]
+        taken = [work for work in self.works if uids is None or work.message.uid in uids]
         if taken:
             gone = {id(work) for work in taken}
-            self._works = deque(work for work in self._works if id(work) not in gone)
-            self._bytes = sum(map(_size, self._works))
+            left = [work for work in self.works if id(work) not in gone]
+            self.works.clear()
+            self.works.extend(left)
+            self._bytes = sum(map(_size, left))
             self._shrunk()
         return taken
 
     def _shrunk(self) -> None:
-        is_low = len(self._works) <= self._max_messages // 2 and self._bytes <= self._max_bytes // 2
+        is_low = len(self.works) <= self._max_messages // 2 and self._bytes <= self._max_bytes // 2
         if self._was_full and is_low:
             self._was_full = False
             self._wake()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from ..smtp.framing import is_plain
 from . import headers
 
 # How much of a large content is kept in memory, too: the header section has to fit in.
@@ -22,7 +23,7 @@ class Content:
     `file_bytes` octets long there. `head` is the start of the file.
     """
 
-    __slots__ = ("file_bytes", "head", "offset", "path", "prefix")
+    __slots__ = ("_plain", "file_bytes", "head", "offset", "path", "prefix")
 
     def __init__(
         self, octets: bytes = b"", *, path: str | None = None, offset: int = 0, file_bytes: int = 0, head: bytes = b""
@@ -32,6 +33,17 @@ class Content:
         self.offset = offset
         self.file_bytes = file_bytes
         self.head = head
+        # These octets have been judged; others, whoever puts them there, have not.
+        self._plain: bytes | None = None
+
+    def mark_plain(self) -> None:
+        """What is in memory now is plain (framing.is_plain): it was judged as it came in."""
+        self._plain = self.prefix
+
+    @property
+    def is_plain(self) -> bool:
+        """True when all of it is known to be plain: it goes through DATA as it is."""
+        return self._plain is self.prefix and self.path is None
 
     @property
     def size_bytes(self) -> int:
@@ -97,7 +109,11 @@ class Content:
 
     def prepend(self, fields: bytes) -> None:
         """Puts octets (whole fields with CRLF) on top."""
-        self.prefix = fields + self.prefix
+        if fields:
+            was_plain = self._plain is self.prefix
+            self.prefix = fields + self.prefix
+            if was_plain and is_plain(fields):
+                self._plain = self.prefix
 
     def replace(self, octets: bytes) -> None:
         """Another content altogether; a spool file is left to be collected."""

@@ -308,10 +308,14 @@ class Scheduler:
         seconds = max(0.0, self._clock.monotonic() - work.started_clock) if work.started_clock else 0.0
         judged = [judge(work, result, self.policy, self._rng, now=now, seconds=seconds) for result in work.results]
         self._settling.settle(work, judged, now)
-        due_at = self._soonest(*(one.settled.due_at for one in judged))
+        due_at, is_news = None, False
+        for one in judged:
+            settled = one.settled
+            due_at = due_at if settled.due_at is None else min(settled.due_at, due_at or settled.due_at)
+            is_news = is_news or settled.is_attempt or settled.state == "expired"
         if due_at is not None and self._is_running and (self._armed_for is None or due_at < self._armed_for):
             self._arm(due_at)
-        if any(one.settled.is_attempt or one.settled.state == "expired" for one in judged):
+        if is_news:
             try:
                 self._on_outcome(work, judged)
             except Exception:

@@ -120,7 +120,7 @@ class Intake:
 
     # ------------------------------------------------------------------- finish
 
-    def finish(self, envelope: Envelope) -> None:
+    def finish(self, envelope: Envelope, *, is_plain: bool = False) -> None:
         """All content is there; the session gets exactly one `intake_decided(reply)`, perhaps later."""
         if self._diverted is not None:
             diverted, self._diverted = self._diverted, None
@@ -130,6 +130,8 @@ class Intake:
             content = Content(pieces[0] if len(pieces) == 1 else b"".join(pieces))
             self._pieces = []
             self._size = 0
+            if is_plain:
+                content.mark_plain()
             try:
                 self._judge(envelope, content)
             except Exception:

@@ -427,7 +427,7 @@ class SmtpSession:
             self._answer(end.fault or Reply(503, "5.5.1", "No transaction is open"))
             return
         self._waiting = True
-        self.intake.finish(envelope)
+        self.intake.finish(envelope, is_plain=end.is_plain)
 
     def intake_decided(self, reply: Reply) -> None:
         """The message is queued, or refused."""

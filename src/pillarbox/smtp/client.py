@@ -106,6 +106,7 @@ class ClientProtocol:
         self.stage = Stage.GREETING
         self.is_tls = False
         self.replies = 0
+        self._is_pipelining = False
 
     # ------------------------------------------------------------------- state
 
@@ -122,7 +123,7 @@ class ClientProtocol:
         """True when start_transaction may be called: idle, or (PIPELINING) with the last message's content all sent."""
         if self.state is ClientState.IDLE:
             return True
-        if self.state is not ClientState.BUSY or "PIPELINING" not in self.extensions:
+        if self.state is not ClientState.BUSY or not self._is_pipelining:
             return False
         return len(self._open) == 1 and self._open[0].is_content_sent and self._content_for is None
 
@@ -130,6 +131,11 @@ class ClientProtocol:
     def open_transactions(self) -> list[Transaction]:
         """Those without all their outcomes, oldest first."""
         return list(self._open)
+
+    @property
+    def is_idle(self) -> bool:
+        """True while there are none."""
+        return not self._open
 
     # ------------------------------------------------------------------- input
 
@@ -146,9 +152,9 @@ class ClientProtocol:
             self._break(Reply(451, "4.5.0", f"Protocol error by the server: {fault}"))
             return
         for reply in replies:
-            if self._is_in(ClientState.CLOSED):
-                return
             self._take(reply)
+            if not self._expected and self._is_in(ClientState.CLOSED):
+                return
         if self._is_in(ClientState.HANDSHAKE) and self._reader.has_rest:
             self._injected()
 
@@ -185,12 +191,13 @@ class ClientProtocol:
         self.replies += 1
         kind, transaction, index = self._expected.popleft()
         self.last_reply = reply
-        self.stage = _STAGES.get(kind, self.stage)
+        stage, taker = _TAKERS[kind]
+        self.stage = stage or self.stage
         if reply.code == 421:
             self._expected.appendleft((kind, transaction, index))
             self._break(reply)
             return
-        _TAKERS[kind](self, reply, transaction, index)
+        taker(self, reply, transaction, index)
 
     # ------------------------------------------------------------ hello and TLS
 
@@ -209,6 +216,7 @@ class ClientProtocol:
     def _take_hello(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         if reply.code == 250:
             self.extensions = {} if self._used_helo else _extensions(reply)
+            self._is_pipelining = "PIPELINING" in self.extensions
             self._enter(ClientState.IDLE)
             self._events.append(Happened.READY)
         elif reply.is_permanent and not self._used_helo and not self.is_tls:
@@ -281,7 +289,7 @@ class ClientProtocol:
         self._open.append(transaction)
         self._out.append(f"MAIL FROM:<{path}>{words}\r\n".encode())
         self._expected.append((_Expect.MAIL, transaction, 0))
-        if "PIPELINING" in self.extensions:
+        if self._is_pipelining:
             for number in range(len(transaction.recipients)):
                 self._send_rcpt(transaction, number)
             self._send_data(transaction)
@@ -305,10 +313,6 @@ class ClientProtocol:
     def expected_stage(self) -> Stage:
         """The stage of the reply that comes next."""
         return _STAGES.get(self._expected[0][0], Stage.FINAL) if self._expected else Stage.CONTENT
-
-    @property
-    def _is_pipelining(self) -> bool:
-        return "PIPELINING" in self.extensions
 
     def _take_mail(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         assert transaction is not None
@@ -364,6 +368,10 @@ class ClientProtocol:
         transaction = self._content_for
         if transaction is None:
             return None
+        if transaction.is_plain:
+            transaction.is_content_begun = True
+            self._content_given(transaction)
+            return b"".join((*transaction.content, b".\r\n"))
         if self._pieces is None:
             self._pieces = iter(transaction.content)
             self._stuffer = DotStuffer()
@@ -371,12 +379,15 @@ class ClientProtocol:
         for piece in self._pieces:
             if stuffed := self._stuffer.feed(piece):
                 return stuffed
+        self._content_given(transaction)
+        return self._stuffer.finish()
+
+    def _content_given(self, transaction: Transaction) -> None:
         self._pieces = None
         self._content_for = None
         transaction.is_content_sent = True
         # Behind whatever is expected already there can be nothing: content ends a group.
         self._expected.append((_Expect.FINAL, transaction, 0))
-        return self._stuffer.finish()
 
     def _take_final(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         assert transaction is not None
@@ -435,14 +446,18 @@ def _extensions(reply: Reply) -> dict[str, str]:
     return found
 
 
+# What takes a reply, and the stage that it is of.
 _TAKERS = {
-    _Expect.GREETING: ClientProtocol._take_greeting,
-    _Expect.HELLO: ClientProtocol._take_hello,
-    _Expect.TLS: ClientProtocol._take_tls,
-    _Expect.AUTH: ClientProtocol._take_auth,
-    _Expect.MAIL: ClientProtocol._take_mail,
-    _Expect.RCPT: ClientProtocol._take_rcpt,
-    _Expect.DATA: ClientProtocol._take_data,
-    _Expect.FINAL: ClientProtocol._take_final,
-    _Expect.IGNORED: ClientProtocol._take_ignored,
+    expect: (_STAGES.get(expect), taker)
+    for expect, taker in (
+        (_Expect.GREETING, ClientProtocol._take_greeting),
+        (_Expect.HELLO, ClientProtocol._take_hello),
+        (_Expect.TLS, ClientProtocol._take_tls),
+        (_Expect.AUTH, ClientProtocol._take_auth),
+        (_Expect.MAIL, ClientProtocol._take_mail),
+        (_Expect.RCPT, ClientProtocol._take_rcpt),
+        (_Expect.DATA, ClientProtocol._take_data),
+        (_Expect.FINAL, ClientProtocol._take_final),
+        (_Expect.IGNORED, ClientProtocol._take_ignored),
+    )
 }

@@ -142,15 +142,15 @@ class DataScanner:
     be the start of the terminator is held back until it is decided; the text before the first octet counts as a line
     end, so that a first line "." ends an empty message. `has_bare` turns true when a bare CR or LF was met: with
     `normalise` it becomes CRLF (after the end was found on the octets as they came, so that both readers agree on it);
-    without, the caller refuses the message at its true end.
+    without, the caller refuses the message at its true end. `has_dots`: a line began with a dot.
     """
 
-    __slots__ = ("_held", "_skip", "has_bare", "normalise", "size_bytes")
+    __slots__ = ("_held", "_skip", "has_bare", "has_dots", "normalise", "size_bytes")
 
     def __init__(self, *, normalise: bool = False) -> None:
         self._held = CRLF
         self._skip = 2
-        self.has_bare = False
+        self.has_bare = self.has_dots = False
         self.normalise = normalise
         self.size_bytes = 0
 
@@ -180,6 +180,7 @@ class DataScanner:
         if dot != end:
             # RFC 5321 section 4.5.2: the first dot of a line was added by the sender.
             chunk = chunk.replace(b"\r\n.", CRLF)
+            self.has_dots = True
         if self._skip and chunk:
             chunk = chunk[self._skip :]
             self._skip = 0
@@ -189,6 +190,11 @@ class DataScanner:
                 chunk = _normalised(chunk)
         self.size_bytes += len(chunk)
         return chunk, rest
+
+    @property
+    def is_plain(self) -> bool:
+        """At the end: True when DATA can carry the content on as it is, for a DotStuffer would find nothing to do."""
+        return not self.has_bare and not self.has_dots
 
 
 class ChunkScanner:
@@ -237,6 +243,11 @@ def is_clean(content: bytes) -> bool:
     """
     rest = content.replace(CRLF, b"")
     return _CR not in rest and _LF not in rest
+
+
+def is_plain(lines: bytes) -> bool:
+    """True for whole lines that end in CRLF, none of which begins with a dot: nothing to do for a DotStuffer."""
+    return lines[-2:] == CRLF and lines[0] != _DOT and b"\n." not in lines and is_clean(lines)
 
 
 def _normalised(content: bytes) -> bytes:

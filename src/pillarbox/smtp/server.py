@@ -39,17 +39,23 @@ class Rules:
 
 
 class EndOfContent:
-    """The end of a message (`is_last`) or of a BDAT chunk. `fault` is the reply that the content itself calls for."""
+    """The end of a message (`is_last`) or of a BDAT chunk. `fault` is the reply that the content itself calls for.
 
-    __slots__ = ("by_bdat", "fault", "is_abuse", "is_last", "size_bytes")
+    `is_plain`: whole lines that end in CRLF, none of which begins with a dot.
+    """
 
-    def __init__(self, size_bytes: int, fault: Reply | None, *, is_last: bool, by_bdat: bool) -> None:
+    __slots__ = ("by_bdat", "fault", "is_abuse", "is_last", "is_plain", "size_bytes")
+
+    def __init__(
+        self, size_bytes: int, fault: Reply | None, *, is_last: bool, by_bdat: bool, is_plain: bool = False
+    ) -> None:
         # A bare CR or LF in content is how messages are smuggled: the session ends with its refusal.
         self.is_abuse = fault is _BARE_CONTENT
         self.size_bytes = size_bytes
         self.fault = fault
         self.is_last = is_last
         self.by_bdat = by_bdat
+        self.is_plain = is_plain
 
 
 class AuthLine:
@@ -319,7 +325,8 @@ class ServerProtocol:
             fault = _too_large(self.facts)
         elif self._is_last and scanner.has_bare and not scanner.normalise:
             fault = _BARE_CONTENT
-        end = EndOfContent(self._size, fault, is_last=self._is_last, by_bdat=by_bdat)
+        is_plain = isinstance(scanner, DataScanner) and scanner.is_plain
+        end = EndOfContent(self._size, fault, is_last=self._is_last, by_bdat=by_bdat, is_plain=is_plain)
         self._owed = end
         self._chunk_left = -1
         self._ended = False

@@ -60,7 +60,8 @@ class Transaction:
     """One message for one next hop. `content` gives octets piece by piece, CRLF line ends, not dot-stuffed.
 
     `outcomes[i]` belongs to `recipients[i]` and is None until decided. `size_bytes` is the content's; `parameters` are
-    further MAIL parameters, filtered by what is offered before they come here.
+    further MAIL parameters, filtered by what is offered before they come here. `is_plain`: the content is in memory, and
+    goes out as it is (framing.is_plain).
     """
 
     reverse_path: str | None
@@ -69,6 +70,7 @@ class Transaction:
     parameters: tuple[str, ...] = ()
     tag: object = None
     size_bytes: int = 0
+    is_plain: bool = False
     outcomes: list[Outcome | None] = field(default_factory=list)
     is_content_sent: bool = False
     is_content_begun: bool = False
@@ -80,7 +82,7 @@ class Transaction:
     @property
     def has_accepted(self) -> bool:
         """True while a recipient stands that RCPT did not refuse."""
-        return self._refused is None and any(outcome is None for outcome in self.outcomes)
+        return self._refused is None and None in self.outcomes
 
     def settle_rest(self, outcome: Outcome) -> None:
         """Gives the outcome to every recipient that has none yet."""
