@@ -1,7 +1,7 @@
 """`make bench`: Pillarbox beside Postfix and others, alternating, in one run; a table of medians and ratios, and JSON.
 
 Every server listens on loopback, keeps its mail in a scratch folder, and is ended by its pid. Loads are bounded in count
-and time. `--rounds N` and `--quick` make it longer or shorter, `--only WORD` picks workloads, `--page` makes
+and time. `--rounds N` and `--quick` make it longer or shorter, `--only WORD` picks workloads, `--peers NAME` peers, `--page` makes
 docs/benchmarks.md of what was measured.
 """
 
@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -119,10 +119,14 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--quick", action="store_true", help="one round of what says most, under two minutes")
     parser.add_argument("--only", default="", help="workloads whose name has this word, or one of several: a|b")
+    parser.add_argument("--peers", default="", help="only these peers, by name: postfix|pillarbox")
     parser.add_argument("--page", action="store_true", help="make docs/benchmarks.md of this run")
     given = parser.parse_args()
     words = given.only.split("|")
     workloads = [w for w in (quick() if given.quick else WORKLOADS) if any(word in w.name for word in words)]
+    if given.peers:
+        named = given.peers.split("|")
+        workloads = [replace(w, peers=tuple(make for make in w.peers if make().name in named)) for w in workloads]
     if not workloads:
         sys.exit(f"no workload has {given.only!r} in its name: " + "; ".join(w.name for w in WORKLOADS))
     if os.geteuid() != 0:
