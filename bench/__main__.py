@@ -1,8 +1,8 @@
 """`make bench`: Pillarbox beside Postfix and others, alternating, in one run; a table of medians and ratios, and JSON.
 
 Every server listens on loopback, keeps its mail in a scratch folder, and is ended by its pid. Loads are bounded in count
-and time. `--rounds N` and `--quick` make it longer or shorter, `--only WORD` picks workloads, `--peers NAME` peers, `--page` makes
-docs/benchmarks.md of what was measured.
+and time. `--rounds N` and `--quick` make it longer or shorter, `--only WORD` picks workloads and `--peers NAMES` peers,
+`--page` makes docs/benchmarks.md of what was measured.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ from pillarbox.queue.company import (
     MOST_BYTES,
     MOST_MESSAGES,
     MOST_ROWS,
+    MOST_SKIPPED,
     PAUSE_FACTOR,
-    QUIET_TURNS,
     SLOW_COMMITS,
     SLOW_PAUSE_S,
     SLOW_S,
@@ -50,14 +50,15 @@ def test_others_are_waited_for_until_they_have_come() -> None:
 def test_a_quiet_loop_ends_the_wait() -> None:
     company = Company()
     company.open = 9
-    turns = 0
-    while company.is_worth_waiting(1, 0.0):
-        turns += 1
-    assert turns == QUIET_TURNS - 1
-    company.begin()
-    for _ in range(3 * QUIET_TURNS):
-        company.moved += 1
-        assert company.is_worth_waiting(1, 0.0)
+    assert company.is_worth_waiting(1, 0.0) and not company.is_worth_waiting(1, 0.0)
+    company = Company()
+    company.open = 9
+    assert company.is_worth_waiting(1, 0.0)
+    # Somebody was answered, or has brought a message.
+    company.moved += 1
+    assert (
+        company.is_worth_waiting(1, 0.0) and company.is_worth_waiting(2, 0.0) and not company.is_worth_waiting(2, 0.0)
+    )
 
 
 def test_nobody_waits_long_nor_for_many() -> None:
@@ -66,8 +67,60 @@ def test_nobody_waits_long_nor_for_many() -> None:
     assert company.is_worth_waiting(1, 7.0)
     company.moved += 1
     assert not company.is_worth_waiting(1, 7.0 + LONGEST_WAIT_S)
-    company.begin()
+    company.begin(2)
     assert company.is_worth_waiting(1, 9.0) and not company.is_worth_waiting(MOST_MESSAGES, 9.0)
+
+
+def test_who_waits_in_vain_waits_less_and_less() -> None:
+    company = Company()
+    company.open = 2
+    waits = []
+    for _ in range(2 + 3 + 5 + 9):
+        waits.append(company.is_worth_waiting(1, 0.0))
+        company.begin(1)
+    assert [n for n, waited in enumerate(waits) if waited] == [0, 2, 5, 10]
+    for _ in range(10 * MOST_SKIPPED):
+        company.is_worth_waiting(1, 0.0)
+        company.begin(1)
+    skipped = 0
+    while not company.is_worth_waiting(1, 0.0):
+        skipped += 1
+        company.begin(1)
+    assert skipped <= MOST_SKIPPED
+    # Outcomes alone are no commit that somebody waited for; and one who came makes it worth while again.
+    company.begin(2)
+    assert company.is_worth_waiting(1, 0.0)
+
+
+def test_a_message_waits_asleep_for_those_who_have_just_come(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # So long that no machine is too slow for it: what ends the wait is that everybody has come.
+    monkeypatch.setattr("pillarbox.queue.commit.LOOK_S", 5.0)
+    monkeypatch.setattr("pillarbox.queue.company.LONGEST_WAIT_S", 10.0)
+
+    async def main() -> None:
+        async with serving(tmp_path, paused=True) as server:
+            parts = server._parts
+            company, before = parts.commit.company, parts.commit.commits
+            first, second = await Client.connect(server), await Client.connect(server)
+            await until(lambda: company.open == 2)
+            for client in (first, second):
+                await client.ask(b"EHLO x.test")
+            both = await asyncio.gather(first.transaction(b"a\r\n"), second.transaction(b"b\r\n"))
+            assert all(reply.startswith("250") for reply in both)
+            assert parts.commit.commits == before + 1 and company.open == 0
+            # Silent ones are not waited for, once a sweep has seen them.
+            third = await Client.connect(server)
+            await until(lambda: company.open == 1)
+            for session in list(parts.context.sessions.values()):
+                session.sweep(time.monotonic())
+            assert company.open == 0
+            third.close()
+            first.close()
+            second.close()
+            await until(lambda: not parts.context.sessions)
+            assert company.open == 0
+
+    run_async(main)
 
 
 def test_large_batches_and_slow_disks_are_not_for_the_loop() -> None:

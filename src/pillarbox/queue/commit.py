@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import CommitInDoubtError, StoreError
-from .company import Company
+from .company import LOOK_S, Company
 from .model import Message, Settlement
 from .store import Store
 
@@ -61,6 +61,7 @@ class GroupCommit:
         self._again: list[Settlement] = []
         self._busy = False
         self._kicked = False
+        self._gather_timer: asyncio.TimerHandle | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -156,17 +157,28 @@ class GroupCommit:
     # ------------------------------------------------------------------ committing
 
     def _kick(self) -> None:
-        if not self._busy and not self._kicked:
+        if self._busy:
+            return
+        if not self._kicked:
             self._kicked = True
             # Once per turn of the loop, so that everything that this turn brings shares the commit.
             self._loop.call_soon(self._gather)
+        elif self._gather_timer is not None and not self._may_wait():
+            self._gather_timer.cancel()
+            self._gather_timer = None
+            self._loop.call_soon(self._gather)
+
+    def _may_wait(self) -> bool:
+        pending = self._pending
+        if not pending.accepts or pending.runs or self._is_inline:
+            return False
+        return not self.company.is_complete(len(pending.accepts))
 
     def _gather(self) -> None:
-        """Turn by turn, until nobody else is about to come."""
-        pending = self._pending
-        may_wait = pending.accepts and not pending.runs and not self._is_inline
-        if may_wait and self.company.is_worth_waiting(len(pending.accepts), time.monotonic()):
-            self._loop.call_soon(self._gather)
+        """Look by look, until nobody else is about to come. Asleep between them: others want the processor."""
+        self._gather_timer = None
+        if self._may_wait() and self.company.is_worth_waiting(len(self._pending.accepts), time.monotonic()):
+            self._gather_timer = self._loop.call_later(LOOK_S, self._gather)
         else:
             self._begin()
 
@@ -178,7 +190,7 @@ class GroupCommit:
         batch = self._take()
         if batch is None:
             return
-        self.company.begin()
+        self.company.begin(len(batch.accepts))
         if self._is_inline:
             self._done_at_once(batch, self._execute(batch))
         elif not self._suits_loop(batch) or not self._lock.acquire(blocking=False):

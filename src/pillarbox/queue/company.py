@@ -5,11 +5,13 @@ A commit has its price (a transaction, a flush of the disk) however many message
 
 from __future__ import annotations
 
-# The loop has turned so often without hearing from any client: nobody comes any more. Some 0.1 ms.
-QUIET_TURNS = 30
+# Who waits looks about so often; when nobody was answered meanwhile, nobody comes any more.
+LOOK_S = 0.002
 # As many messages share a commit at most, and none waits longer for company, whoever else may come.
 MOST_MESSAGES = 64
 LONGEST_WAIT_S = 0.005
+# After waits in vain so many commits go without one, twice as many each time: whoever is expected is in no hurry.
+MOST_SKIPPED = 64
 # The loop does not stand still for more than that: larger batches, and slow disks, are the writer thread's work. Rows are
 # recipients and outcomes, some 10 us each.
 MOST_BYTES = 1 << 20
@@ -26,39 +28,47 @@ PAUSE_FACTOR = 200.0
 class Company:
     """What the sessions tell of themselves, and how long the waiting messages have waited for the others.
 
-    `open` counts the transactions that are open, those included whose message waits for the commit; `moved` changes
-    with each turn of the loop in which a client was answered.
+    `open` counts the sessions from which a message is to be expected: those that have just come, and those with an open
+    transaction, also while their message waits for the commit. `moved` changes with each turn of the loop in which a
+    client was answered.
     """
 
-    __slots__ = ("_moved", "_quiet", "_slow", "_slow_until", "_waits_until", "moved", "open")
+    __slots__ = ("_first", "_seen", "_skip", "_skipped", "_slow", "_slow_until", "_waits_until", "moved", "open")
 
     def __init__(self) -> None:
         self.open = 0
         self.moved = 0
-        self._moved = 0
-        self._quiet = 0
+        self._seen = (0, 0)
+        # How many messages there were when the wait began.
+        self._first = 0
         self._waits_until: float | None = None
+        self._skip = self._skipped = 0
         self._slow = 0
         self._slow_until = 0.0
 
+    def is_complete(self, messages: int) -> bool:
+        """True when nobody else is expected, or enough are there."""
+        return messages >= self.open or messages >= MOST_MESSAGES
+
     def is_worth_waiting(self, messages: int, now: float) -> bool:
-        """Asked once a turn while `messages` wait: True when more are about to come. `now` in seconds, monotonic."""
-        if messages >= self.open or messages >= MOST_MESSAGES:
+        """Asked when `messages` begin to wait, and each LOOK_S from then on: more are about to come. `now` monotonic."""
+        if self._skip or self.is_complete(messages):
             return False
         if self._waits_until is None:
-            self._waits_until = now + LONGEST_WAIT_S
-        elif now >= self._waits_until:
+            self._waits_until, self._first = now + LONGEST_WAIT_S, messages
+        elif now >= self._waits_until or self._seen == (self.moved, messages):
             return False
-        if self._moved != self.moved:
-            self._moved, self._quiet = self.moved, 0
-        else:
-            self._quiet += 1
-        return self._quiet < QUIET_TURNS
+        self._seen = (self.moved, messages)
+        return True
 
-    def begin(self) -> None:
-        """A commit begins: the next ones wait anew."""
-        self._quiet = 0
-        self._waits_until = None
+    def begin(self, messages: int) -> None:
+        """A commit of so many begins: the next ones wait anew, unless that was in vain."""
+        if self._waits_until is not None:
+            is_in_vain = messages <= self._first
+            self._skip = self._skipped = min(self._skipped * 2 or 1, MOST_SKIPPED) if is_in_vain else 0
+            self._waits_until = None
+        elif self._skip and messages:
+            self._skip -= 1
 
     def suits_loop(self, content_bytes: int, rows: int, now: float) -> bool:
         """True when a commit of that size may run in the loop's own thread, which saves the way to another and back."""

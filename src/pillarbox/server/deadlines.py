@@ -31,7 +31,9 @@ class Deadlines:
         self._owed_at: float | None = None
 
     def sweep(self, session: SmtpSession, now: float) -> None:
-        """Ends what has taken too long."""
+        """Ends what has taken too long, and expects no message of those who are in no hurry."""
+        if session.facts.envelope is None:
+            session.intake.forget_expected()
         if session.arrivals != self._arrivals:
             self._arrivals, self._arrived_at = session.arrivals, now
         if session.commands != self._commands or session.is_parked:

@@ -23,6 +23,7 @@ def _reset(session: SmtpSession, event: Any, reply: Reply) -> None:
 
 def _greet(session: SmtpSession, event: Any, reply: Reply) -> None:
     session.reset()
+    session.intake.expect()
     session.facts.helo = event.address or ""
     session.facts.is_esmtp = False
 

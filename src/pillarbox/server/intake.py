@@ -68,14 +68,17 @@ class Intake:
         self._writer: SpoolWriter | None = None
         self._diverted: Diverted | None = None
         self._is_expected = False
+        # Who comes has mail, nearly always.
+        self.expect()
 
     def expect(self) -> None:
-        """A transaction is open: its message will want to be committed soon."""
+        """A message will want to be committed soon: a client has come, or a transaction is open."""
         if not self._is_expected:
             self._is_expected = True
             self._context.commit.company.open += 1
 
-    def _is_over(self) -> None:
+    def forget_expected(self) -> None:
+        """It is here, or will not come so soon."""
         if self._is_expected:
             self._is_expected = False
             self._context.commit.company.open -= 1
@@ -116,7 +119,7 @@ class Intake:
         self._pieces.clear()
         self._size = 0
         self._diverted = None
-        self._is_over()
+        self.forget_expected()
 
     # ------------------------------------------------------------------- finish
 
@@ -303,7 +306,7 @@ class Intake:
 
     def _committed(self, message: Message, error: BaseException | None) -> None:
         context, session = self._context, self._session
-        self._is_over()
+        self.forget_expected()
         if error is not None:
             told = {"session": session.facts.client_id, "queue_id": message.uid, "reason": str(error)}
             _log.error("session %s: message %s was not stored: %s", told["session"], message.uid, error, extra=told)
