@@ -10,6 +10,7 @@ import asyncio
 import logging
 import types
 from collections.abc import Callable, Coroutine, Generator
+from types import CoroutineType
 from typing import Any
 
 from ..smtp.reply import Reply
@@ -75,6 +76,8 @@ class Dispatcher:
                 result = step.method(server, event)
             except (Exception, asyncio.CancelledError) as error:
                 result = self._failed(step, event, error)
+            if result.__class__ is CoroutineType:
+                result = self._drive(step, event, result)
             if result is not None:
                 if result.__class__ is Reply and step.alias == SIMPLE and event.kind is not Kind.SMTPC:
                     if self.subscribers.by_name:
@@ -109,7 +112,8 @@ class Dispatcher:
         """What the plugin at `index` gave, then the rest of the walk."""
         step = steps[index]
         if result.__class__ is not Reply and result.__class__ is not Eat:
-            result = self._drive(step, event, result)
+            if result.__class__ is not _Suspended:
+                result = self._drive(step, event, result)
             if result.__class__ is _Suspended:
                 self._park(event, steps, index, eaten, done, result)
                 return PARKED
@@ -148,7 +152,7 @@ class Dispatcher:
     def _drive(self, step: Step, event: Any, awaitable: Any) -> Any:
         """An awaitable's result, when it has one without waiting; a _Suspended when it truly waits."""
         plugin = step.plugin
-        if not asyncio.iscoroutine(awaitable):
+        if awaitable.__class__ is not CoroutineType and not asyncio.iscoroutine(awaitable):
             if hasattr(awaitable, "__await__"):
                 return _Suspended(_await(awaitable), None, is_begun=False)
             return self._failed(
@@ -157,11 +161,12 @@ class Dispatcher:
         if getattr(plugin, "needs_task", False):
             return _Suspended(awaitable, None, is_begun=False)
         try:
-            return _Suspended(awaitable, awaitable.send(None), is_begun=True)
+            first = awaitable.send(None)
         except StopIteration as stop:
-            return self._checked(step, event, stop.value)
+            return None if stop.value is None else self._checked(step, event, stop.value)
         except (Exception, asyncio.CancelledError) as error:
             return self._failed(step, event, error)
+        return _Suspended(awaitable, first, is_begun=True)
 
     def _checked(self, step: Step, event: Any, result: Any) -> Verdict:
         if result is None or result.__class__ is Reply or result.__class__ is Eat:
