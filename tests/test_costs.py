@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import os
+import re
+import signal
 import sys
+from collections import Counter
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -13,7 +18,8 @@ import pytest
 import bench.bare_server
 import pillarbox
 from pillarbox import MailServer
-from tests.conftest import Client, Wire, cuts, run_async, serving
+from tests.conftest import Client, Wire, cuts, run_async, serving, tool
+from tests.daemon import Daemon, smtp_source
 
 CONTENT = b"From: <a@b.test>\r\nSubject: x\r\n\r\n" + (b"x" * 76 + b"\r\n") * 50 + b".\r\n"
 MESSAGE = (b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n", CONTENT)
@@ -151,3 +157,65 @@ def test_the_bench_knows_where_the_slots_of_the_pipeline_are(name: str) -> None:
     cut = bench.bare_server.without_slots(name, source)
     compile(cut, str(path), "exec")
     assert len(cut) < len(source)
+
+
+def test_nothing_is_left_of_a_command(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, store="memory", paused=True) as server:
+            wire = Wire(server, WHOLE())
+            await wire.ask(b"EHLO x.test\r\n")
+
+            async def blocks_after(times: int) -> int:
+                for _ in range(times):
+                    for piece in (b"NOOP\r\n", MESSAGE[0], b"RSET\r\n"):
+                        await wire.ask(piece)
+                    # What the client has read is the test's, not the server's.
+                    wire.transport.out.clear()
+                    wire._seen = 0
+                gc.collect()
+                return sys.getallocatedblocks()
+
+            await blocks_after(50)
+            before = await blocks_after(50)
+            # An object a command would be 900 of them.
+            assert await blocks_after(300) - before < 200
+            wire.lose()
+
+    run_async(main)
+
+
+CALLS = ("read", "write", "pwrite64", "pread64", "fdatasync", "fsync", "fcntl", "epoll_pwait", "futex", "openat")
+# A lone client, one message of 4 KB after the other: the system calls of the whole server for each of them. Four commands
+# and a content are five reads and five writes; a commit is eight pages (a frame's header and itself) and one flush.
+PER_MESSAGE_OF_A_LONE_CLIENT = {
+    "read": 5.5,
+    "write": 5.5,
+    "pwrite64": 20.0,
+    "fdatasync": 1.1,
+    "fsync": 0.1,
+    "openat": 0.1,
+}
+MOST_SYSTEM_CALLS = 60.0
+
+
+def test_system_calls_per_message(tmp_path: Path) -> None:
+    trace, count = tmp_path / "trace", 100
+    strace = (tool("strace"), "-f", "-e", f"trace={','.join(CALLS)}", "-o", str(trace))
+    with Daemon(tmp_path, "--paused", wrap=strace) as server:
+        sizes = []
+        for _ in range(2):
+            # The second time everything has been compiled, opened and cached.
+            smtp_source(server.port, count, "-d", "-l", "4096")
+            sizes.append(trace.stat().st_size)
+        # strace passes no signal on to what it runs.
+        (child,) = Path(f"/proc/{server.process.pid}/task/{server.process.pid}/children").read_text().split()
+        with open(trace, "rb") as file:
+            file.seek(sizes[0])
+            text = file.read(sizes[1] - sizes[0]).decode(errors="replace")
+        os.kill(int(child), signal.SIGTERM)
+    calls = Counter(re.findall(r"^\d+ +(\w+)\(", text, re.M))
+    per_message = {name: calls[name] / count for name in CALLS}
+    for name, bar in PER_MESSAGE_OF_A_LONE_CLIENT.items():
+        assert per_message[name] <= bar, per_message
+    assert per_message["fdatasync"] >= 0.95, "each 250 is behind a flush of its own"
+    assert sum(per_message.values()) <= MOST_SYSTEM_CALLS, per_message
