@@ -122,6 +122,9 @@ class Options(BaseModel):
     )
     maxrelay: int = Field(100, ge=1, description="outgoing connections at once")
     maxrelay_per_next_hop: int = Field(20, ge=1, description="of which to one next hop")
+    rate_per_next_hop: str | None = Field(
+        None, description="messages to one next hop, evenly: 10/s, 600/m, 5000/h or 20000/d; None: no limit"
+    )
 
     # ---- direct delivery
     direct: bool = Field(True, description="without relay: deliver to the MX of each domain; False: such mail waits")
@@ -225,6 +228,13 @@ class Options(BaseModel):
                 raise ValueError(f"{zone!r} is not a DNS list: give a domain such as zen.spamhaus.org")
             if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not weight > 0:
                 raise ValueError(f"{zone}: the weight {weight!r} is not a number above 0")
+        return value
+
+    @field_validator("rate_per_next_hop")
+    @classmethod
+    def _check_rate(cls, value: str | None) -> str | None:
+        if value is not None:
+            interval_s(value)
         return value
 
     @field_validator("queue")
@@ -353,6 +363,19 @@ class Options(BaseModel):
             parse_endpoint(address, 0) if address.startswith("unix:") else ("smtp", address, self.port)
             for address in addresses
         ]
+
+
+_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+def interval_s(rate: str) -> float:
+    """Seconds between two events at a rate such as "600/m". ValueError says what is wrong with it."""
+    found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*([smhd])\s*", rate)
+    if found is None or int(found[1]) == 0:
+        raise ValueError(
+            "a rate is a number of messages, at least 1, and a unit of time: 10/s, 600/m, 5000/h or 20000/d"
+        )
+    return _UNITS_S[found[2]] / int(found[1])
 
 
 def _is_network(text: str) -> bool:

@@ -26,7 +26,7 @@ from .delivery.tlspolicy import TlsPolicy, client_context
 from .dns import CachingResolver, DnsResolver, Resolver
 from .events.dispatch import Dispatcher
 from .events.pipeline import SIMPLE
-from .options import Options, parse_networks
+from .options import Options, interval_s, parse_networks
 from .places import Slot
 from .plugins.dnsbl import DnsblPlugin
 from .plugins.sender_verify import SenderVerifyPlugin
@@ -79,7 +79,8 @@ RELOADABLE = frozenset(
         "tls_cert", "tls_key", "domains", "trust", "authenticator", "auth_file", "origin", "retry_first_s", "retry_longest_s",
         "expire_s", "delay_notice_s", "history_s", "history_messages", "spool_above_bytes", "relay", "relay_auth",
         "relay_user", "relay_pass", "relay_tls", "relay_ca", "relay_auth_in_clear", "time_out", "maxrelay",
-        "maxrelay_per_next_hop", "direct", "mx_port", "mx_tls", "mx_networks", "mx_cname", "ip_preference", "max_size_bytes",
+        "maxrelay_per_next_hop", "rate_per_next_hop", "direct", "mx_port", "mx_tls", "mx_networks", "mx_cname",
+        "ip_preference", "max_size_bytes",
         "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer", "max_errors",
         "max_junk", "client_time_out", "min_rate_bytes_s", "bare_line_ends", "bare_lf_commands", "local_parts",
         "strict_envelope", "max_received", "handlers",
@@ -229,7 +230,13 @@ class Parts:
         share = self._slot.share
         per_hop = options.maxrelay_per_next_hop
         # Over the nodes of a shared queue it is leased (queue.slots), over the workers of one server divided.
-        limits = LaneLimits(share(options.maxrelay), per_hop if options.queue else share(per_hop))
+        is_shared = bool(options.queue)
+        interval = interval_s(options.rate_per_next_hop) if options.rate_per_next_hop else 0.0
+        limits = LaneLimits(
+            share(options.maxrelay),
+            per_hop if is_shared else share(per_hop),
+            interval * (1 if is_shared else self._slot.count),
+        )
         return Ways(self.router, self.handlers, limits, self._relay_client(), self._mx_client(), mx)
 
     def _is_ourselves(self, host: str, address: str) -> bool:
@@ -319,6 +326,7 @@ class Parts:
         self.lanes.change(ways)
         if self.lanes.slots is not None:
             self.lanes.slots.limit = options.maxrelay_per_next_hop
+            self.lanes.slots.interval_s = ways.limits.interval_s
         self.scheduler.change_policy(self._retry_policy(), self._history())
         context.change(options, self._rules())
         context.admission.change(self._slot.share(options.max_sessions), options.max_sessions_per_peer)
@@ -356,6 +364,7 @@ class Parts:
             lanes = self.lanes
             limit = self.options.maxrelay_per_next_hop
             lanes.slots = Slots(self.commit, self.clock, limit, lanes.in_use, lanes.feed, self.scheduler.let_others)
+            lanes.slots.interval_s = lanes.ways.limits.interval_s
             self._follower.on_unfit = self.on_unfit
             self._follower.start(self._pulse, self.context.room.set_away)
         await self.scheduler.start()

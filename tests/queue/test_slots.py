@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from pillarbox.queue.postgres import PostgresStore
+from pillarbox.queue.slots import HORIZON_S
 from pillarbox.testing.scripted import ScriptedServer
 from tests.conftest import run_async, serving, until
 from tests.hostile.test_h_shared_queue import ask
@@ -35,6 +36,33 @@ def test_the_sum_stays_within_the_limit_and_everybody_has_a_part(tmp_path: Path,
     one.close()
     assert lease(three, 10, hop=(10, 5)) == {"hop": 10}, "a node that has left has none"
     for store in (two, three):
+        store.close()
+
+
+def turns(store: PostgresStore, interval_s: float, **wants: int) -> dict[str, tuple[float, int]]:
+    with store.transaction():
+        store.lease_slots({hop: (count, 0) for hop, count in wants.items()}, 10)
+        return store.lease_turns(wants, interval_s)
+
+
+def test_turns_are_leased_from_one_row_a_little_ahead_of_their_time(tmp_path: Path, database: str) -> None:
+    one, two = (PostgresStore(database, str(tmp_path / name)) for name in "ab")
+    one.open()
+    two.open()
+    # An hour between two messages: one now, and then nobody has one.
+    assert turns(one, 3600.0, slow=5) == {"slow": (0.0, 1)}
+    early, count = turns(two, 3600.0, slow=5)["slow"]
+    assert count == 0 and 3590.0 < early <= 3600.0
+    # Up to the horizon, and its part where another wants some, too; together never more than the rate gives.
+    given = turns(one, 0.1, fast=500)["fast"]
+    assert given == (0.0, HORIZON_S / 0.1)
+    early, count = turns(two, 0.1, fast=500)["fast"]
+    assert count <= 5 and early > HORIZON_S - 1.0
+    assert turns(one, 0.1, fast=0)["fast"][1] == 0
+    assert turns(two, 10.0, other=3) == {"other": (0.0, 1)}
+    rows = ask(database, "SELECT next_hop FROM pace ORDER BY 1")
+    assert rows == [("fast",), ("other",), ("slow",)]
+    for store in (one, two):
         store.close()
 
 

@@ -7,7 +7,10 @@ import email
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
+from pillarbox.delivery.turns import TOGETHER_S
+from pillarbox.options import interval_s
 from pillarbox.queue.model import FINAL
+from pillarbox.queue.slots import STALE_S
 
 if TYPE_CHECKING:
     from .world import Node, World
@@ -117,6 +120,7 @@ def _what_is_left(node: Node) -> dict[str, Any]:
 def at_the_end(world: World) -> None:
     """Each message that got its 250 is accounted for, and nobody holds anything any more."""
     disk = world.disk
+    paces(world)
     for node in world.nodes:
         if left := _what_is_left(node):
             world.violate(f"{node.machine.name} has nothing to do, and still has {left}")
@@ -151,6 +155,24 @@ def at_the_end(world: World) -> None:
                 if not content.endswith(mail.content) or not head.startswith(b"Received: ") or b"\r\n\r\n" in head:
                     world.violate(f"message {mail.number} arrived changed: {content[:60]!r}, {len(content)} octets")
                     break
+
+
+def paces(world: World) -> None:
+    """No next hop got more messages than its rate allows, over all nodes, and over their restarts."""
+    rate = world.options["rate_per_next_hop"]
+    if rate is None:
+        return
+    interval = interval_s(rate)
+    # A turn may be used a little late; a server of its own queue remembers none of before its restart.
+    forgotten = 0 if world.disk.is_shared else sum(node.incarnations for node in world.nodes)
+    for key, times in world.turns.items():
+        for first, begun in enumerate(times):
+            for count in (5, 20, 60):
+                if first + count < len(times):
+                    spent = times[first + count] - begun
+                    if spent < (count - forgotten) * interval - TOGETHER_S - STALE_S - 0.01:
+                        world.violate(f"{count} messages to {key} within {spent:.1f} s: the rate is {rate}")
+                        return
 
 
 def failures(reports: list[Any]) -> Counter[tuple[str, str]]:

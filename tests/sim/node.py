@@ -66,12 +66,25 @@ class Node:
                 clock=SimClock(world.loop), rng=random.Random(f"{world.seed} {self.machine.name}"),
                 listen=[f"{self.address}:25"], resolver=world.resolver, data_dir=world.folder, **world.options,
             )  # fmt: skip
+            self._count_turns()
             await self.server.start()
             self.well_since = world.loop.now
             world.tell(f"{self.machine.name} is ready")
 
         self._starting = world.loop.create_task(run(), context=self.machine.context)
         self._starting.add_done_callback(self._started)
+
+    def _count_turns(self) -> None:
+        """Each message that may go to a next hop with a rate is told of when it begins."""
+        lanes, world, real = self.server._parts.lanes, self.world, self.server._parts.lanes.turn
+
+        def turn(key: str, waiting: int) -> float:
+            pause_s = real(key, waiting)
+            if pause_s <= 0.0:
+                world.turns.setdefault(key, []).append(world.loop.now)
+            return pause_s
+
+        lanes.turn = turn  # type: ignore[method-assign]
 
     def _started(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None or self.machine.is_dead:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
@@ -17,6 +18,7 @@ from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import IN_HAND, Action, Attempt, Message, Query, Settlement
 from pillarbox.queue.paused import PAUSED, PAUSED_HOPS
 from pillarbox.queue.pgnode import News, StoreAwayError
+from pillarbox.queue.slots import HORIZON_S
 
 from .loop import Machine, SimLoop
 
@@ -37,6 +39,7 @@ class Disk:
         self.lease_until: dict[Lease, float] = {}
         self.alive_until: dict[int, float] = {}
         self.slots: dict[tuple[str, int], tuple[int, int]] = {}
+        self.pace: dict[str, float] = {}
         self.stores: list[SimStore] = []
         self.violations: list[str] = []
         self.last_node = self.last_epoch = 0
@@ -402,3 +405,18 @@ class SimStore:
             else:
                 self.disk.slots.pop((hop, self.me), None)
         return granted
+
+    def lease_turns(self, wants: dict[str, int], interval_s: float) -> dict[str, tuple[float, int]]:
+        """As its SQL: each node that has mail gets its part of what the rate allows until the horizon."""
+        now, leased = self.disk.now(), {}
+        for hop, wanted in wants.items():
+            start = max(self.disk.pace.get(hop, 0.0), now)
+            others = sum(
+                name == hop and node != self.me and want > 0 for (name, node), (_, want) in self.disk.slots.items()
+            )
+            part = math.ceil(HORIZON_S / interval_s / (others + 1))
+            count = max(min(wanted, math.floor((now + HORIZON_S - start) / interval_s) + 1, part), 0)
+            leased[hop] = (start - now, count)
+            if count:
+                self.disk.pace[hop] = start + count * interval_s
+        return leased

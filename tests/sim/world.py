@@ -141,6 +141,8 @@ class World:
         # Whoever is held for dead keeps what it has open, and others have its slots, until then.
         self.cut_off_until = 0.0
         self.cancelled: set[str] = set()
+        # When messages began, by next hop, where there is a rate.
+        self.turns: dict[str, list[float]] = {}
         self.is_paused = False
         self.trouble_s = rng.choice((30.0, 300.0, 1800.0))
 
@@ -169,6 +171,8 @@ class World:
             options |= {"direct": True, "mx_networks": [f"{RELAY}.0/24"]}
         else:
             options |= {"relay": [f"{RELAY}.{n + 1}:25" for n in range(len(self.sinks))], "direct": False}
+        # By chance of its own: the worlds of before stay what they were, but for this.
+        options["rate_per_next_hop"] = random.Random(f"{self.seed} rate").choice((None, None, None, "4/s", "30/m"))
         if rng.random() < 0.3:
             options["plugins"] = {"slow": Slow()}
         return options

@@ -24,6 +24,7 @@ from .client import ClientConnection, ClientSettings, ConnectFault
 from .route import Target
 from .tlspolicy import TlsPolicy
 from .transaction import Built, build_transaction, result_of
+from .turns import Patience
 from .waiting import WaitingLine
 from .width import Width
 
@@ -56,6 +57,9 @@ class Lanes(Protocol):
     def allowed(self, key: str, wanted: int) -> int:
         """How many connections a next hop may have now; it wants so many."""
 
+    def turn(self, key: str, waiting: int) -> float:
+        """0.0 when a next hop with a rate may have one more message now; or after how many seconds to ask again."""
+
     def may_begin(self) -> bool:
         """False when others may have taken over what this server has in hand."""
 
@@ -68,13 +72,17 @@ class Lanes(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class LaneSettings:
-    """How one lane works: connections at once, messages and octets that may wait in memory, how connections are made."""
+    """How one lane works: connections at once, messages and octets that may wait in memory, how connections are made.
+
+    `interval_s`: between two messages, where the operator has set a rate.
+    """
 
     limit: int
     waiting: int
     waiting_bytes: int
     client: ClientSettings
     find_targets: FindTargets
+    interval_s: float = 0.0
 
 
 class Lane:
@@ -85,7 +93,8 @@ class Lane:
         self._lanes = lanes
         self._settings = settings.client
         self._find_targets = settings.find_targets
-        self._limit = settings.limit
+        self._limit, self._interval_s = settings.limit, settings.interval_s
+        self._patience = Patience(clock, lambda waiting: lanes.turn(key, waiting), self.feed)
         # `lanes.wake` is looked up when it is called: app.py connects it last.
         self._waiting = WaitingLine(settings.waiting, settings.waiting_bytes, lambda: lanes.wake())
         # Few at first: who never answers must not have all of the server's connections.
@@ -104,8 +113,9 @@ class Lane:
 
     def change(self, settings: LaneSettings) -> None:
         """Other settings, for connections that are opened from now on."""
-        self._settings, self._limit = settings.client, settings.limit
+        self._settings, self._limit, self._interval_s = settings.client, settings.limit, settings.interval_s
         self._find_targets = settings.find_targets
+        self.go_on()
 
     # -------------------------------------------------------------------- work
 
@@ -145,7 +155,9 @@ class Lane:
     def is_hungry(self) -> bool:
         """True while work waits that a further connection could take."""
         there = len(self._connections) + len(self._opening)
-        return bool(self._waiting) and not self._idle and there < self._width.now(self._limit)
+        if not self._waiting or self._idle or self._patience.is_waiting:
+            return False
+        return there < self._width.now(self._limit)
 
     def spare(self) -> bool:
         """Closes an idle connection, for another lane to have one; False when there is none."""
@@ -160,7 +172,10 @@ class Lane:
 
     def why_waiting(self) -> str | None:
         """For people."""
-        return self._back_off.why(self.key)
+        why = self._back_off.why(self.key)
+        if why is None and self._patience.is_waiting and self._waiting:
+            why = f"{self.key} gets a message each {self._interval_s:g} s at most (rate_per_next_hop)"
+        return why
 
     def describe(self) -> dict[str, Any]:
         """The lane as JSON, for people who watch: its state is idle, busy, probing or down."""
@@ -202,12 +217,12 @@ class Lane:
     def feed(self) -> None:
         """Work to idle connections, and to new ones while there may be more."""
         works, idle = self._waiting.works, self._idle
-        while works and idle:
+        while works and idle and not self._patience.is_waiting:
             if idle[-1].smtp.can_start:
                 self.may_send_more(idle[-1])
             else:
                 idle.pop()
-        if not works or self._is_stopping:
+        if not works or self._is_stopping or self._patience.is_waiting:
             return
         limit = 1 if self._back_off.is_on else self._width.now(self._limit)
         there = len(self._connections) + len(self._opening)
@@ -215,6 +230,10 @@ class Lane:
         for _ in range(min(room, len(self._waiting) - len(self._opening))):
             if not self._spawn_open():
                 return
+
+    def go_on(self) -> None:
+        """There may be turns, or connections may be opened."""
+        self._patience.end()
 
     def _spawn_open(self) -> bool:
         if not self._lanes.may_open(self):
@@ -368,7 +387,11 @@ class Lane:
             if is_idle:
                 connection.quit()
             return
-        while waiting.works and connection.smtp.can_start:
+        while (
+            waiting.works
+            and connection.smtp.can_start
+            and (not self._interval_s or self._patience.has_turn(len(waiting)))
+        ):
             if self._begin(connection, waiting.pop()):
                 if connection in idle:
                     idle.remove(connection)
@@ -459,6 +482,7 @@ class Lane:
     async def stop(self, grace_s: float) -> None:
         """See Lanes.stop."""
         self._is_stopping = True
+        self._patience.stop()
         for connection in list(self._idle):
             connection.quit()
         for task in list(self._opening):

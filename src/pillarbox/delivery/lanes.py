@@ -20,6 +20,7 @@ from .handlers import HandlerLane, Handlers
 from .lane import Lane, LaneSettings
 from .mx import MxLookup
 from .route import HANDLER, MX, NOWHERE, Router, Target
+from .turns import Turns
 
 SWEEP_S = 1.0
 # Messages that may wait in memory: for the smart hosts, that all mail goes to; for one domain among many.
@@ -34,10 +35,12 @@ _UNLIMITED = 1 << 30
 
 @dataclass(frozen=True, slots=True)
 class LaneLimits:
-    """Connections at once: of the whole server, of one lane."""
+    """Connections at once, of the whole server and of one lane; and how fast a lane may go."""
 
     total: int
     per_lane: int
+    # Seconds between two messages to one next hop; 0.0: no rate is set.
+    interval_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +69,7 @@ class Lanes:
         # Where other servers send to the same next hops: what this one may have of the connections.
         self.slots: Slots | None = None
         self.paused: set[str] = set()
+        self._turns = Turns()
         self._lanes: dict[str, Lane] = {}
         self._handler_lanes: dict[str, HandlerLane] = {}
         self._timer: Timer | None = None
@@ -92,6 +96,7 @@ class Lanes:
     def _sweep(self) -> None:
         self._timer = self._clock.call_later(SWEEP_S, self._sweep)
         now = self._clock.monotonic()
+        self._turns.forget(now)
         for lane in list(self._lanes.values()):
             lane.sweep(now)
             if lane.is_idle:
@@ -127,16 +132,22 @@ class Lanes:
         """See lane.Lanes."""
         return self.slots.allowed(key, wanted) if self.slots is not None else _UNLIMITED
 
+    def turn(self, key: str, waiting: int) -> float:
+        """See lane.Lanes."""
+        if self.slots is not None:
+            return self.slots.take_turn(key, waiting)
+        return self._turns.take(key, self._ways.limits.interval_s, self._clock.monotonic())
+
     def in_use(self, key: str) -> int:
         """Connections to a next hop that are open or being opened."""
         lane = self._lanes.get(key)
         return lane.connections if lane is not None else 0
 
     def feed(self, key: str) -> None:
-        """There are slots for it."""
+        """There are slots for it, or turns."""
         lane = self._lanes.get(key)
         if lane is not None:
-            lane.feed()
+            lane.go_on()
 
     def has_closed(self) -> None:
         """See lane.Lanes: whoever waited for room may open one now."""
@@ -209,18 +220,19 @@ class Lanes:
 
     def _settings(self, key: str) -> LaneSettings:
         ways = self._ways
-        limit = min(ways.limits.total, ways.limits.per_lane)
+        limit, interval = min(ways.limits.total, ways.limits.per_lane), ways.limits.interval_s
         if key.startswith(MX):
             mx, domain = ways.mx, key.removeprefix(MX)
             assert mx is not None
-            return LaneSettings(limit, MX_WAITING, MX_WAITING_BYTES, ways.mx_client, lambda: mx.targets(domain))
+            settings = ways.mx_client
+            return LaneSettings(limit, MX_WAITING, MX_WAITING_BYTES, settings, lambda: mx.targets(domain), interval)
         relay = ways.router.relay
         assert relay is not None
 
         async def targets() -> list[Target] | Reply:
             return list(relay.targets)
 
-        return LaneSettings(limit, RELAY_WAITING, RELAY_WAITING_BYTES, ways.relay_client, targets)
+        return LaneSettings(limit, RELAY_WAITING, RELAY_WAITING_BYTES, ways.relay_client, targets, interval)
 
     def has_room(self, next_hop: str, *, is_memory_full: bool = False) -> bool:
         """See queue.work.Deliverer."""

@@ -337,6 +337,7 @@ class Heart:
         self._next_day = time.monotonic() + 3600.0
         self._drop_days(connection)
         connection.execute(SQL["forget_marks"])
+        connection.execute(SQL["forget_pace"])
         (today,) = self._one(connection, "SELECT floor(extract(epoch FROM clock_timestamp()) / 86400)::bigint")
         for day in range(today, today + 3):
             name = time.strftime("attempt_%Y%m%d", time.gmtime(day * 86400))

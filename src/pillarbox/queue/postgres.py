@@ -34,7 +34,7 @@ from .postgres_rows import (
     recipient_columns,
     settled_columns,
 )
-from .slots import Wants
+from .slots import HORIZON_S, Wants
 
 _log = logging.getLogger("pillarbox.queue")
 T = TypeVar("T")
@@ -425,6 +425,13 @@ class PostgresStore:
         }
         db.execute(SQL["lock_slots"])
         return dict(db.execute(SQL["lease_slots"], {**given, "me": self.heart.me, "limit": limit}).fetchall())
+
+    def lease_turns(self, wants: dict[str, int], interval_s: float) -> dict[str, tuple[float, int]]:
+        """See queue.slots.Lender; behind lease_slots, whose lock it needs."""
+        db, _ = self._session.current
+        given = {"next_hop": list(wants), "wanted": list(wants.values()), "me": self.heart.me}
+        rows = db.execute(SQL["lease_turns"], {**given, "interval": interval_s, "horizon": HORIZON_S}).fetchall()
+        return {hop: (early, turns) for hop, early, turns in rows}
 
     def set_flag(self, name: str, value: str | None) -> None:
         """Sets or removes, and tells all nodes."""

@@ -1,13 +1,16 @@
-"""Connections to a next hop, over all nodes of a shared queue: each node leases its slots, the sum stays within the limit.
+"""What a node may have of a next hop, over all nodes of a shared queue: connections, and turns to send a message.
 
-A lane may open as many connections as it has slots. They are asked for when mail waits, refreshed once a second, given
-back when nothing uses them, and gone with a node that is dead. Must not know lanes: they say what they want and have.
+A lane may open as many connections as it has slots; the sum over the nodes stays within the limit. They are asked for
+when mail waits, refreshed once a second, given back when nothing uses them, and gone with a node that is dead. Where the
+operator has set a rate, turns are leased with them, a little ahead of their time; without the database there are soon
+none left. Must not know lanes: they say what they want and have.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -19,6 +22,9 @@ _log = logging.getLogger("pillarbox.queue")
 REFRESH_S = 1.0
 # A node that was given none takes no mail for that next hop meanwhile: those that have some get on with it.
 DENIED_S = 2.0
+# Turns are leased so long ahead of their time; and a turn that was not used is gone so long behind it.
+HORIZON_S = 2.0
+STALE_S = 0.25
 Wants = dict[str, tuple[int, int]]
 
 
@@ -27,6 +33,9 @@ class Lender(Protocol):
 
     def lease_slots(self, wants: Wants, limit: int) -> dict[str, int]:
         """next hop -> (wanted, in use) to next hop -> slots of this node from now on. Within a transaction."""
+
+    def lease_turns(self, wants: dict[str, int], interval_s: float) -> dict[str, tuple[float, int]]:
+        """next hop -> turns wanted to next hop -> (seconds until the first one, how many). Behind `lease_slots`."""
 
 
 class Slots:
@@ -42,6 +51,10 @@ class Slots:
         on_denied: Callable[[str], None],
     ) -> None:
         self.limit = limit
+        # Between two messages to one next hop, seconds; 0.0: no rate is set.
+        self.interval_s = 0.0
+        self._turns: dict[str, deque[float]] = {}
+        self._wanted_turns: dict[str, int] = {}
         self._commit = commit
         self._clock = clock
         self._in_use = in_use
@@ -66,6 +79,23 @@ class Slots:
                 self._ask()
         return granted
 
+    def take_turn(self, next_hop: str, waiting: int) -> float:
+        """0.0, and a turn is taken; or after how many seconds to ask again (`on_grant` may come before)."""
+        now, turns = self._clock.monotonic(), self._turns.get(next_hop)
+        while turns and turns[0] < now - STALE_S:
+            turns.popleft()
+        if len(turns or ()) < waiting:
+            is_new = next_hop not in self._wanted_turns
+            self._wanted_turns[next_hop] = waiting
+            if is_new and (not turns or self._timer is None):
+                self._ask()
+        if not turns:
+            return REFRESH_S
+        if turns[0] > now:
+            return turns[0] - now
+        turns.popleft()
+        return 0.0
+
     def is_denied(self, next_hop: str) -> bool:
         """True while other nodes have all there are."""
         until = self._denied.get(next_hop)
@@ -89,7 +119,7 @@ class Slots:
         if self._timer is not None:
             self._timer.cancel()
         self._timer = None
-        if (self._granted or self._wanted or self._hungry) and not self._is_stopped:
+        if (self._granted or self._wanted or self._hungry or self._wanted_turns) and not self._is_stopped:
             self._timer = self._clock.call_later(REFRESH_S, self._ask)
 
     async def _refresh(self) -> None:
@@ -100,15 +130,34 @@ class Slots:
             for used in (self._in_use(hop),)
         }
 
-        def work(store: Lender) -> dict[str, int]:
-            return store.lease_slots(wants, self.limit)
+        wanted_turns, self._wanted_turns = self._wanted_turns, {}
+        missing = {hop: count - len(self._turns.get(hop, ())) for hop, count in wanted_turns.items()}
+
+        def work(store: Lender) -> tuple[dict[str, int], dict[str, tuple[float, int]]]:
+            slots = store.lease_slots(wants, self.limit)
+            return slots, store.lease_turns(missing, self.interval_s) if missing and self.interval_s else {}
 
         try:
-            granted = await self._commit.run(work)  # type: ignore[arg-type]
+            granted, turns = await self._commit.run(work)  # type: ignore[arg-type]
         except StoreError as error:
             _log.debug("no slots were leased: %s", error)
             self._wanted = {**wanted, **self._wanted}
+            self._wanted_turns = {**wanted_turns, **self._wanted_turns}
             return
+        self._take_slots(wants, wanted, granted)
+        self._take_turns(turns)
+
+    def _take_turns(self, leased: dict[str, tuple[float, int]]) -> None:
+        # Counted from the answer, a little behind the database's clock: never too early.
+        now = self._clock.monotonic()
+        for hop, (early_s, count) in leased.items():
+            if count > 0:
+                first = now + early_s
+                self._turns.setdefault(hop, deque()).extend(first + n * self.interval_s for n in range(count))
+                self._on_grant(hop)
+        self._turns = {hop: turns for hop, turns in self._turns.items() if turns and turns[-1] > now - STALE_S}
+
+    def _take_slots(self, wants: Wants, wanted: dict[str, int], granted: dict[str, int]) -> None:
         now = self._clock.monotonic()
         self._denied = {hop: until for hop, until in self._denied.items() if until > now}
         before, self._granted = self._granted, {hop: slots for hop, slots in granted.items() if slots}

@@ -1,0 +1,71 @@
+"""When the next message may go to a next hop, where the operator has set a rate. Of one server alone; where several share
+a queue, queue.slots leases turns from it. Must not know lanes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..clock import Clock, Timer
+
+# What the rate allows within this may go in one go: timers and turns of the loop are not finer than that.
+TOGETHER_S = 0.1
+
+
+class Turns:
+    """Evenly: between two messages to the same next hop the interval goes by (the generic cell rate algorithm)."""
+
+    def __init__(self) -> None:
+        self._next: dict[str, float] = {}
+
+    def take(self, next_hop: str, interval_s: float, now: float) -> float:
+        """0.0, and a turn is taken; or after how many seconds to ask again. `now` monotonic."""
+        due = max(self._next.get(next_hop, 0.0), now)
+        early = due - now - (TOGETHER_S if interval_s < TOGETHER_S else 0.0)
+        if early > 0.0:
+            return early
+        self._next[next_hop] = due + interval_s
+        return 0.0
+
+    def forget(self, now: float) -> None:
+        """Of those that may go at once there is nothing to be known."""
+        self._next = {hop: at for hop, at in self._next.items() if at > now}
+
+
+class Patience:
+    """One lane's: whether it waits for its next turn. One timer for the lane, however much mail waits in it.
+
+    `ask`, with the number of messages that wait, gives 0.0 for a turn, or after how many seconds to ask again.
+    """
+
+    __slots__ = ("_ask", "_clock", "_on_turn", "_timer")
+
+    def __init__(self, clock: Clock, ask: Callable[[int], float], on_turn: Callable[[], None]) -> None:
+        self._clock = clock
+        self._ask = ask
+        self._on_turn = on_turn
+        self._timer: Timer | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """True while there is no turn to be had."""
+        return self._timer is not None
+
+    def has_turn(self, waiting: int) -> bool:
+        """True, and a turn is taken. False while the next hop has had as many messages as the operator wants it to have."""
+        if self._timer is None:
+            pause_s = self._ask(waiting)
+            if pause_s <= 0.0:
+                return True
+            self._timer = self._clock.call_later(pause_s, self.end)
+        return False
+
+    def end(self) -> None:
+        """There may be one now."""
+        self.stop()
+        self._on_turn()
+
+    def stop(self) -> None:
+        """Nobody waits any more."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
