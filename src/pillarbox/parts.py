@@ -324,9 +324,6 @@ class Parts:
         self.router.is_direct = options.direct
         self.rule.change(tuple(options.domains), options.trusted_networks)
         self.lanes.change(ways)
-        if self.lanes.slots is not None:
-            self.lanes.slots.limit = options.maxrelay_per_next_hop
-            self.lanes.slots.interval_s = ways.limits.interval_s
         self.scheduler.change_policy(self._retry_policy(), self._history())
         context.change(options, self._rules())
         context.admission.change(self._slot.share(options.max_sessions), options.max_sessions_per_peer)
@@ -364,7 +361,7 @@ class Parts:
             lanes = self.lanes
             limit = self.options.maxrelay_per_next_hop
             lanes.slots = Slots(self.commit, self.clock, limit, lanes.in_use, lanes.feed, self.scheduler.let_others)
-            lanes.slots.interval_s = lanes.ways.limits.interval_s
+            lanes.slots.change(limit, lanes.ways.limits.interval_s)
             self._follower.on_unfit = self.on_unfit
             self._follower.start(self._pulse, self.context.room.set_away)
         await self.scheduler.start()

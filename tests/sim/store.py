@@ -18,7 +18,7 @@ from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import IN_HAND, Action, Attempt, Message, Query, Settlement
 from pillarbox.queue.paused import PAUSED, PAUSED_HOPS
 from pillarbox.queue.pgnode import News, StoreAwayError
-from pillarbox.queue.slots import HORIZON_S
+from pillarbox.queue.slots import HORIZON_S, REFRESH_S
 
 from .loop import Machine, SimLoop
 
@@ -410,11 +410,10 @@ class SimStore:
         """As its SQL: each node that has mail gets its part of what the rate allows until the horizon."""
         now, leased = self.disk.now(), {}
         for hop, wanted in wants.items():
-            start = max(self.disk.pace.get(hop, 0.0), now)
-            others = sum(
-                name == hop and node != self.me and want > 0 for (name, node), (_, want) in self.disk.slots.items()
-            )
-            part = math.ceil(HORIZON_S / interval_s / (others + 1))
+            start = min(max(self.disk.pace.get(hop, 0.0), now), now + HORIZON_S + interval_s)
+            slots = self.disk.slots.items()
+            others = sum(name == hop and node != self.me and has > 0 for (name, node), (has, _) in slots)
+            part = math.ceil(REFRESH_S / interval_s / (others + 1)) if others else wanted
             count = max(min(wanted, math.floor((now + HORIZON_S - start) / interval_s) + 1, part), 0)
             leased[hop] = (start - now, count)
             if count:

@@ -406,6 +406,7 @@ def template() -> str:
 _OF_THE_MACHINE = ("hostname", "data_dir")
 _EXAMPLES: dict[str, Any] = {
     "hostname": "mail.example.org",
+    "rate_per_next_hop": "600/m",
     "data_dir": "/var/lib/pillarbox",
     "tls_cert": "/etc/ssl/mail.pem",
     "tls_key": "/etc/ssl/mail.key",

@@ -93,8 +93,9 @@ class Lane:
         self._lanes = lanes
         self._settings = settings.client
         self._find_targets = settings.find_targets
-        self._limit, self._interval_s = settings.limit, settings.interval_s
+        self._limit = settings.limit
         self._patience = Patience(clock, lambda waiting: lanes.turn(key, waiting), self.feed)
+        self._patience.interval_s = settings.interval_s
         # `lanes.wake` is looked up when it is called: app.py connects it last.
         self._waiting = WaitingLine(settings.waiting, settings.waiting_bytes, lambda: lanes.wake())
         # Few at first: who never answers must not have all of the server's connections.
@@ -113,9 +114,9 @@ class Lane:
 
     def change(self, settings: LaneSettings) -> None:
         """Other settings, for connections that are opened from now on."""
-        self._settings, self._limit, self._interval_s = settings.client, settings.limit, settings.interval_s
-        self._find_targets = settings.find_targets
-        self.go_on()
+        self._settings, self._limit = settings.client, settings.limit
+        self._find_targets, self._patience.interval_s = settings.find_targets, settings.interval_s
+        self._waiting.change(settings.waiting)
 
     # -------------------------------------------------------------------- work
 
@@ -161,7 +162,7 @@ class Lane:
 
     def spare(self) -> bool:
         """Closes an idle connection, for another lane to have one; False when there is none."""
-        if not self._idle or self._waiting:
+        if not self._idle or (self._waiting and not self._patience.is_waiting):
             return False
         self._idle[0].quit()
         return True
@@ -172,10 +173,7 @@ class Lane:
 
     def why_waiting(self) -> str | None:
         """For people."""
-        why = self._back_off.why(self.key)
-        if why is None and self._patience.is_waiting and self._waiting:
-            why = f"{self.key} gets a message each {self._interval_s:g} s at most (rate_per_next_hop)"
-        return why
+        return self._back_off.why(self.key) or (self._patience.why(self.key) if self._waiting else None)
 
     def describe(self) -> dict[str, Any]:
         """The lane as JSON, for people who watch: its state is idle, busy, probing or down."""
@@ -226,6 +224,11 @@ class Lane:
             return
         limit = 1 if self._back_off.is_on else self._width.now(self._limit)
         there = len(self._connections) + len(self._opening)
+        if self._patience.interval_s:
+            # One for each turn that none of those has time for.
+            if self._opening or not self._patience.has_turn(len(works)):
+                return
+            limit = min(limit, there + 1)
         room = min(limit, self._lanes.allowed(self.key, min(limit, there + len(self._waiting)))) - there
         for _ in range(min(room, len(self._waiting) - len(self._opening))):
             if not self._spawn_open():
@@ -387,11 +390,7 @@ class Lane:
             if is_idle:
                 connection.quit()
             return
-        while (
-            waiting.works
-            and connection.smtp.can_start
-            and (not self._interval_s or self._patience.has_turn(len(waiting)))
-        ):
+        while waiting.works and connection.smtp.can_start and self._patience.take_turn(len(waiting)):
             if self._begin(connection, waiting.pop()):
                 if connection in idle:
                     idle.remove(connection)
@@ -399,6 +398,7 @@ class Lane:
                     self._has_grown = False
                     self.feed()
                 return
+            self._patience.give_back()
         if is_idle and connection not in idle and connection in self._connections:
             self._idle.append(connection)
             self._lanes.has_idle(self)
@@ -461,6 +461,8 @@ class Lane:
         """Idle connections are closed, slow steps given up, a due probe begun."""
         if self._no_tls:
             self._no_tls = {target: until for target, until in self._no_tls.items() if until > now}
+        if not self._waiting:
+            self._patience.stop()
         for connection in list(self._connections):
             connection.sweep(now)
         for connection in list(self._idle):

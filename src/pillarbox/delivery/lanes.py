@@ -30,6 +30,8 @@ MX_WAITING = 200
 MX_WAITING_BYTES = 4 << 20
 # Mail without a route is looked at again after this.
 NOWHERE_S = 3600.0
+# Where a rate is set, as much waits in memory as goes within this.
+LINE_S = 60.0
 _UNLIMITED = 1 << 30
 
 
@@ -53,6 +55,11 @@ class Ways:
     relay_client: ClientSettings
     mx_client: ClientSettings
     mx: MxLookup | None
+
+
+def _line(most: int, interval_s: float) -> int:
+    """How many messages may wait for a next hop: with a rate only those whose turn comes soon. The queue keeps the others."""
+    return min(most, max(2, int(LINE_S / interval_s))) if interval_s else most
 
 
 class Lanes:
@@ -85,9 +92,14 @@ class Lanes:
     def change(self, ways: Ways) -> None:
         """Other servers and settings, for connections that are opened from now on."""
         self._ways = ways
-        for key, lane in self._lanes.items():
+        lanes = list(self._lanes.items())
+        for key, lane in lanes:
             if (ways.router.relay is not None) if not key.startswith(MX) else (ways.mx is not None):
                 lane.change(self._settings(key))
+        if self.slots is not None:
+            self.slots.change(ways.limits.per_lane, ways.limits.interval_s)
+        for _, lane in lanes:
+            lane.go_on()
 
     def start(self) -> None:
         """Begins to sweep."""
@@ -224,15 +236,16 @@ class Lanes:
         if key.startswith(MX):
             mx, domain = ways.mx, key.removeprefix(MX)
             assert mx is not None
-            settings = ways.mx_client
-            return LaneSettings(limit, MX_WAITING, MX_WAITING_BYTES, settings, lambda: mx.targets(domain), interval)
+            settings, line = ways.mx_client, _line(MX_WAITING, interval)
+            return LaneSettings(limit, line, MX_WAITING_BYTES, settings, lambda: mx.targets(domain), interval)
         relay = ways.router.relay
         assert relay is not None
 
         async def targets() -> list[Target] | Reply:
             return list(relay.targets)
 
-        return LaneSettings(limit, RELAY_WAITING, RELAY_WAITING_BYTES, ways.relay_client, targets, interval)
+        line = _line(RELAY_WAITING, interval)
+        return LaneSettings(limit, line, RELAY_WAITING_BYTES, ways.relay_client, targets, interval)
 
     def has_room(self, next_hop: str, *, is_memory_full: bool = False) -> bool:
         """See queue.work.Deliverer."""

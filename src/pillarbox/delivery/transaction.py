@@ -47,9 +47,9 @@ def build_transaction(work: Work, smtp: ClientProtocol) -> Built | Reply:
             words.append(f"ENVID={format_xtext(envelope.envid)}")
     recipients = [Recipient(r.address, _rcpt_words(r.notify, r.orcpt) if has_dsn else ()) for r in work.recipients]
     size, is_plain = content.size_bytes, content.is_plain
-    return Built(
-        Transaction(envelope.reverse_path, recipients, content.chunks(), tuple(words), work, size, is_plain=is_plain)
-    )
+    # The very octets that were judged, whoever may change the content meanwhile.
+    octets = (content.prefix,) if is_plain else content.chunks()
+    return Built(Transaction(envelope.reverse_path, recipients, octets, tuple(words), work, size, is_plain=is_plain))
 
 
 def _needs_utf8(work: Work) -> bool:

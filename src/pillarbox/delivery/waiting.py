@@ -19,6 +19,10 @@ class WaitingLine:
         self._bytes = 0
         self._was_full = False
 
+    def change(self, max_messages: int) -> None:
+        """Another bound; what is there stays."""
+        self._max_messages = max_messages
+
     def __len__(self) -> int:
         return len(self.works)
 

@@ -34,7 +34,7 @@ from .postgres_rows import (
     recipient_columns,
     settled_columns,
 )
-from .slots import HORIZON_S, Wants
+from .slots import HORIZON_S, REFRESH_S, Wants
 
 _log = logging.getLogger("pillarbox.queue")
 T = TypeVar("T")
@@ -429,8 +429,9 @@ class PostgresStore:
     def lease_turns(self, wants: dict[str, int], interval_s: float) -> dict[str, tuple[float, int]]:
         """See queue.slots.Lender; behind lease_slots, whose lock it needs."""
         db, _ = self._session.current
-        given = {"next_hop": list(wants), "wanted": list(wants.values()), "me": self.heart.me}
-        rows = db.execute(SQL["lease_turns"], {**given, "interval": interval_s, "horizon": HORIZON_S}).fetchall()
+        given: dict[str, Any] = {"next_hop": list(wants), "wanted": list(wants.values()), "me": self.heart.me}
+        given |= {"interval": interval_s, "horizon": HORIZON_S, "every": REFRESH_S}
+        rows = db.execute(SQL["lease_turns"], given).fetchall()
         return {hop: (early, turns) for hop, early, turns in rows}
 
     def set_flag(self, name: str, value: str | None) -> None:

@@ -52,8 +52,10 @@ class Slots:
     ) -> None:
         self.limit = limit
         # Between two messages to one next hop, seconds; 0.0: no rate is set.
-        self.interval_s = 0.0
+        self._interval_s = 0.0
         self._turns: dict[str, deque[float]] = {}
+        # When the next turn comes that nobody has, where all were given.
+        self._next_turn: dict[str, float] = {}
         self._wanted_turns: dict[str, int] = {}
         self._commit = commit
         self._clock = clock
@@ -79,11 +81,23 @@ class Slots:
                 self._ask()
         return granted
 
+    def change(self, limit: int, interval_s: float) -> None:
+        """Other limits, from now on."""
+        self.limit = limit
+        if interval_s != self._interval_s:
+            self._interval_s = interval_s
+            self._turns.clear()
+            self._next_turn.clear()
+
     def take_turn(self, next_hop: str, waiting: int) -> float:
         """0.0, and a turn is taken; or after how many seconds to ask again (`on_grant` may come before)."""
         now, turns = self._clock.monotonic(), self._turns.get(next_hop)
         while turns and turns[0] < now - STALE_S:
             turns.popleft()
+        next_turn = self._next_turn.get(next_hop, now) - HORIZON_S
+        if not turns and next_turn > now + REFRESH_S:
+            # It is not given so early to anybody.
+            return next_turn - now
         if len(turns or ()) < waiting:
             is_new = next_hop not in self._wanted_turns
             self._wanted_turns[next_hop] = waiting
@@ -132,10 +146,11 @@ class Slots:
 
         wanted_turns, self._wanted_turns = self._wanted_turns, {}
         missing = {hop: count - len(self._turns.get(hop, ())) for hop, count in wanted_turns.items()}
+        limit, interval_s = self.limit, self._interval_s
 
         def work(store: Lender) -> tuple[dict[str, int], dict[str, tuple[float, int]]]:
-            slots = store.lease_slots(wants, self.limit)
-            return slots, store.lease_turns(missing, self.interval_s) if missing and self.interval_s else {}
+            slots = store.lease_slots(wants, limit)
+            return slots, store.lease_turns(missing, interval_s) if missing and interval_s else {}
 
         try:
             granted, turns = await self._commit.run(work)  # type: ignore[arg-type]
@@ -145,15 +160,18 @@ class Slots:
             self._wanted_turns = {**wanted_turns, **self._wanted_turns}
             return
         self._take_slots(wants, wanted, granted)
-        self._take_turns(turns)
+        if interval_s == self._interval_s:
+            self._take_turns(turns)
 
     def _take_turns(self, leased: dict[str, tuple[float, int]]) -> None:
         # Counted from the answer, a little behind the database's clock: never too early.
         now = self._clock.monotonic()
+        self._next_turn = {hop: at for hop, at in self._next_turn.items() if at > now}
         for hop, (early_s, count) in leased.items():
+            first = now + early_s
+            self._next_turn[hop] = first + count * self._interval_s
             if count > 0:
-                first = now + early_s
-                self._turns.setdefault(hop, deque()).extend(first + n * self.interval_s for n in range(count))
+                self._turns.setdefault(hop, deque()).extend(first + n * self._interval_s for n in range(count))
                 self._on_grant(hop)
         self._turns = {hop: turns for hop, turns in self._turns.items() if turns and turns[-1] > now - STALE_S}
 

@@ -221,6 +221,7 @@ class SmtpConnection(asyncio.Protocol):
         if self.has_eof or not transport.can_write_eof():
             self._outbox.put(transport, None)
             return
+        self.session.intake.forget_expected()
         self._lingers = LINGER_BYTES
         self._linger_sweeps = LINGER_SWEEPS
         self._outbox.put(transport, b"")

@@ -424,19 +424,22 @@ WITH s AS (
 SELECT next_hop, slots FROM granted;
 
 -- name: lease_turns
--- Behind lock_slots, in a statement of its own, so that it sees what the last one has left. Each node that has mail for a
--- next hop gets its part of what the rate allows until the horizon: `early` is how long before its time the first one is given.
+-- Behind lock_slots, in a statement of its own, so that it sees what the last one has left. A node gets what the rate allows
+-- until the horizon, and where others send, too, its part of what it allows until it asks again. `early` is how long before
+-- its time the first one is given.
 WITH t AS (SELECT extract(epoch FROM clock_timestamp())::float8 AS now),
 s AS (
   SELECT * FROM unnest(%(next_hop)s::text[], %(wanted)s::int[]) AS s(next_hop, wanted)
 ), begun AS (
-  SELECT s.next_hop, s.wanted, greatest(coalesce(p.next_at, 0), t.now) AS start, t.now,
-         (SELECT count(*) FROM slot o WHERE o.next_hop = s.next_hop AND o.wanted > 0 AND o.node <> %(me)s) AS others
+  -- What was noted at a slower rate than today's, or by a clock that went back, binds nobody.
+  SELECT s.next_hop, s.wanted, t.now,
+         least(greatest(coalesce(p.next_at, 0), t.now), t.now + %(horizon)s + %(interval)s) AS start,
+         (SELECT count(*) FROM slot o WHERE o.next_hop = s.next_hop AND o.slots > 0 AND o.node <> %(me)s) AS others
   FROM s CROSS JOIN t LEFT JOIN pace p USING (next_hop)
 ), given AS (
   SELECT next_hop, start, now, greatest(least(wanted,
-    floor((now + %(horizon)s - start) / %(interval)s)::int + 1,
-    ceil(%(horizon)s / %(interval)s / (others + 1))::int), 0) AS turns
+    floor((now + %(horizon)s - start) / %(interval)s) + 1,
+    CASE WHEN others > 0 THEN ceil(%(every)s / %(interval)s / (others + 1)) END), 0)::int AS turns
   FROM begun
 ), kept AS (
   INSERT INTO pace (next_hop, next_at) SELECT next_hop, start + turns * %(interval)s FROM given WHERE turns > 0
@@ -445,4 +448,6 @@ s AS (
 SELECT next_hop, start - now AS early, turns FROM given;
 
 -- name: forget_pace
-DELETE FROM pace WHERE next_at < extract(epoch FROM clock_timestamp()) - 60;
+DELETE FROM pace WHERE next_hop IN (
+  SELECT next_hop FROM pace WHERE next_at < extract(epoch FROM clock_timestamp()) - 60 FOR UPDATE SKIP LOCKED
+);
