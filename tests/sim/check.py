@@ -167,7 +167,7 @@ def paces(world: World) -> None:
     forgotten = 0 if world.disk.is_shared else sum(node.incarnations for node in world.nodes)
     for key, times in world.turns.items():
         for first, begun in enumerate(times):
-            for count in (5, 20, 60):
+            for count in (2, 5, 20, 60):
                 if first + count < len(times):
                     spent = times[first + count] - begun
                     if spent < (count - forgotten) * interval - TOGETHER_S - STALE_S - 0.01:
