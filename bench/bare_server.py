@@ -20,20 +20,23 @@ CUTS: dict[str, list[tuple[str, str]]] = {
         (_WIRETAP.format("command"), ""),
         (_WIRETAP.format("end"), ""),
         (
-            "        dispatcher = self._dispatcher\n        name = EVENT_NAMES[command.verb]\n"
-            "        direct = dispatcher.direct[name]\n"
-            '        if direct is not None and not dispatcher.heard["response"]:\n'
+            "        direct = self._dispatcher.direct[EVENT_NAMES[command.verb]]\n"
+            "        if direct is not None:\n"
             "            # Nobody but the built-in behaviour listens: no event, no walk.\n"
             "            self._answer_directly(command, direct if direct.__class__ is Reply else direct(self.facts, command))  "
             "# type: ignore\n            return\n",
             # The table of built-in answers is no slot.
             "        direct = self._dispatcher.direct[EVENT_NAMES[command.verb]]\n"
             "        self._answer_directly(command, direct if direct.__class__ is Reply else direct(self.facts, command))\n"
-            "        return\n"
-            "        dispatcher = self._dispatcher\n        name = EVENT_NAMES[command.verb]\n",
+            "        return\n",
         ),
         (
-            'if greeting is not None and not dispatcher.heard["response"]:\n            self._send_greeting',
+            "        if command.error is not None or self._context.wiretap is not None:\n            return False\n",
+            "        if command.error is not None:\n            return False\n",
+        ),
+        ("        if direct is None:\n            return False\n", ""),
+        (
+            "if greeting is not None:\n            self._send_greeting",
             "if True:\n            self._send_greeting",
         ),
         (
@@ -57,8 +60,8 @@ CUTS: dict[str, list[tuple[str, str]]] = {
     ],
     "pillarbox.server.connection": [
         (
-            "        if self._wiretap is not None:\n            self._wiretap(self.session, data)\n        if self._transport",
-            "        if self._transport",
+            "        if self._wiretap is not None:\n            self._wiretap(self.session, data)\n        transport = self._",
+            "        transport = self._",
         ),
     ],
 }

@@ -69,16 +69,18 @@ class UidSource:
     def __init__(self, clock: Clock, rng: random.Random | None = None) -> None:
         self._clock = clock
         self._counter = (rng or random.SystemRandom()).getrandbits(35)
-        self._millisecond = -1
-        self._prefix = ""
+        # What the next ids have in common: seven digits of the time, and three of the counter.
+        self._second = self._upper = -1
+        self._time = self._count = ""
 
     def __call__(self) -> str:
         now = int(self._clock.time() * 1000)
         self._counter = counter = (self._counter + 1) & 0x7FFFFFFFF
-        if now != self._millisecond or not counter & _LOW:
-            # What the next ids have in common: the time, and the counter's first three digits.
-            self._millisecond, self._prefix = now, _base32(now, 9) + _base32(counter >> 20, 3)
-        return self._prefix + _PAIRS[counter >> 10 & 1023] + _PAIRS[counter & 1023]
+        if now >> 10 != self._second:
+            self._second, self._time = now >> 10, _base32(now >> 10, 7)
+        if counter >> 20 != self._upper:
+            self._upper, self._count = counter >> 20, _base32(counter >> 20, 3)
+        return self._time + _PAIRS[now & 1023] + self._count + _PAIRS[counter >> 10 & 1023] + _PAIRS[counter & 1023]
 
 
 def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:

@@ -39,13 +39,24 @@ def target(function: Target) -> Target:
     return function
 
 
-def _session(pieces: list[bytes], *, normalise: bool) -> tuple[list[object], bytes]:
-    """What a session sees, and what it says; everybody is agreeable."""
-    protocol = ServerProtocol(Facts(max_size_bytes=4000), Rules(normalise_bare=normalise, max_small_chunks=50))
+def _session(pieces: list[bytes], rules: Rules, *, is_short: bool = False) -> tuple[list[object], bytes]:
+    """What a session sees, and what it says; everybody is agreeable. `is_short`: lines go the short way, where they can."""
+    protocol = ServerProtocol(Facts(max_size_bytes=4000), rules)
     seen: list[object] = []
     out = b""
     for piece in pieces:
-        protocol.receive_data(piece)
+        command = protocol.take_command(piece) if is_short else None
+        if command is None:
+            protocol.receive_data(piece)
+        elif command.error is None and command.verb != "BDAT":
+            seen.append((command.verb, command.address, None))
+            out += protocol.answer(Reply(354 if command.verb == "DATA" else 250))
+        else:
+            seen.append((command.verb, command.address, command.error and command.error.code))
+            if command.error is not None:
+                protocol.respond(command.error)
+            else:
+                protocol.accept_chunk()
         while (event := protocol.next_event()) is not None:
             if isinstance(event, Command):
                 seen.append((event.verb, event.address, event.error and event.error.code))
@@ -79,9 +90,14 @@ def session(octets: bytes) -> None:
     normalise = octets[:1] > b"m"
     # Pieces end with a line at the latest: what comes behind DATA in one piece with it is refused, and rightly so.
     lines = [line for line in re.split(rb"(?<=\n)", octets) if line]
-    whole, said = _session(lines, normalise=normalise)
-    again, said_again = _session([piece for line in lines for piece in _pieces_of(line, rng)], normalise=normalise)
+    rules = Rules(normalise_bare=normalise, max_small_chunks=50)
+    whole, said = _session(lines, rules)
+    again, said_again = _session([piece for line in lines for piece in _pieces_of(line, rng)], rules)
     assert _taken(whole) == _taken(again) and said == said_again, (whole, again)
+    for is_known in (False, True):
+        # The second time the lines are known.
+        again, said_again = _session(lines, rules, is_short=True)
+        assert _taken(whole) == _taken(again) and said == said_again, (is_known, whole, again)
     for content, end in zip(whole, whole[1:], strict=False):
         if isinstance(content, bytes) and isinstance(end, tuple) and end[0] == "end" and end[3] is None and end[2]:
             assert is_clean(content) or not end[2]

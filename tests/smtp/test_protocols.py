@@ -21,6 +21,7 @@ from pillarbox.smtp.framing import (
     is_plain,
     normalise_lines,
 )
+from pillarbox.smtp.rules import Rules
 from pillarbox.smtp.sasl import Credentials, ScramClient, SimpleClient
 from pillarbox.smtp.server import EndOfContent, ServerProtocol
 from pillarbox.smtp.state import ClientState, State
@@ -157,6 +158,51 @@ def test_a_421_closes_and_data_wants_354() -> None:
     protocol.next_event()
     protocol.respond(Reply(421, "4.7.0", "enough"))
     assert protocol.is_closed
+
+
+def test_known_lines_are_judged_by_each_session_anew() -> None:
+    rules = Rules()
+    first, second = ServerProtocol(Facts(), rules), ServerProtocol(Facts(), rules)
+    lines = [b"HELO a.test\r\n", b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n"]
+    for line in lines:
+        command = first.take_command(line)
+        assert command is not None and command.error is None
+        assert rules.known[line] is command
+        first.answer(Reply(354 if command.verb == "DATA" else 250))
+    assert first.state is State.CONTENT and first.take_command(b"DATA\r\n") is None
+    # Out of order: refused here, and whoever is in order takes it all the same.
+    early = second.take_command(lines[3])
+    assert early is not None and early.error is not None and early.error.code == 503
+    second.respond(early.error)
+    for line in lines:
+        command = second.take_command(line)
+        assert command is rules.known[line] and command.error is None
+        if command.verb == "DATA":
+            # Content ahead of the 354, while somebody thinks about DATA: this session's fault, nobody else's.
+            second.receive_data(b"early\r\n")
+            second.respond(Reply(354))
+        else:
+            second.answer(Reply(250))
+    assert b"503" in second.data_to_send() and second.is_closed
+    assert rules.known[lines[3]].error is None and not rules.known[lines[3]].is_abuse
+
+
+def test_what_is_known_is_bounded_and_right() -> None:
+    rules = Rules()
+    protocol = ServerProtocol(Facts(tls_offered=True), rules)
+    for line in (b"HELO a.test\r\n", b"FOO\r\n", b"MAIL FROM:<a@b.test> SIZE=10\r\n", b"RSET\r\n", b"STARTTLS\r\n"):
+        command = protocol.take_command(line)
+        assert command is not None
+        protocol.respond(command.error or Reply(250))
+    # What is wrong, what depends on the session, and what has parameters is read each time.
+    assert list(rules.known) == [b"HELO a.test\r\n", b"RSET\r\n"]
+    protocol = ServerProtocol(Facts(), rules)
+    for number in range(3000):
+        command = protocol.take_command(b"NOOP %d\r\n" % number)
+        assert command is not None
+        protocol.answer(Reply(250))
+    assert protocol.take_command(b"NOOP %s\r\n" % (b"x" * 300)) is not None
+    assert len(rules.known) <= 1024 and max(map(len, rules.known)) <= 256
 
 
 def test_a_refused_chunk_end_resets() -> None:

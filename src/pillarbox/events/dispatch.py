@@ -57,6 +57,9 @@ class Dispatcher:
             self.direct[name] = None
             if len(steps) == 1 and steps[0].alias == SIMPLE and not is_subscribed:
                 self.direct[name] = _answer_of(steps[0], name)
+        if self.heard["response"]:
+            # Somebody wants to see each reply on its way out.
+            self.direct = dict.fromkeys(CATALOGUE)
 
     def listens(self, name: str) -> bool:
         """False when an event of that name need not even be built."""

@@ -23,8 +23,9 @@ from .authentication import Authentication
 from .commands import EVENT_NAMES, EVENTS, JUNK
 from .deadlines import Deadlines
 from .describe import told
-from .effects import EFFECTS
+from .effects import EFFECTS, SHORT_WAY
 from .intake import Intake
+from .owed import Owed
 from .response import take_round
 
 if TYPE_CHECKING:
@@ -35,19 +36,17 @@ _log = logging.getLogger("pillarbox.session")
 _TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing")
 _TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing")
 _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
-_NO_ANSWER, _NO_GREETING = Reply(451, "4.3.0", "No answer in time"), Reply(421, "4.3.0", "No answer in time")
 _MAX_BUFFERED = 64 * 1024  # of input that waits while the session is parked; beyond, reading stops
 # Stands for the end of content where a reply's command is asked for.
 _END = Command(".", "")
 
 
-class SmtpSession:
+class SmtpSession(Owed):
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
-        "_account", "_authentication", "_command", "_connection", "_context", "_deadlines", "_dispatcher", "_early",
-        "_errors", "_event", "_greeted", "_is_content", "_junk", "_may_answer", "_pumping", "_waiting", "arrivals",
-        "awaits_program", "began", "commands", "content_bytes", "facts", "intake", "is_lost", "protocol", "reason",
+        "_account", "_authentication", "_connection", "_context", "_deadlines", "_dispatcher", "_errors", "_event",
+        "_is_content", "_junk", "_pumping", "_waiting", "began", "content_bytes", "facts", "intake", "protocol", "reason",
     )  # fmt: skip
 
     def __init__(
@@ -89,9 +88,9 @@ class SmtpSession:
         if refusal is not None:
             self._greeting_decided(Reply(421, "4.7.0", refusal))
             return
-        facts, dispatcher = self.facts, self._dispatcher
-        greeting = dispatcher.direct["connection"]
-        if greeting is not None and not dispatcher.heard["response"]:
+        facts = self.facts
+        greeting = self._dispatcher.direct["connection"]
+        if greeting is not None:
             self._send_greeting(greeting, is_sent=True)  # type: ignore[arg-type]
             return
         self._event = e.Connection(facts.client_id, facts, facts.peer, facts.local, facts.tls)
@@ -133,19 +132,19 @@ class SmtpSession:
         if not self._greeted:
             self.facts.talked_early = True
         protocol = self.protocol
-        if not self._waiting:
-            command = protocol.take_command(data)
-            if command is None:
-                protocol.receive_data(data)
-                self._pump()
-            else:
-                self._pumping = True
-                self._on_command(command)
-                self._end_pump()
+        if self._waiting:
+            protocol.receive_data(data)
+            if protocol.buffered_bytes > _MAX_BUFFERED:
+                self._connection.stop_reading("parked")
             return
-        protocol.receive_data(data)
-        if protocol.buffered_bytes > _MAX_BUFFERED:
-            self._connection.stop_reading("parked")
+        command = protocol.take_command(data)
+        if command is None:
+            protocol.receive_data(data)
+            self._pump()
+        elif not self._answer_at_once(command):
+            self._pumping = True
+            self._on_command(command)
+            self._end_pump()
 
     def receive_eof(self) -> None:
         """The client sends no more; what it sent is answered (RFC 5321 section 4.1.1.10 has QUIT for this)."""
@@ -218,18 +217,39 @@ class SmtpSession:
                 self._event = None
                 self._answer(_TOO_MUCH_JUNK)
                 return
-        dispatcher = self._dispatcher
-        name = EVENT_NAMES[command.verb]
-        direct = dispatcher.direct[name]
-        if direct is not None and not dispatcher.heard["response"]:
+        direct = self._dispatcher.direct[EVENT_NAMES[command.verb]]
+        if direct is not None:
             # Nobody but the built-in behaviour listens: no event, no walk.
             self._answer_directly(command, direct if direct.__class__ is Reply else direct(self.facts, command))  # type: ignore
             return
         event = self._event = EVENTS[command.verb](self.facts, command)
         self._waiting = self._may_answer = True
-        verdict = dispatcher.dispatch(event, self._command_decided)
+        verdict = self._dispatcher.dispatch(event, self._command_decided)
         if verdict is not PARKED:
             self._command_decided(verdict)  # type: ignore[arg-type]
+
+    def _answer_at_once(self, command: Command) -> bool:
+        """The short way of a command alone in its segment that only the built-in behaviour hears of, and takes.
+
+        False, and nothing has happened, for any other.
+        """
+        if command.error is not None or self._context.wiretap is not None:
+            return False
+        event_name, is_junk, effect = SHORT_WAY[command.verb]
+        direct = self._dispatcher.direct[event_name]
+        if direct is None:
+            return False
+        reply = direct if direct.__class__ is Reply else direct(self.facts, command)  # type: ignore[operator]
+        if reply.code >= 400 or (is_junk and self._junk >= self._context.options.max_junk):
+            return False
+        self._junk += is_junk
+        self.commands += 1
+        self._connection.write(self.protocol.answer(reply))
+        if effect is not None:
+            effect(self, command, reply)
+            if self.protocol.state is State.CLOSED:
+                self._connection.close_when_written()
+        return True
 
     def _command_decided(self, verdict: Verdict) -> None:
         self._may_answer = False
@@ -258,43 +278,6 @@ class SmtpSession:
         self.protocol.accept_chunk()
         self.begin_content()
         self._resume()
-
-    def await_program(self) -> None:
-        """From now on the program owes the reply, if it has not given it already."""
-        self.awaits_program = True
-        self.commands += 1
-        self.arrivals += 1
-        early, self._early = self._early, None
-        if early is not None:
-            self.reply_from_program(early)
-
-    def expect_program(self) -> None:
-        """An event goes round that the program may answer."""
-        self._may_answer = True
-
-    def reply_from_program(self, reply: Reply) -> bool:
-        """A reply by MailServer.send_to_client; False when none is owed."""
-        if self.is_lost:
-            return False
-        if not self.awaits_program:
-            if self._may_answer and self._early is None:
-                self._early = reply
-                return True
-            return False
-        self.awaits_program = False
-        if not self._greeted:
-            self._greeting_decided(reply)
-        elif reply.is_positive and self._command is not None and self._command.verb == "BDAT":
-            # It may come; the reply that the client gets follows its octets (RFC 3030 section 2).
-            self._take_chunk()
-        else:
-            self._answer(reply)
-        return True
-
-    @property
-    def owes_program(self) -> bool:
-        """True while send_to_client would be heard."""
-        return not self.is_lost and (self.awaits_program or (self._may_answer and self._early is None))
 
     def _answer(self, reply: Reply) -> None:
         if self._dispatcher.heard["response"]:
@@ -484,10 +467,6 @@ class SmtpSession:
     def is_parked(self) -> bool:
         """True while a plugin, the disk or an authenticator takes its time: the client's own does not run."""
         return self._waiting
-
-    def answer_for_program(self) -> None:
-        """Nobody gave the reply that was owed."""
-        self.reply_from_program(_NO_ANSWER if self._greeted else _NO_GREETING)
 
     def lost(self) -> None:
         """The connection is gone: an open transaction goes with it."""

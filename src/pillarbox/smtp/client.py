@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum
+from functools import lru_cache
 
 from .address import is_mailbox
 from .framing import DotStuffer
@@ -77,6 +78,7 @@ def _check(text: str) -> str:
     return text
 
 
+@lru_cache(maxsize=2048)
 def _check_path(address: str) -> str:
     """A path: by the grammar, so that no ">" of its own can end it (in a quoted local-part one may stand)."""
     if not is_mailbox(address) and address.lower() != "postmaster":

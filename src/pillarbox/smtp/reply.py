@@ -148,7 +148,7 @@ def format_reply(reply: Reply) -> bytes:
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])([ -]|\Z)(?:([245]\.\d{1,3}\.\d{1,3})(?:[ ]|\Z))?(.*)\Z", re.S)
 MAX_REPLY_LINE = 4096
-_SHORT_LINE = 128
+_SHORT_SEGMENT = 256
 MAX_REPLY_LINES = 128
 
 
@@ -179,6 +179,14 @@ class ReplyReader:
 
     def feed(self, data: bytes) -> list[Reply]:
         """Takes octets, returns the replies that they complete. Raises ReplyFault."""
+        if self._code is None and not self._buffer and len(data) <= _SHORT_SEGMENT:
+            # Nearly all segments are whole replies, and the same server says the same ones again and again.
+            whole = _judge_segment(data)
+            if whole is not None:
+                return [*whole]
+        return self._read(data)
+
+    def _read(self, data: bytes) -> list[Reply]:
         buffer = self._buffer + data if self._buffer else data
         replies: list[Reply] = []
         start = 0
@@ -194,13 +202,7 @@ class ReplyReader:
         return replies
 
     def _take_line(self, line: bytes) -> Reply | None:
-        if self._code is None and len(line) <= _SHORT_LINE:
-            # Nearly every reply is one short line, and the same server says the same ones again and again.
-            code, is_last, enhanced, text, reply = _judge_line(line)
-            if reply is not None:
-                return reply
-        else:
-            code, is_last, enhanced, text, _ = _judge_line.__wrapped__(line)
+        code, is_last, enhanced, text = _judge_line(line)
         if self._code is None:
             self._code = code
             self._enhanced = enhanced if enhanced and enhanced[:1] == code[:1] else None
@@ -218,17 +220,20 @@ class ReplyReader:
         return reply
 
 
-@lru_cache(maxsize=512)
-def _judge_line(line: bytes) -> tuple[str, bool, str | None, str, Reply | None]:
-    """A reply line: code, whether it is the last one, enhanced code, text; and the reply, if this line may be all of it."""
+def _judge_line(line: bytes) -> tuple[str, bool, str | None, str]:
+    """A reply line: code, whether it is the last one, enhanced code, text."""
     found = _REPLY_LINE.match(line) if len(line) <= MAX_REPLY_LINE else None
     if found is None:
         raise ReplyFault(f"not a reply line: {line[:80]!r}")
     code, separator, raw_enhanced, rest = found.groups()
-    enhanced = raw_enhanced.decode() if raw_enhanced else None
     # Kept whole but harmless: control characters of the peer never reach a log, a DSN or a page as they are.
     text = _FORBIDDEN.sub("?", rest.decode("utf-8", "replace"))
-    is_last = separator != b"-"
-    fits = enhanced is None or enhanced[:1] == code[:1].decode()
-    whole = Reply(int(code), enhanced, text) if is_last and fits else None
-    return code.decode(), is_last, enhanced, text, whole
+    return code.decode(), separator != b"-", raw_enhanced.decode() if raw_enhanced else None, text
+
+
+@lru_cache(maxsize=512)
+def _judge_segment(data: bytes) -> tuple[Reply, ...] | None:
+    """The replies in octets that are nothing but whole replies; None for any others. Raises ReplyFault."""
+    reader = ReplyReader()
+    replies = tuple(reader._read(data))
+    return None if reader.has_rest else replies

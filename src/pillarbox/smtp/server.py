@@ -7,35 +7,14 @@ policy, plugins or the queue.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from .command import Command, Grammar, parse_command
+from .command import Command, parse_command
 from .extension import Facts
 from .framing import BARE_LF, CRLF, OVERLONG, BareLineFeed, ChunkScanner, DataScanner, LineBuffer, OverlongLine
 from .reply import Reply, format_reply
+from .rules import LASTING, Rules
 from .state import ORDER_HINTS, TRANSITIONS, State
-
-
-@dataclass(slots=True)
-class Rules:
-    """Bounds of the protocol. Lengths in octets, CRLF counted."""
-
-    # RFC 5321 section 4.5.3.1.4 says 512; the parameters of the extensions add to that, and Postfix takes 2,048.
-    max_line_bytes: int = 2048
-    # RFC 4954 section 4: 12,288 octets for the lines of an AUTH exchange.
-    max_auth_line_bytes: int = 12288
-    max_small_chunks: int = 1000
-    normalise_bare: bool = False
-    accept_bare_lf_commands: bool = False
-    is_strict: bool = False
-    local_domain: str = ""
-
-    @property
-    def grammar(self) -> Grammar:
-        """How commands are read by these rules."""
-        if self.local_domain:
-            return Grammar(self.is_strict, self.local_domain.encode())
-        return _STRICT if self.is_strict else _LENIENT
 
 
 class EndOfContent:
@@ -81,7 +60,6 @@ _BARE_LF = Reply(500, "5.5.2", "Line ended by LF alone: end lines with CR LF")
 _BARE_CONTENT = Reply(550, "5.5.2", "Content has a bare CR or LF: end lines with CR LF")
 _EARLY_CONTENT = Reply(503, "5.5.0", "Data behind DATA before the 354 reply")
 _BEHIND_STARTTLS = Reply(554, "5.5.0", "Nothing may follow STARTTLS before its reply")
-_STRICT, _LENIENT = Grammar(is_strict=True), Grammar(is_strict=False)
 _FOREIGN = Reply(554, "5.5.0", "This is SMTP, not TLS; closing")
 _SMALL_CHUNKS = Reply(421, "4.7.0", "Too many small chunks")
 
@@ -110,8 +88,6 @@ class ServerProtocol:
         self.rules = rules = rules or Rules()
         self._input = LineBuffer(accept_bare_lf=rules.accept_bare_lf_commands)
         self._out: list[bytes] = []
-        self._max_line = rules.max_line_bytes
-        self._grammar = rules.grammar
 
     # ------------------------------------------------------------------ input
 
@@ -167,18 +143,30 @@ class ServerProtocol:
             not waiting.is_empty
             or self._owed is not None
             or self._scanner is not None
-            or data[-2:] != CRLF
-            or data.find(b"\n") != len(data) - 1
-            or len(data) > self._max_line
-            or data[0] in _LONG_WAY
-            or self.state is State.CLOSED
             or waiting.is_dropping
             or self._auth
             or self._tls_wait
             or self._swallow
         ):
             return None
-        return self._judge(data[:-2])
+        known = self.rules.known.get(data)
+        if known is not None:
+            following = TRANSITIONS[self.state].get(known.verb)
+            if following is not None:
+                self._owed, self._next_state = known, following
+                return known
+        if (
+            data[-2:] != CRLF
+            or data.find(b"\n") != len(data) - 1
+            or len(data) > self.rules.max_line_bytes
+            or data[0] in _LONG_WAY
+            or self.state is State.CLOSED
+        ):
+            return None
+        command = self._judge(data[:-2])
+        if command.error is None and command.verb in LASTING and not command.parameters:
+            self.rules.remember(data, command)
+        return command
 
     def _drain(self) -> bool:
         """Octets of a refused BDAT chunk: counted and forgotten (RFC 3030 section 2)."""
@@ -191,7 +179,7 @@ class ServerProtocol:
         if self.state is State.OPEN and self._input.peek() == TLS_RECORD and not self._input.is_dropping:
             # A TLS record has no CRLF to wait for.
             return self._owe(self._fault("", _FOREIGN, is_abuse=True), State.CLOSED)
-        line = self._input.take_line(self._max_line)
+        line = self._input.take_line(self.rules.max_line_bytes)
         if line is None:
             return None
         if line.__class__ is not bytes:
@@ -200,7 +188,7 @@ class ServerProtocol:
 
     def _judge(self, line: bytes) -> Command:
         """Grammar, then order, then what only this session can know."""
-        command, row = parse_command(line, self._grammar)
+        command, row = parse_command(line, self.rules.grammar)
         self._owed = command
         self._next_state = state = self.state
         if row is not None:
@@ -370,9 +358,10 @@ class ServerProtocol:
         assert owed is not None, "no reply is owed"
         self._owed = None
         if reply.code == 354 and isinstance(owed, Command) and len(self._input):
-            # What came while a plugin thought about DATA was sent before the 354 just the same.
-            reply = owed.error = _EARLY_CONTENT
-            owed.is_abuse = True
+            # What came while a plugin thought about DATA was sent before the 354 just the same. The command itself may be
+            # other sessions', too (Rules.known).
+            reply = _EARLY_CONTENT
+            owed = self._fault(owed.verb, reply, is_abuse=True)
         if is_sent:
             self._out.append(reply._wire or format_reply(reply))
         code = reply.code
@@ -395,6 +384,18 @@ class ServerProtocol:
                 self.close()
         if code == 421:
             self.close()
+
+    def answer(self, reply: Reply) -> bytes:
+        """`respond` with a positive reply to a command without error, and `data_to_send`, where nothing else waits to be sent."""
+        owed = self._owed
+        assert owed.__class__ is Command, "no command is owed a reply"
+        self._owed = None
+        verb = owed.verb
+        if verb in _PLAIN:
+            self.state = self._next_state
+        else:
+            self._move(verb, reply)
+        return reply._wire or format_reply(reply)
 
     def accept_chunk(self) -> None:
         """Answers an owed BDAT by taking its octets; the reply comes due at their end (RFC 3030 section 2)."""
