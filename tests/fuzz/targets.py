@@ -46,7 +46,18 @@ def _session(pieces: list[bytes], rules: Rules, *, is_short: bool = False) -> tu
     out = b""
     for piece in pieces:
         command = protocol.take_command(piece) if is_short else None
-        if command is None:
+        content = protocol.take_content(piece) if is_short and command is None else None
+        if content is not None:
+            if content[0]:
+                before = seen.pop() if seen and isinstance(seen[-1], bytes) else b""
+                seen.append(before + content[0])
+            if (end := content[1]) is not None:
+                seen.append(("end", end.size_bytes, end.is_last, end.fault and end.fault.code))
+                if end.fault is None and protocol.is_quiet:
+                    out += protocol.answer(Reply(250))
+                else:
+                    protocol.respond(end.fault or Reply(250))
+        elif command is None:
             protocol.receive_data(piece)
         elif command.error is None and command.verb != "BDAT":
             seen.append((command.verb, command.address, None))

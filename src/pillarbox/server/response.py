@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from ..events.catalogue import Response
+from ..events.catalogue import Response, Session
 from ..events.dispatch import PARKED, Dispatcher, Verdict
 from ..events.plugin import Eat
 from ..smtp.reply import Reply
@@ -36,3 +36,10 @@ def _decided(session: SmtpSession, event: Response, reply: Reply, send: Callable
         _log.error("session %s: a plugin set the reply to %r: ignored", session.facts.client_id, final)
         final = reply
     send(final, is_sent=verdict is not Eat.CLIENT and verdict is not Eat.ALL)
+
+
+def last_word(dispatcher: Dispatcher, facts: Session, reply: Reply) -> Reply:
+    """The `response` event of a 421 that ends the session: it cannot wait for a plugin that suspends."""
+    event = Response(facts.client_id, facts, reply, "")
+    dispatcher.dispatch(event)
+    return event.reply if isinstance(event.reply, Reply) and event.reply.code == 421 else reply

@@ -26,7 +26,7 @@ from .describe import told
 from .effects import EFFECTS, SHORT_WAY
 from .intake import Intake
 from .owed import Owed
-from .response import take_round
+from .response import last_word, take_round
 
 if TYPE_CHECKING:
     from .connection import SmtpConnection
@@ -139,12 +139,29 @@ class SmtpSession(Owed):
             return
         command = protocol.take_command(data)
         if command is None:
-            protocol.receive_data(data)
-            self._pump()
+            content = protocol.take_content(data)
+            if content is None:
+                protocol.receive_data(data)
+                self._pump()
+            else:
+                self._take_content(*content)
         elif not self._answer_at_once(command):
             self._pumping = True
             self._on_command(command)
             self._end_pump()
+
+    def _take_content(self, piece: bytes, end: EndOfContent | None) -> None:
+        """The short way of content, and of its end where nothing is said to that yet."""
+        if piece:
+            self.content_bytes += len(piece)
+            self.intake.piece(piece)
+        if end is None:
+            return
+        self._pumping = True
+        self._on_end(end)
+        self._pumping = False
+        if not self._waiting:
+            self._pump()
 
     def receive_eof(self) -> None:
         """The client sends no more; what it sent is answered (RFC 5321 section 4.1.1.10 has QUIT for this)."""
@@ -301,8 +318,10 @@ class SmtpSession(Owed):
             self.facts.envelope = None
             if reply.code < 400:
                 self._junk = 0
-        if reply.code == 235:
-            self._let_in()
+        if reply.code == 235 and self._account is not None:
+            self.facts.username = self._account.name
+            self.facts.senders = self._context.default_senders(self._account)
+            self._account = None
         if reply.code >= 400:
             if command is not None and command.verb == "BDAT" and self.protocol.state is State.READY:
                 self.reset()
@@ -383,12 +402,6 @@ class SmtpSession(Owed):
             self._account = account
             self._answer(reply)
 
-    def _let_in(self) -> None:
-        account, self._account = self._account, None
-        if account is not None:
-            self.facts.username = account.name
-            self.facts.senders = self._context.default_senders(account)
-
     # ------------------------------------------------------------------- content
 
     def _on_end(self, end: EndOfContent) -> None:
@@ -414,16 +427,24 @@ class SmtpSession(Owed):
 
     def intake_decided(self, reply: Reply) -> None:
         """The message is queued, or refused."""
-        if not self.is_lost:
-            self._may_answer = False
+        if self.is_lost:
+            return
+        self._may_answer = False
+        is_quiet = self.protocol.is_quiet and not self._pumping and not self._connection.has_eof
+        if not is_quiet or reply.code >= 400 or self._dispatcher.heard["response"]:
             self._answer(reply)
+            return
+        # The short way of `_send` and `_resume`: the client waits for this, and for nothing else.
+        self._connection.write(self.protocol.answer(reply))
+        self._command = self._event = self._early = self.facts.envelope = None
+        self._waiting = False
+        self._junk = 0
+        self.commands += 1
+        self.arrivals += 1
 
     def wants_reading(self, wants: bool) -> None:
         """The spool's back-pressure."""
-        if wants:
-            self._connection.go_on_reading("spool")
-        else:
-            self._connection.stop_reading("spool")
+        (self._connection.go_on_reading if wants else self._connection.stop_reading)("spool")
 
     # ----------------------------------------------------------------------- end
 
@@ -438,10 +459,7 @@ class SmtpSession(Owed):
             return
         self.reason = reason
         if self._dispatcher.heard["response"]:
-            # It cannot wait for a plugin that suspends.
-            event = e.Response(self.facts.client_id, self.facts, reply, "")
-            self._dispatcher.dispatch(event)
-            reply = event.reply if isinstance(event.reply, Reply) and event.reply.code == 421 else reply
+            reply = last_word(self._dispatcher, self.facts, reply)
         self.protocol.say(reply)
         self.protocol.close()
         self._waiting = False

@@ -12,39 +12,10 @@ from dataclasses import replace
 from .command import Command, parse_command
 from .extension import Facts
 from .framing import BARE_LF, CRLF, OVERLONG, BareLineFeed, ChunkScanner, DataScanner, LineBuffer, OverlongLine
+from .given import BARE_CONTENT, AuthLine, EndOfContent
 from .reply import Reply, format_reply
 from .rules import LASTING, Rules
 from .state import ORDER_HINTS, TRANSITIONS, State
-
-
-class EndOfContent:
-    """The end of a message (`is_last`) or of a BDAT chunk. `fault` is the reply that the content itself calls for.
-
-    `is_plain`: whole lines that end in CRLF, none of which begins with a dot.
-    """
-
-    __slots__ = ("by_bdat", "fault", "is_abuse", "is_last", "is_plain", "size_bytes")
-
-    def __init__(
-        self, size_bytes: int, fault: Reply | None, *, is_last: bool, by_bdat: bool, is_plain: bool = False
-    ) -> None:
-        # A bare CR or LF in content is how messages are smuggled: the session ends with its refusal.
-        self.is_abuse = fault is _BARE_CONTENT
-        self.size_bytes = size_bytes
-        self.fault = fault
-        self.is_last = is_last
-        self.by_bdat = by_bdat
-        self.is_plain = is_plain
-
-
-class AuthLine:
-    """A line of an AUTH exchange; `line` is None when it passed its limit."""
-
-    __slots__ = ("line",)
-
-    def __init__(self, line: bytes | None) -> None:
-        self.line = line
-
 
 Event = Command | EndOfContent | AuthLine | bytes
 
@@ -57,7 +28,6 @@ _SMALL_CHUNK = 1024
 
 _TOO_LONG = Reply(500, "5.5.2", "Line too long")
 _BARE_LF = Reply(500, "5.5.2", "Line ended by LF alone: end lines with CR LF")
-_BARE_CONTENT = Reply(550, "5.5.2", "Content has a bare CR or LF: end lines with CR LF")
 _EARLY_CONTENT = Reply(503, "5.5.0", "Data behind DATA before the 354 reply")
 _BEHIND_STARTTLS = Reply(554, "5.5.0", "Nothing may follow STARTTLS before its reply")
 _FOREIGN = Reply(554, "5.5.0", "This is SMTP, not TLS; closing")
@@ -264,6 +234,20 @@ class ServerProtocol:
 
     # ----------------------------------------------------------------- content
 
+    def take_content(self, data: bytes) -> tuple[bytes, EndOfContent | None] | None:
+        """A segment within DATA's content: what is kept of it, and the end if it is there. The short way, as take_command.
+
+        None, and nothing is taken, where it is anything else. What stands behind the end waits for next_event.
+        """
+        scanner = self._scanner
+        if scanner.__class__ is not DataScanner or self._owed is not None or self._ended or not self._input.is_empty:
+            return None
+        piece, rest = scanner.feed(data)
+        piece = self._keep(piece)
+        if rest:
+            self._input.push(rest)
+        return piece, None if rest is None else self._end_of_content(by_bdat=False)
+
     def _next_data(self) -> bytes | EndOfContent | None:
         scanner = self._scanner
         assert isinstance(scanner, DataScanner)
@@ -312,7 +296,7 @@ class ServerProtocol:
         if self._is_last and self._too_large:
             fault = _too_large(self.facts)
         elif self._is_last and scanner.has_bare and not scanner.normalise:
-            fault = _BARE_CONTENT
+            fault = BARE_CONTENT
         is_plain = isinstance(scanner, DataScanner) and scanner.is_plain
         end = EndOfContent(self._size, fault, is_last=self._is_last, by_bdat=by_bdat, is_plain=is_plain)
         self._owed = end
@@ -386,16 +370,27 @@ class ServerProtocol:
             self.close()
 
     def answer(self, reply: Reply) -> bytes:
-        """`respond` with a positive reply to a command without error, and `data_to_send`, where nothing else waits to be sent."""
+        """`respond` and `data_to_send` in one: a positive reply to a command or to a message's end, without fault.
+
+        Only where nothing else waits to be sent or to be looked at (`is_quiet`).
+        """
         owed = self._owed
-        assert owed.__class__ is Command, "no command is owed a reply"
         self._owed = None
-        verb = owed.verb
-        if verb in _PLAIN:
-            self.state = self._next_state
+        if isinstance(owed, Command):
+            if owed.verb in _PLAIN:
+                self.state = self._next_state
+            else:
+                self._move(owed.verb, reply)
         else:
-            self._move(verb, reply)
+            assert isinstance(owed, EndOfContent) and owed.is_last, "no reply is owed"
+            self._forget_chunks()
+            self.state = State.READY
         return reply._wire or format_reply(reply)
+
+    @property
+    def is_quiet(self) -> bool:
+        """True when nothing waits to be looked at, and no reply to be sent."""
+        return self._input.is_empty and not self._out
 
     def accept_chunk(self) -> None:
         """Answers an owed BDAT by taking its octets; the reply comes due at their end (RFC 3030 section 2)."""
