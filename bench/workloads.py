@@ -23,11 +23,12 @@ ALL_NEW = tuple(make for make in ALL if make not in (OpenSmtpd, Exim))
 
 
 def two_workers() -> Peer:
-    """This project with two processes: on two processors, beside the load generator, no more than one is to be expected."""
+    """This project with two processes."""
     return Pillarbox("pillarbox-2", 2607, ("--workers=2",))
 
 
 SERVERS: tuple[Make, ...] = (Postfix, tuned, Pillarbox, *(make for make in all_there() if make is not OpenSmtpd))
+RELAYS = (*SERVERS, two_workers)
 BOTH: tuple[Make, ...] = (Postfix, Pillarbox)
 OWN: tuple[Make, ...] = (Pillarbox, WithoutSlots, lambda: WithPlugin("sync"), lambda: WithPlugin("async"))
 SECURE: tuple[Make, ...] = (lambda: Postfix(has_tls=True), lambda: Pillarbox(has_tls=True))
@@ -86,8 +87,8 @@ WORKLOADS = [
     Workload("STARTTLS, 20 sessions, a handshake a message", "tls", SECURE, 20, 2000),
     Workload("STARTTLS, 20 sessions, resumed for each message", "tls-resumed", SECURE, 20, 2000),
     Workload("STARTTLS, 20 sessions, reused connections", "tls", SECURE, 20, 5000, is_reused=True),
-    Workload("relay-through, 20 sessions, new connections", "relay", SERVERS, 20, 3000),
-    Workload("relay-through, 20 sessions, reused connections", "relay", SERVERS, 20, 4000, True, is_quick=True),
+    Workload("relay-through, 20 sessions, new connections", "relay", RELAYS, 20, 6000),
+    Workload("relay-through, 20 sessions, reused connections", "relay", RELAYS, 20, 8000, True, is_quick=True),
     Workload("fan-out, 200 messages to 50 recipients each", "fanout", SERVERS, 10, 200, is_reused=True),
     Workload("20 sessions, new connections, beside 5,000 idle ones", "idle", (Pillarbox,), 20, 4000),
     Workload("a million queued: relay", "million", (Pillarbox,), 20, 4000),

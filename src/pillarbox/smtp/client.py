@@ -9,6 +9,7 @@ Use: `receive_data(octets)`, then `next_event()` until None, then `data_to_send(
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator
 from enum import Enum
@@ -71,9 +72,13 @@ _STAGES = {
 _Entry = tuple[_Expect, "Transaction | None", int]
 
 
+# A blank would make two words of one, anything else here two lines.
+_BREAKS = re.compile(r"[\x00-\x20\x7f]")
+
+
 def _check(text: str) -> str:
     """A word of a command line."""
-    if any(c <= " " or c == "\x7f" for c in text):
+    if _BREAKS.search(text):
         raise ClientFault(f"{text!r} has characters that would break the command line")
     return text
 
@@ -285,8 +290,9 @@ class ClientProtocol:
         path = "" if transaction.reverse_path is None else _check_path(transaction.reverse_path)
         for recipient in transaction.recipients:
             _check_path(recipient.address)
-            _check("".join(recipient.parameters))
-        words = " ".join(("", *map(_check, transaction.parameters)))
+            if recipient.parameters:
+                _check("".join(recipient.parameters))
+        words = " ".join(("", *map(_check, transaction.parameters))) if transaction.parameters else ""
         self._enter(ClientState.BUSY)
         self._open.append(transaction)
         self._out.append(f"MAIL FROM:<{path}>{words}\r\n".encode())
@@ -298,7 +304,7 @@ class ClientProtocol:
 
     def _send_rcpt(self, transaction: Transaction, index: int) -> None:
         recipient = transaction.recipients[index]
-        words = " ".join(("", *recipient.parameters))
+        words = " ".join(("", *recipient.parameters)) if recipient.parameters else ""
         self._out.append(f"RCPT TO:<{recipient.address}>{words}\r\n".encode())
         self._expected.append((_Expect.RCPT, transaction, index))
 
