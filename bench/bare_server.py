@@ -31,8 +31,8 @@ CUTS: dict[str, list[tuple[str, str]]] = {
             "        return\n",
         ),
         (
-            "        if command.error is not None or self._context.wiretap is not None:\n            return False\n",
-            "        if command.error is not None:\n            return False\n",
+            "        elif command.error is not None or not self._dispatcher.has_direct or not self._answer_at_once(command):\n",
+            "        elif command.error is not None or not self._answer_at_once(command):\n",
         ),
         ("        if direct is None:\n            return False\n", ""),
         (

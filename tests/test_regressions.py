@@ -487,3 +487,40 @@ def test_a_session_from_before_a_reload_does_not_answer_for_those_behind(tmp_pat
             new.close()
 
     run_async(main)
+
+
+def test_a_plugin_that_changes_parameters_changes_them_for_its_own_session() -> None:
+    seen = []
+
+    class Marks:
+        def on_cmd_mail(self, server: MailServer, event: Any) -> None:
+            seen.append(dict(event.parameters))
+            event.parameters["RET"] = "HDRS"
+
+    async def main() -> None:
+        async with wired(WHOLE, plugins={"marks": Marks()}) as (server, wire):
+            for _ in range(2):
+                await wire.ask(b"EHLO a.test\r\n")
+                await wire.ask(b"MAIL FROM:<a@b.test>\r\n")
+                assert wire.connection.session.facts.envelope.ret == "HDRS"
+                await wire.ask(b"RSET\r\n")
+
+    run_async(main)
+    assert seen == [{}, {}]
+
+
+def test_who_was_sent_away_within_content_has_sent_nothing() -> None:
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            for line in (b"HELO a.test\r\n", b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n"):
+                await wire.ask(line)
+            session = wire.connection.session
+            wire.connection.data_received(b"begin\r\n")
+            session.leave(Reply(421, "4.3.2", "Shutting down"), "shutdown", at_once=True)
+            # What was on its way already.
+            wire.connection.data_received(b"end\r\n.\r\n")
+            await wire.settle()
+            assert session.protocol.is_closed and queued(server) == []
+            assert [reply[:3] for reply in wire.replies()][-1] == "421"
+
+    run_async(main)

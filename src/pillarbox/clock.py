@@ -48,10 +48,6 @@ _ALPHABET = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 _PAIRS = [a + b for a in _ALPHABET for b in _ALPHABET]
 
 
-# The bits of two pairs.
-_LOW = (1 << 20) - 1
-
-
 def _base32(number: int, digits: int) -> str:
     out = ""
     for _ in range((digits + 1) // 2):

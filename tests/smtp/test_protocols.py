@@ -205,6 +205,18 @@ def test_what_is_known_is_bounded_and_right() -> None:
     assert len(rules.known) <= 1024 and max(map(len, rules.known)) <= 256
 
 
+def test_nothing_is_taken_once_a_session_has_been_sent_away() -> None:
+    protocol = ServerProtocol(Facts())
+    for line in (b"HELO a.test\r\n", b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n"):
+        assert protocol.take_command(line) is not None
+        protocol.answer(Reply(354 if line == b"DATA\r\n" else 250))
+    assert protocol.take_content(b"begin\r\n") == (b"begin", None)
+    protocol.say(Reply(421))
+    assert protocol.take_command(b"end\r\n.\r\n") is None and protocol.take_content(b"end\r\n.\r\n") is None
+    protocol.receive_data(b"end\r\n.\r\n")
+    assert protocol.next_event() is None and protocol.is_closed
+
+
 def test_a_refused_chunk_end_resets() -> None:
     protocol = served((b"EHLO x\r\n", OK), (b"MAIL FROM:<a@b.c>\r\n", OK), (b"RCPT TO:<a@b.c>\r\n", OK))
     protocol.receive_data(b"BDAT 3\r\nabcBDAT 2 LAST\r\nxyNOOP\r\n")

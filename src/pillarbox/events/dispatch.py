@@ -27,6 +27,7 @@ class Parked:
 
 
 PARKED = Parked()
+_SMTPD = Kind.SMTPD
 Verdict = Reply | Eat | None
 Done = Callable[[Verdict], None]
 
@@ -47,12 +48,15 @@ class Dispatcher:
         # it is called with the session and the command: then no event is built, and nobody walks.
         self.heard: dict[str, bool] = dict.fromkeys(CATALOGUE, False)
         self.direct: dict[str, Reply | Callable[[Any, Any], Reply] | None] = dict.fromkeys(CATALOGUE)
+        self.has_direct = False
+        self._steps: dict[str, tuple[Step, ...]] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
     def compile(self) -> None:
         """Looks at pipeline and subscribers once, so that an event need not: after each change of either."""
         for name in CATALOGUE:
             steps, is_subscribed = self.pipeline.steps(name), self.subscribers.listens(name)
+            self._steps[name] = steps
             self.heard[name] = bool(steps) or is_subscribed
             self.direct[name] = None
             if len(steps) == 1 and steps[0].alias == SIMPLE and not is_subscribed:
@@ -60,6 +64,7 @@ class Dispatcher:
         if self.heard["response"]:
             # Somebody wants to see each reply on its way out.
             self.direct = dict.fromkeys(CATALOGUE)
+        self.has_direct = any(answer is not None for answer in self.direct.values())
 
     def listens(self, name: str) -> bool:
         """False when an event of that name need not even be built."""
@@ -72,21 +77,28 @@ class Dispatcher:
         A Reply: the answer. An Eat: the event was eaten without an answer. None: nobody objected. PARKED: `done` gets
         one of these later (without `done` the rest simply happens later).
         """
-        steps, server = self.pipeline.steps(event.name), self.server
+        server, steps = self.server, self._steps.get(event.name)
+        if steps is None:
+            # An event of the program's own.
+            steps = self.pipeline.steps(event.name)
         # Nearly all have nothing to say, and then the built-in behaviour answers: that way is kept short.
-        for index, step in enumerate(steps):
+        for step in steps:
             try:
-                result = step.method(server, event)
+                result = step[2](server, event)
             except (Exception, asyncio.CancelledError) as error:
                 result = self._failed(step, event, error)
+            if result is None:
+                continue
             if result.__class__ is CoroutineType:
                 result = self._drive(step, event, result)
-            if result is not None:
-                if result.__class__ is Reply and step.alias == SIMPLE and event.kind is not Kind.SMTPC:
-                    if self.subscribers.by_name:
-                        self.subscribers.notify(event)
-                    return result
-                return self._take(event, steps, index, Eat.NONE, done, result)
+                if result is None:
+                    continue
+            if result.__class__ is Reply and step[0] == SIMPLE and event.kind is _SMTPD:
+                if self.subscribers.by_name:
+                    self.subscribers.notify(event)
+                return result
+            place = next(number for number, one in enumerate(steps) if one is step)
+            return self._take(event, steps, place, Eat.NONE, done, result)
         if self.subscribers.by_name:
             self.subscribers.notify(event)
         return None

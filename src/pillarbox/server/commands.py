@@ -13,11 +13,12 @@ JUNK = frozenset(row.verb for row in COMMANDS.values() if row.is_junk)
 
 EVENT_NAMES = {row.verb: row.event for row in COMMANDS.values()}
 
+# Plugins may change an event's parameters; the command may be other sessions', too.
 EVENTS: dict[str, Callable[[e.Session, Command], Any]] = {
     "EHLO": lambda s, c: e.CmdEhlo(s.client_id, s, c.args, c.address or ""),
     "HELO": lambda s, c: e.CmdHelo(s.client_id, s, c.args, c.address or ""),
-    "MAIL": lambda s, c: e.CmdMail(s.client_id, s, c.args, c.address, c.parameters),
-    "RCPT": lambda s, c: e.CmdRcpt(s.client_id, s, c.args, c.address or "", c.parameters),
+    "MAIL": lambda s, c: e.CmdMail(s.client_id, s, c.args, c.address, {**c.parameters}),
+    "RCPT": lambda s, c: e.CmdRcpt(s.client_id, s, c.args, c.address or "", {**c.parameters}),
     "DATA": lambda s, c: e.CmdData(s.client_id, s, c.args),
     "BDAT": lambda s, c: e.CmdBdat(s.client_id, s, c.args, c.size_bytes, c.is_last),
     "RSET": lambda s, c: e.CmdRset(s.client_id, s, c.args),

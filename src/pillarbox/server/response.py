@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING
 
 from ..events.catalogue import Response, Session
@@ -22,9 +23,11 @@ def take_round(
 ) -> None:
     """Shows the reply to everyone, then `send(reply, is_sent=...)` with what became of it; not once the client is gone."""
     event = Response(session.facts.client_id, session.facts, reply, verb)
-
-    verdict = dispatcher.dispatch(event, lambda later: _decided(session, event, reply, send, later))
-    if verdict is not PARKED:
+    verdict = dispatcher.dispatch(event, partial(_decided, session, event, reply, send))
+    if verdict is None and event.reply is reply and not session.is_lost:
+        # Seen by everyone, and left as it is: nearly always.
+        send(reply, is_sent=True)
+    elif verdict is not PARKED:
         _decided(session, event, reply, send, verdict)  # type: ignore[arg-type]
 
 

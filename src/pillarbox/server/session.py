@@ -8,7 +8,6 @@ takes its time the session is parked, its input stays in the protocol's buffer, 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from ..events import catalogue as e
@@ -16,6 +15,7 @@ from ..events.dispatch import PARKED, Parked, Verdict
 from ..events.plugin import Eat
 from ..smtp.command import Command
 from ..smtp.reply import Reply
+from ..smtp.rules import LASTING
 from ..smtp.server import AuthLine, EndOfContent, ServerProtocol
 from ..smtp.state import State
 from .accounts import Account
@@ -108,7 +108,7 @@ class SmtpSession(Owed):
             self.await_program()
             return
         if self._dispatcher.heard["response"]:
-            self._respond_with(verdict, self._send_greeting)
+            take_round(self._dispatcher, self, verdict, "", self._send_greeting)
         else:
             self._send_greeting(verdict, is_sent=True)
 
@@ -145,7 +145,7 @@ class SmtpSession(Owed):
                 self._pump()
             else:
                 self._take_content(*content)
-        elif not self._answer_at_once(command):
+        elif command.error is not None or not self._dispatcher.has_direct or not self._answer_at_once(command):
             self._pumping = True
             self._on_command(command)
             self._end_pump()
@@ -246,12 +246,10 @@ class SmtpSession(Owed):
             self._command_decided(verdict)  # type: ignore[arg-type]
 
     def _answer_at_once(self, command: Command) -> bool:
-        """The short way of a command alone in its segment that only the built-in behaviour hears of, and takes.
+        """The short way of a command alone in its segment, without error, that only the built-in behaviour hears of, and takes.
 
-        False, and nothing has happened, for any other.
+        False, and nothing has happened, for any other. (A wiretap hears everything: then there are no direct answers.)
         """
-        if command.error is not None or self._context.wiretap is not None:
-            return False
         event_name, is_junk, effect = SHORT_WAY[command.verb]
         direct = self._dispatcher.direct[event_name]
         if direct is None:
@@ -273,12 +271,13 @@ class SmtpSession(Owed):
         command = self._command
         if self.is_lost or command is None:
             return
+        if verdict.__class__ is Reply:
+            self._answer(verdict)
+            return
         if verdict is Eat.CLIENT and command.verb in ("BDAT", "AUTH"):
             # Only subscribers were kept from it; what these two do is built in, beside the plugin `simple`.
             verdict = None
-        if verdict.__class__ is Reply:
-            self._answer(verdict)
-        elif verdict is None and command.verb == "BDAT" and not self._is_programs("cmd_bdat"):
+        if verdict is None and command.verb == "BDAT" and not self._is_programs("cmd_bdat"):
             self._take_chunk()
         elif verdict is None and command.verb == "AUTH" and self._early is None:
             self._authentication = Authentication(self._context, self, command.mechanism)
@@ -298,19 +297,21 @@ class SmtpSession(Owed):
 
     def _answer(self, reply: Reply) -> None:
         if self._dispatcher.heard["response"]:
-            self._respond_with(reply, self._send)
+            self._waiting = True
+            command = self._command
+            take_round(self._dispatcher, self, reply, command.verb if command is not None else "", self._send)
         else:
             self._send(reply, is_sent=True)
 
-    def _respond_with(self, reply: Reply, send: Callable[..., None]) -> None:
-        """The `response` event, then `send`."""
-        self._waiting = True
-        take_round(self._dispatcher, self, reply, self._command.verb if self._command is not None else "", send)
-
     def _send(self, reply: Reply, *, is_sent: bool) -> None:
         """The reply leaves (with the rest of this turn); then what the command does, and what too many errors do."""
-        command, event = self._command, self._event
-        self.protocol.respond(reply, is_sent=is_sent)
+        command, event, protocol = self._command, self._event, self.protocol
+        is_known = command is not None and event is not None and command.verb in LASTING
+        if is_known and is_sent and reply.code < 400 and protocol.is_quiet:
+            # At once, for nothing is before it, and nothing behind.
+            self._connection.write(protocol.answer(reply))
+        else:
+            protocol.respond(reply, is_sent=is_sent)
         self._waiting = self._may_answer = False
         self._command = self._event = self._early = None
         if command is _END and not self._is_content:
@@ -427,7 +428,9 @@ class SmtpSession(Owed):
 
     def intake_decided(self, reply: Reply) -> None:
         """The message is queued, or refused."""
-        if self.is_lost:
+        if self.is_lost or self.protocol.is_closed:
+            # Nobody is there any more, or has heard 421 meanwhile.
+            self._waiting = False
             return
         self._may_answer = False
         is_quiet = self.protocol.is_quiet and not self._pumping and not self._connection.has_eof

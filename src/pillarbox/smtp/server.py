@@ -240,7 +240,9 @@ class ServerProtocol:
         None, and nothing is taken, where it is anything else. What stands behind the end waits for next_event.
         """
         scanner = self._scanner
-        if scanner.__class__ is not DataScanner or self._owed is not None or self._ended or not self._input.is_empty:
+        if self.state is not State.CONTENT or scanner.__class__ is not DataScanner or self._owed is not None:
+            return None
+        if self._ended or not self._input.is_empty:
             return None
         piece, rest = scanner.feed(data)
         piece = self._keep(piece)
