@@ -40,8 +40,10 @@ CUTS: dict[str, list[tuple[str, str]]] = {
             "if True:\n            self._send_greeting",
         ),
         (
-            '        if self._dispatcher.heard["response"]:\n            self._respond_with(reply, self._send)\n        else:\n'
-            "            self._send(reply, is_sent=True)\n",
+            '        if self._dispatcher.heard["response"]:\n            self._waiting = True\n'
+            "            command = self._command\n"
+            '            take_round(self._dispatcher, self, reply, command.verb if command is not None else "", self._send)\n'
+            "        else:\n            self._send(reply, is_sent=True)\n",
             "        self._send(reply, is_sent=True)\n",
         ),
         (
