@@ -166,14 +166,13 @@ class Dispatcher:
 
     def _drive(self, step: Step, event: Any, awaitable: Any) -> Any:
         """An awaitable's result, when it has one without waiting; a _Suspended when it truly waits."""
-        plugin = step.plugin
         if awaitable.__class__ is not CoroutineType and not asyncio.iscoroutine(awaitable):
             if hasattr(awaitable, "__await__"):
                 return _Suspended(_await(awaitable), None, is_begun=False)
             return self._failed(
                 step, event, TypeError(f"returned {awaitable!r}: None, an Eat, a Reply or an awaitable is wanted")
             )
-        if getattr(plugin, "needs_task", False):
+        if step.needs_task:
             return _Suspended(awaitable, None, is_begun=False)
         try:
             first = awaitable.send(None)

@@ -29,6 +29,12 @@ class Step(NamedTuple):
     alias: str
     plugin: Any
     method: Callable[[Any, Any], Any]
+    # Its coroutines do not begin without a task around them.
+    needs_task: bool = False
+
+
+def _step(alias: str, plugin: Any, method: Callable[[Any, Any], Any]) -> Step:
+    return Step(alias, plugin, method, bool(getattr(plugin, "needs_task", False)))
 
 
 class Pipeline:
@@ -292,7 +298,7 @@ class Pipeline:
         names.update(name for wanted in self._wanted.values() for _, name in wanted)
         table = {name: self._steps(name) for name in names}
         self._default = tuple(
-            Step(alias, plugin, plugin.on_default) for alias, plugin in self._entries if hasattr(plugin, "on_default")
+            _step(alias, plugin, plugin.on_default) for alias, plugin in self._entries if hasattr(plugin, "on_default")
         )
         self._table = table
         self._compiled()
@@ -304,7 +310,7 @@ class Pipeline:
         for alias, plugin in self._entries:
             method = getattr(plugin, f"on_{name}", None) or getattr(plugin, "on_default", None)
             if method is not None and self._wants(plugin, name):
-                steps.append(Step(alias, plugin, method))
+                steps.append(_step(alias, plugin, method))
         return tuple(steps)
 
     def steps(self, name: str) -> tuple[Step, ...]:

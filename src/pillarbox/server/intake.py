@@ -323,6 +323,9 @@ class Intake:
 
 def count_lines(content: Content) -> int:
     """Line ends, trace fields included; 0 where a spool file cannot be read."""
+    if content.is_plain:
+        # Each LF has its CR, and pairs are counted four times as fast.
+        return content.prefix.count(b"\r\n")
     try:
         return sum(piece.count(b"\n") for piece in content.chunks())
     except OSError:
