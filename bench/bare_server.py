@@ -62,8 +62,8 @@ CUTS: dict[str, list[tuple[str, str]]] = {
     ],
     "pillarbox.server.connection": [
         (
-            "        if self._wiretap is not None:\n            self._wiretap(self.session, data)\n        transport = self._",
-            "        transport = self._",
+            "        if self._wiretap is not None:\n            self._wiretap(self.session, data)\n        if self._transport",
+            "        if self._transport",
         ),
     ],
 }

@@ -34,12 +34,6 @@ class Outcomes:
     def __call__(self, work: Work, judged: list[Judged]) -> None:
         """One event and one log line for recipients that have the same state by the same reply."""
         counters = self._counters
-        if len(judged) == 1 and judged[0].settled.state == "delivered":
-            # Nearly always.
-            counters.delivered += 1
-            counters.delivery_s += max(0.0, self._now() - work.message.received_at)
-            self._tell(work, "delivered", judged)
-            return
         groups: dict[tuple[str, str], list[Judged]] = {}
         for one in judged:
             state = one.settled.state

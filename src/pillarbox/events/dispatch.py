@@ -27,7 +27,6 @@ class Parked:
 
 
 PARKED = Parked()
-_SMTPD = Kind.SMTPD
 Verdict = Reply | Eat | None
 Done = Callable[[Verdict], None]
 
@@ -82,9 +81,9 @@ class Dispatcher:
             # An event of the program's own.
             steps = self.pipeline.steps(event.name)
         # Nearly all have nothing to say, and then the built-in behaviour answers: that way is kept short.
-        for step in steps:
+        for index, step in enumerate(steps):
             try:
-                result = step[2](server, event)
+                result = step.method(server, event)
             except (Exception, asyncio.CancelledError) as error:
                 result = self._failed(step, event, error)
             if result is None:
@@ -93,12 +92,11 @@ class Dispatcher:
                 result = self._drive(step, event, result)
                 if result is None:
                     continue
-            if result.__class__ is Reply and step[0] == SIMPLE and event.kind is _SMTPD:
+            if result.__class__ is Reply and step.alias == SIMPLE and event.kind is not Kind.SMTPC:
                 if self.subscribers.by_name:
                     self.subscribers.notify(event)
                 return result
-            place = next(number for number, one in enumerate(steps) if one is step)
-            return self._take(event, steps, place, Eat.NONE, done, result)
+            return self._take(event, steps, index, Eat.NONE, done, result)
         if self.subscribers.by_name:
             self.subscribers.notify(event)
         return None

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..events import catalogue as e
 from ..mail.envelope import Envelope
-from ..smtp.command import COMMANDS, Command
+from ..smtp.command import Command
 from ..smtp.reply import Reply
 
 if TYPE_CHECKING:
@@ -77,6 +77,3 @@ EFFECTS: dict[str, Callable[[SmtpSession, Any, Reply], None]] = {
     "QUIT": _quit,
     "STARTTLS": _start_tls,
 }
-
-# By verb, all that the short way of a command asks for: its event's name, whether it is junk, what it does.
-SHORT_WAY = {row.verb: (row.event, row.is_junk, EFFECTS.get(row.verb)) for row in COMMANDS.values()}

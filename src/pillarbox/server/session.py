@@ -23,7 +23,7 @@ from .authentication import Authentication
 from .commands import EVENT_NAMES, EVENTS, JUNK
 from .deadlines import Deadlines
 from .describe import told
-from .effects import EFFECTS, SHORT_WAY
+from .effects import EFFECTS
 from .intake import Intake
 from .owed import Owed
 from .response import last_word, take_round
@@ -250,8 +250,8 @@ class SmtpSession(Owed):
 
         False, and nothing has happened, for any other. (A wiretap hears everything: then there are no direct answers.)
         """
-        event_name, is_junk, effect = SHORT_WAY[command.verb]
-        direct = self._dispatcher.direct[event_name]
+        verb = command.verb
+        direct, is_junk = self._dispatcher.direct[EVENT_NAMES[verb]], verb in JUNK
         if direct is None:
             return False
         reply = direct if direct.__class__ is Reply else direct(self.facts, command)  # type: ignore[operator]
@@ -260,7 +260,7 @@ class SmtpSession(Owed):
         self._junk += is_junk
         self.commands += 1
         self._connection.write(self.protocol.answer(reply))
-        if effect is not None:
+        if (effect := EFFECTS.get(verb)) is not None:
             effect(self, command, reply)
             if self.protocol.state is State.CLOSED:
                 self._connection.close_when_written()

@@ -290,9 +290,8 @@ class ClientProtocol:
         path = "" if transaction.reverse_path is None else _check_path(transaction.reverse_path)
         for recipient in transaction.recipients:
             _check_path(recipient.address)
-            if recipient.parameters:
-                _check("".join(recipient.parameters))
-        words = " ".join(("", *map(_check, transaction.parameters))) if transaction.parameters else ""
+            _check("".join(recipient.parameters))
+        words = " ".join(("", *map(_check, transaction.parameters)))
         self._enter(ClientState.BUSY)
         self._open.append(transaction)
         self._out.append(f"MAIL FROM:<{path}>{words}\r\n".encode())
@@ -304,7 +303,7 @@ class ClientProtocol:
 
     def _send_rcpt(self, transaction: Transaction, index: int) -> None:
         recipient = transaction.recipients[index]
-        words = " ".join(("", *recipient.parameters)) if recipient.parameters else ""
+        words = " ".join(("", *recipient.parameters))
         self._out.append(f"RCPT TO:<{recipient.address}>{words}\r\n".encode())
         self._expected.append((_Expect.RCPT, transaction, index))
 
