@@ -76,6 +76,7 @@ bench-shared: .venv/.installed
 faults: .venv/.installed
 	@sh tools/install-test-programs.sh
 	$(BIN)/python -m tests.faults
+	$(BIN)/python -m tests.faults --journal
 	$(BIN)/python -m tests.faults --postgres
 
 cluster: .venv/.installed

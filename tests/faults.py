@@ -5,7 +5,8 @@ A scenario of four messages (small; large; with a refused recipient and its DSN;
 process of its own, which does one thing wrong at one point. Then a server without faults starts on what is left, and every
 message that got its 250 is counted at the far end. Points are found by a run that only counts them.
 
-`python -m tests.faults` lists every point with its result, for SQLite; with `--postgres` for PostgreSQL.
+`python -m tests.faults` lists every point with its result, for SQLite; with `--journal` for a busy SQLite queue, which has a
+journal; with `--postgres` for PostgreSQL.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ MODES = {
     "wal sync": ("kill", "EIO", "power", "torn"),
     "database write": ("kill", "EIO", "power", "torn"),
     "database sync": ("kill", "power", "torn"),
+    "journal write": ("kill", "EIO", "behind", "short", "torn"),
+    "journal written": ("kill", "power"),
     "spool write": ("kill", "EIO", "ENOSPC", "short", "power"),
     "spool sync": ("kill", "EIO", "power", "torn"),
     "folder sync": ("kill", "EIO", "power"),
@@ -215,6 +218,42 @@ def _watch_spool(point: Point) -> None:
     os.writev, os.fdatasync, os.fsync, os.unlink = writev, fdatasync, fsync, unlink  # type: ignore[assignment]
 
 
+def _watch_journal(point: Point) -> None:
+    real = os.pwritev
+
+    def pwritev(handle: int, pieces: Any, offset: int, flags: int) -> int:
+        octets = b"".join(pieces)
+
+        def tear(is_torn: bool) -> None:
+            if is_torn:
+                os.pwrite(handle, octets[: len(octets) // 2], offset)
+
+        # Synced when it returns: only a power cut in the middle of it finds half of it.
+        point.wrote("the journal", tear)
+        mode = point.reach("journal write")
+        point.synced("the journal")
+        if mode == "short":
+            return os.pwrite(handle, octets[: len(octets) // 2], offset)
+        if mode == "EIO":
+            raise _os_error(mode)
+        written = real(handle, pieces, offset, flags)
+        if mode == "behind":
+            # It is there, and the disk says no.
+            raise _os_error("EIO")
+        point.reach("journal written")
+        return written
+
+    os.pwritev = pwritev  # type: ignore[assignment]
+
+
+def _be_busy() -> None:
+    """As a server that has much to do: a journal from the first commit on, and a database that follows it soon."""
+    from pillarbox.queue import ahead, commit
+
+    ahead.BUSY_COMMITTED = 0
+    ahead.BEHIND_S = commit.BEHIND_S = 0.02
+
+
 def _watch_wire(point: Point) -> None:
     from pillarbox.delivery.client import ClientConnection
     from pillarbox.server.connection import Outbox
@@ -263,10 +302,13 @@ def _serve(folder: str, options: dict[str, Any], plan: Plan | None) -> None:
     # What the faults make it say is no news.
     quiet = os.open(f"{folder}/log", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(quiet, 2)
+    if options.pop("is_busy", False):
+        _be_busy()
     if plan is not None:
         point = Point(plan, f"{folder}/counts")
         _watch_sqlite(point) if "queue" not in options else _watch_postgres(point)
         _watch_spool(point)
+        _watch_journal(point)
         _watch_wire(point)
 
     async def main() -> None:
@@ -451,6 +493,12 @@ def on_sqlite() -> Iterator[dict[str, Any]]:
 
 
 @contextlib.contextmanager
+def on_journal() -> Iterator[dict[str, Any]]:
+    """The same, busy."""
+    yield {"is_busy": True}
+
+
+@contextlib.contextmanager
 def on_postgres(server: Postgres) -> Iterator[dict[str, Any]]:
     """A database for each run."""
     with server.database() as url:
@@ -461,10 +509,12 @@ def main() -> None:
     """Lists them."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--postgres", action="store_true")
+    parser.add_argument("--journal", action="store_true")
     parser.add_argument("--every", type=int, default=1)
     given = parser.parse_args()
     server = Postgres() if given.postgres else None
-    options = on_sqlite if server is None else lambda: on_postgres(server)
+    on_file = on_journal if given.journal else on_sqlite
+    options = on_file if server is None else lambda: on_postgres(server)
     results = []
     try:
         with tempfile.TemporaryDirectory() as folder:

@@ -109,6 +109,7 @@ def tables_page() -> str:
     return (
         "# The queue's tables\n\nGenerated from `queue/sql/sqlite` by `make docs`. The file is `queue-0.db` in the data directory (with several workers also `queue-1.db` and so on). Readers are\n"
         "welcome, also while the server runs (`sqlite3 'file:queue-0.db?mode=ro'`, SQLite 3.51.3 or later): names and meanings are stable.\n"
+        "Behind a busy server they see what it took a quarter of a second ago ([why](../explanation/group-commit.md#ahead-of-the-database)).\n"
         "Only the server writes: use `pillarbox queue` to steer. Times are unix seconds.\n\n```sql\n"
         + scripts
         + "\n```\n\n"

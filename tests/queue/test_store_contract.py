@@ -24,15 +24,19 @@ from pillarbox.queue.sqlite import SqliteStore
 NOW = 1_800_000_000.0
 
 
-@pytest.fixture(params=["sqlite", "memory", "postgres"])
+@pytest.fixture(params=["sqlite", "journal", "memory", "postgres"])
 def store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Any]:
     made: Any
     if request.param == "postgres":
         # The tests' own time, in place of the database's.
         made = PostgresStore(request.getfixturevalue("database"), str(tmp_path), has_own_clock=False)
     else:
-        made = SqliteStore(str(tmp_path)) if request.param == "sqlite" else MemoryStore(str(tmp_path / "spool"))
+        made = MemoryStore(str(tmp_path / "spool")) if request.param == "memory" else SqliteStore(str(tmp_path))
     made.open()
+    if request.param == "journal":
+        # As a busy shard has it.
+        made._begin_journal()
+        assert made.maintains_beside
     yield made
     made.close()
 
@@ -45,7 +49,14 @@ def message(uid: str, *recipients: str, at: float = NOW, **more: Any) -> Message
     return Message(uid, envelope, content, at, at + 1000, f"subject {uid}", {"peer": "192.0.2.1"}, **more)
 
 
+def has_journal(store: Any) -> bool:
+    return bool(store.maintains_beside)
+
+
 def accept(store: Any, *messages: Message) -> None:
+    if has_journal(store):
+        assert store.try_commit(messages, ())
+        return
     with store.transaction():
         store.accept(messages)
 
@@ -68,8 +79,12 @@ def lapse(store: Any, now: float, *, is_crash: bool = False) -> int:
 
 
 def settle(store: Any, key: int, *settled: Settled, at: float = NOW) -> None:
+    outcome = Settlement(key, list(settled), at)
+    if has_journal(store):
+        assert store.try_commit((), [outcome])
+        return
     with store.transaction():
-        store.settle([Settlement(key, list(settled), at)])
+        store.settle([outcome])
 
 
 def done(number: int, state: str, due_at: float | None = None, **more: Any) -> Settled:

@@ -154,7 +154,7 @@ class SimStore:
 
     is_inline = False
     suits_loop = False
-    wants_maintenance = False
+    wants_maintenance = is_behind = maintains_beside = False
     spool = ""
 
     def __init__(self, disk: Disk, machine: Machine) -> None:

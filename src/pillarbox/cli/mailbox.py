@@ -39,6 +39,7 @@ from ..queue.spool import Spool
 from ..queue.sqlite import SqliteStore
 from ..queue.sqlite_read import SqliteReader, connect
 from ..queue.store import Store
+from ..queue.whole import catch_up
 from .place import DataDir, QueueUrl, check_url
 
 FORMATS = ("mbox", "maildir", "jsonl")
@@ -221,6 +222,7 @@ def _restore_running(folder: str, told: dict[str, Any], octets: bytes) -> None:
 def _stored(folder: str, query: Any) -> Iterator[tuple[View, Content, Any]]:
     if not os.path.isdir(folder) or not find_shards(folder):
         raise StoreError(f"there is no queue in {folder}: name its folder with --data-dir")
+    catch_up(folder)
     for shard in find_shards(folder):
         connection = connect(database(folder, shard), is_read_only=True)
         try:

@@ -14,6 +14,7 @@ from ..errors import OptionError
 from ..places import default_data_dir
 from ..queue.look import ask_sql
 from ..queue.shared import ask_shared_sql
+from ..queue.whole import catch_up
 from .place import DataDir, QueueUrl, check_url
 
 
@@ -39,7 +40,9 @@ def sql(
         columns, rows = ask_shared_sql(queue, text)
     else:
         folder = data_dir or default_data_dir()
-        columns, rows = ask_sql(folder if os.path.isdir(folder) else "", text)
+        folder = folder if os.path.isdir(folder) else ""
+        catch_up(folder)
+        columns, rows = ask_sql(folder, text)
     if as_json:
         print(json.dumps([dict(zip(columns, map(_plain, row), strict=True)) for row in rows], indent=2))
     elif as_csv:

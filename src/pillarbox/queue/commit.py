@@ -10,6 +10,7 @@ milliseconds for a message to ride with.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 from ..errors import CommitInDoubtError, StoreError
+from .ahead import BEHIND_S
 from .company import LOOK_S, Company
 from .model import Message, Settlement
 from .store import Store
@@ -63,6 +65,8 @@ class GroupCommit:
         self._kicked = False
         self._gather_timer: asyncio.TimerHandle | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
+        self._behind_timer: asyncio.TimerHandle | None = None
+        self._is_looked_after = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # The store is used by one thread at a time; `_mutex` guards `_pending` and `_busy`, for a moment only.
@@ -93,6 +97,8 @@ class GroupCommit:
             self._idle.append(waiter)
             self._kick()
             await waiter
+        if self._behind_timer is not None:
+            self._behind_timer.cancel()
         for jobs in (self._jobs, self._reads):
             jobs.put(None)
         for thread in self._threads:
@@ -140,6 +146,10 @@ class GroupCommit:
         """`look(reader)` in the reader's thread, on what is committed."""
         if self._is_inline:
             return look(self._reader)
+        if self.store.is_behind:
+            # Any transaction brings what readers do not see yet.
+            with contextlib.suppress(StoreError):
+                await self.run(lambda store: None)
         future: asyncio.Future[T] = self._loop.create_future()
 
         def job() -> None:
@@ -213,19 +223,34 @@ class GroupCommit:
     def _commit_in_loop(self, batch: _Batch) -> None:
         """With the store's lock held; gives it up."""
         began = time.monotonic()
+        is_done = False
         try:
-            self.store.commit(batch.accepts, batch.settles)
+            is_done = self.store.try_commit(batch.accepts, batch.settles)
         except Exception:
             # To find the culprit each is tried alone, and whatever made it fail may take its time: not in the loop.
-            self._jobs.put(lambda: self._commit_in_thread(batch))
-            return
+            _log.debug("a commit failed, each of it is tried alone", exc_info=True)
         finally:
             self._lock.release()
             now = time.monotonic()
             self.company.took(now - began, now)
-        if self.store.wants_maintenance:
-            self._jobs.put(self._maintain)
+        if not is_done:
+            self._jobs.put(lambda: self._commit_in_thread(batch))
+            return
         self._done_at_once(batch, [(None, None)] * len(batch))
+
+    def _look_after(self) -> None:
+        """Has the store looked after when it wants that, and soon when it is behind."""
+        if self._is_looked_after:
+            return
+        if self.store.wants_maintenance:
+            self._is_looked_after = True
+            self._jobs.put(self._maintain)
+        elif self._behind_timer is None and self.store.is_behind:
+            self._behind_timer = self._loop.call_later(BEHIND_S + 0.01, self._catch_up)
+
+    def _catch_up(self) -> None:
+        self._behind_timer = None
+        self._look_after()
 
     def _done_at_once(self, batch: _Batch, results: _Result) -> None:
         with self._mutex:
@@ -258,8 +283,13 @@ class GroupCommit:
         self._post(self._rest)
 
     def _maintain(self) -> None:
-        with self._lock:
-            self.store.maintain()
+        self._is_looked_after = False
+        try:
+            with contextlib.nullcontext() if self.store.maintains_beside else self._lock:
+                self.store.maintain()
+        finally:
+            # It may have come too early, or have failed.
+            self._post(self._look_after)
 
     def _post(self, callback: Callable[..., None], *args: Any) -> None:
         try:
@@ -328,6 +358,7 @@ class GroupCommit:
 
     def _rest(self) -> None:
         """Nobody is at it any more: what came at the last moment is begun, and who waited for quiet is told."""
+        self._look_after()
         if len(self._pending):
             self._kick()
         elif not self._busy:

@@ -54,7 +54,7 @@ class MemoryStore:
         """Itself: everything happens in one thread."""
         return self
 
-    wants_maintenance = False
+    wants_maintenance = is_behind = maintains_beside = False
 
     def maintain(self) -> None:
         """Nothing to do."""
@@ -69,6 +69,11 @@ class MemoryStore:
         except BaseException:
             self._messages, self._attempts, self._finished, self._flags = saved
             raise
+
+    def try_commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> bool:
+        """See Store."""
+        self.commit(accepts, settles)
+        return True
 
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
         """Both, in a transaction of their own."""

@@ -13,7 +13,7 @@ class NullStore:
 
     is_inline = True
     suits_loop = True
-    wants_maintenance = False
+    wants_maintenance = is_behind = maintains_beside = False
 
     def __init__(self, spool: str = "") -> None:
         self.spool = spool
@@ -40,6 +40,11 @@ class NullStore:
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
         """Yes."""
         self.accept(accepts)
+
+    def try_commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> bool:
+        """Yes."""
+        self.accept(accepts)
+        return True
 
     def settle(self, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
         """Yes."""

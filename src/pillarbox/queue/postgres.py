@@ -41,7 +41,6 @@ T = TypeVar("T")
 Cursor = psycopg.Cursor[tuple[Any, ...]]
 # A message whose content found no room in this node's spool is due again after so long.
 NO_ROOM_S = 60.0
-_STEERING = {Action.HOLD: "hold", Action.RELEASE: "release", Action.RETRY: "retry", Action.CANCEL: "cancel"}
 
 
 class PostgresStore:
@@ -51,9 +50,8 @@ class PostgresStore:
     callers pass in are taken as they are (tests).
     """
 
-    is_inline = False
-    suits_loop = False
-    wants_maintenance = False
+    is_inline = suits_loop = False
+    wants_maintenance = is_behind = maintains_beside = False
 
     def __init__(
         self,
@@ -163,6 +161,10 @@ class PostgresStore:
         with self._session.transaction() as (_, work):
             yield
         self._count_late(work.late)
+
+    def try_commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> bool:
+        """Not in the loop."""
+        return False
 
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
         """Messages and outcomes in one transaction, and in one turn to the database and back."""
@@ -400,7 +402,7 @@ class PostgresStore:
         db.execute(SQL["lock_all_messages"], {"ids": ids})
         db.execute(SQL["lock_all_due"], {"ids": ids})
         given = {"ids": ids, "now": self._now(now)}
-        changed = {row[0] for row in db.execute(SQL[_STEERING[action]], given).fetchall()}
+        changed = {row[0] for row in db.execute(SQL[action.value], given).fetchall()}
         if action in (Action.HOLD, Action.CANCEL):
             db.execute(SQL["withdraw_due"], given)
         if action is Action.CANCEL:

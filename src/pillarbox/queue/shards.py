@@ -16,6 +16,11 @@ def database(folder: str, shard: int) -> str:
     return os.path.join(folder, f"queue-{shard}.db")
 
 
+def journal(folder: str, shard: int) -> str:
+    """The path of what a busy shard's file does not have yet; there while its server runs, and after a crash."""
+    return os.path.join(folder, f"queue-{shard}.journal")
+
+
 def lock_file(folder: str, shard: int) -> str:
     """The path of the lock that says who owns the shard."""
     return os.path.join(folder, f"queue-{shard}.lock")

@@ -7,11 +7,11 @@ corrupt a WAL file when two connections write or checkpoint at once.
 from __future__ import annotations
 
 import contextlib
-import functools
-import itertools
+import dataclasses
 import json
 import logging
 import os
+import threading
 from collections.abc import Collection, Iterator, Sequence
 from typing import Any
 
@@ -20,26 +20,23 @@ import apsw
 from ..errors import DuplicateUidError, StoreError, StoreFullError
 from ..mail.content import Content
 from ..mail.envelope import Envelope
-from . import shards
+from . import shards, sqlite_rows
+from .ahead import Ahead
 from .folder import make_folder, make_spool, take_lock
 from .model import IN_HAND, Action, Message, Query, Recipient, Settlement, View
 from .sql import migrations
 from .sqlite_read import SQL, SqliteReader, connect
+from .sqlite_rows import Rows, as_json
+from .sqlite_write import finish, write, write_commits, write_rows
+from .wal import lengthen
 
 # The WAL is written back when it has this many pages of 4 KB; between batches, so that no commit waits inside.
 CHECKPOINT_PAGES = 4000
 # Room for the batch that passes that mark.
 SPARE_PAGES = 1000
-# Rows of one statement: each number of them is a text of its own, and the driver keeps so many compiled.
-MOST_VALUES = 32
-# A compiled statement holds on to what it was last given.
-MOST_HELD_BYTES = 1 << 17
+# The flag that says up to which record of the journal this database has.
+JOURNAL = "journal"
 _log = logging.getLogger("pillarbox.queue")
-_STEERING = {Action.HOLD: "hold", Action.RELEASE: "release", Action.RETRY: "retry", Action.CANCEL: "cancel"}
-
-
-# Text of messages is Unicode without surrogates: it is judged where it enters.
-_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 
 
 def _translated(error: apsw.Error, path: str) -> StoreError:
@@ -48,16 +45,6 @@ def _translated(error: apsw.Error, path: str) -> StoreError:
     if isinstance(error, apsw.ConstraintError) and "message.uid" in str(error):
         return DuplicateUidError("a message with this queue id is queued already: choose another uid")
     return StoreError(f"the queue at {path} failed: {error}")
-
-
-@functools.cache
-def _with_values(name: str, rows: int, columns: int) -> str:
-    """The query of that name with VALUES of that shape: (?,?),(?,?)
-
-    A statement for each row would give the interpreter's lock away as often, and wait for it where other threads are busy.
-    """
-    row = f"({','.join('?' * columns)})"
-    return SQL[name].replace(":rows", ",".join([row] * rows))
 
 
 class SqliteStore:
@@ -74,7 +61,12 @@ class SqliteStore:
         self._lock: int | None = None
         self._db: apsw.Connection
         self._read: SqliteReader
+        self._ahead = Ahead(shards.journal(folder, shard))
+        self._caught_up = 0
+        self._told = ""
         self._last_id = 0
+        # The loop takes ids for the journal, the writer thread for the database.
+        self._ids = threading.Lock()
         self._wal_pages = 0
 
     # ------------------------------------------------------------ open and close
@@ -93,8 +85,9 @@ class SqliteStore:
             self._db = connect(self.path, is_read_only=False)
             self._prepare()
             self._db.execute(SQL["dropped_table"])
-            self._lengthen_wal()
+            lengthen(self._db, self.path, (CHECKPOINT_PAGES + SPARE_PAGES) * (4096 + 24))
             self._read = SqliteReader(self._db, self.spool)
+            self._replay()
             self._last_id = next(iter(self._read.rows(SQL["highest_id"])))[0]
         except BaseException as error:
             self._release_lock()
@@ -126,27 +119,27 @@ class SqliteStore:
                 db.execute(script)
                 db.execute(f"PRAGMA user_version = {number}")
 
-    def _lengthen_wal(self) -> None:
-        """Gives the empty WAL its full length, in zeroes, on the disk.
-
-        A commit that overwrites is synced in a fraction of the time of one that makes the file longer, for the file
-        system has nothing to note in its own journal. SQLite takes only frames that carry the salt of the WAL's
-        header; zeroes are none, and before the first commit there is no header either.
-        """
-        length = (CHECKPOINT_PAGES + SPARE_PAGES) * (4096 + 24)
+    def _replay(self) -> None:
+        """What a crash left in the journal and not here."""
+        journal = self._ahead.journal
+        number, _, key = (self.flag(JOURNAL) or "0").partition(" ")
+        self._caught_up = journal.number = int(number)
         try:
-            self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
-            handle = os.open(f"{self.path}-wal", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-            try:
-                if os.fstat(handle).st_size == 0:
-                    for _ in range(0, length, 1 << 20):
-                        os.write(handle, bytes(1 << 20))
-                    os.fsync(handle)
-            finally:
-                os.close(handle)
-        except (OSError, apsw.Error) as error:
-            # A full disk: the queue can still be looked at, and what it accepts it still syncs.
-            _log.warning("the write-ahead log of %s keeps its length: %s", self.path, error)
+            journal.key, records = journal.read(self._caught_up)
+            if journal.key.hex() != key and journal.read(-1)[1]:
+                raise ValueError(
+                    "it belongs to another queue, or to another state of this one; move it away if it is not needed"
+                )
+            if records:
+                rows = [sqlite_rows.parse_rows(head, contents) for _, head, contents in records]
+                with self.transaction():
+                    self._bring(rows, records[-1][0])
+                _log.warning("%s: %d commits that a crash had left in the journal are back", self.path, len(records))
+                journal.number = self._caught_up = records[-1][0]
+        except (OSError, ValueError, LookupError, TypeError, StoreError) as error:
+            text = f"the mail in {journal.path} cannot be brought to {self.path}, nothing was changed: {error}"
+            raise StoreError(text) from error
+        journal.close()
 
     def _count_wal(self, connection: apsw.Connection, name: str, pages: int) -> int:
         self._wal_pages = pages
@@ -158,13 +151,15 @@ class SqliteStore:
 
     def take_ids(self, count: int) -> int:
         """The first of so many ids that no message has."""
-        first = self._last_id + 1
-        self._last_id += count
-        return first
+        with self._ids:
+            first = self._last_id + 1
+            self._last_id += count
+            return first
 
     def destroy(self) -> None:
         """Removes the shard's files, under its lock, and gives that up; whoever had to have them has taken them over."""
         self._db.close()
+        self._ahead.journal.close()
         for suffix in ("", "-wal", "-shm"):
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(self.path + suffix)
@@ -174,6 +169,9 @@ class SqliteStore:
         """Writes the WAL back and gives the lock up."""
         if self._lock is None:
             return
+        if self.is_behind:
+            self._catch_up()
+        self._ahead.journal.close(is_needed=self.is_behind)
         with contextlib.suppress(apsw.Error):
             self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_TRUNCATE)
         self._db.close()
@@ -184,12 +182,26 @@ class SqliteStore:
         return SqliteReader(connect(self.path, is_read_only=True), self.spool)
 
     @property
+    def is_behind(self) -> bool:
+        """True when there are commits that readers do not see yet: the next transaction, or `maintain`, brings them."""
+        return self._ahead.is_behind
+
+    @property
+    def maintains_beside(self) -> bool:
+        """True when `maintain` may run while others commit."""
+        return self._ahead.is_on
+
+    @property
     def wants_maintenance(self) -> bool:
         """True when `maintain` has work to do."""
-        return self._wal_pages >= CHECKPOINT_PAGES
+        return self._wal_pages >= CHECKPOINT_PAGES or self._ahead.is_due or self._ahead.is_wanted
 
     def maintain(self) -> None:
-        """To be called between two batches: writes the WAL back when it has grown."""
+        """To be called between two batches: catches up with the journal, writes the WAL back when it has grown."""
+        if self._ahead.is_wanted:
+            self._begin_journal()
+        if self._ahead.is_due:
+            self._catch_up()
         if self._wal_pages >= CHECKPOINT_PAGES:
             self._wal_pages = 0
             # PASSIVE never waits for a reader; what it could not do, the next one does.
@@ -200,11 +212,16 @@ class SqliteStore:
     def transaction(self) -> Iterator[None]:
         """BEGIN to COMMIT: with synchronous=FULL the commit returns after the WAL's fsync."""
         db = self._db
+        taken, number = self._ahead.pending()
         try:
             db.execute("BEGIN IMMEDIATE")
+            self._bring(taken, number)
             yield
             db.execute("COMMIT")
+            self._ahead.done(taken)
+            self._caught_up = number
         except BaseException as error:
+            self._ahead.undone(taken)
             if db.in_transaction:
                 with contextlib.suppress(apsw.Error):
                     db.execute("ROLLBACK")
@@ -212,112 +229,99 @@ class SqliteStore:
                 raise _translated(error, self.path) from error
             raise
 
+    def _begin_journal(self) -> None:
+        if not self._ahead.make():
+            return
+        try:
+            with self.transaction():
+                self._note_journal(self._caught_up)
+        except StoreError as error:
+            _log.error("%s", error)
+            self._ahead.journal.close()
+        else:
+            self._ahead.is_on = True
+
+    def _catch_up(self) -> None:
+        try:
+            with self.transaction():
+                pass
+        except StoreError as error:
+            if str(error) != self._told:
+                _log.error("%s; until that is mended the mail is safe in %s", error, self._ahead.journal.path)
+            self._told = str(error)
+        else:
+            self._told = ""
+
+    def _bring(self, taken: Sequence[Rows], number: int) -> None:
+        """What the journal has, and how far that goes: from now on the database has it."""
+        if taken:
+            try:
+                with self._db:
+                    write_commits(self._db, taken)
+            except apsw.ConstraintError:
+                # The only thing that the journal could not know. Their 250 stands, under another name.
+                uids = [(row[1],) for rows in taken for row in rows.messages]
+                known = {uid for (uid,) in self.write("known_uids", uids)[1]}
+                _log.error("messages with these queue ids are here already: %s", sqlite_rows.rename(taken, known))
+                write_commits(self._db, taken)
+        if number != self._caught_up:
+            self._note_journal(number)
+
+    def _note_journal(self, number: int) -> None:
+        self.set_flag(JOURNAL, f"{number} {self._ahead.journal.key.hex()}")
+
     # ------------------------------------------------------------------- writing
 
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
         """Messages and outcomes in one transaction."""
         with self.transaction():
-            if accepts:
-                self.accept(accepts)
-            if settles:
-                self.settle(settles)
+            write_rows(self._db, self._rows(accepts, settles))
+
+    def try_commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> bool:
+        """To the journal, once there is one: the database is the writer thread's from then on."""
+        ahead = self._ahead
+        if ahead.is_on:
+            return ahead.takes(self._rows(accepts, settles))
+        if ahead.has_failed:
+            return False
+        self.commit(accepts, settles)
+        ahead.count(len(accepts) + len(settles))
+        return True
 
     def accept(self, batch: Sequence[Message]) -> None:
         """Three statements for a whole batch of small messages."""
-        messages, recipients = [], []
-        contents: list[tuple[int, bytes]] = []
-        held_bytes = 0
-        for message in batch:
-            self._last_id += 1
-            key = message.key = self._last_id
-            messages.append(self._message_row(message))
-            prefix = message.content.prefix
-            held_bytes += len(prefix)
-            if held_bytes > MOST_HELD_BYTES and contents:
-                self.write("insert_contents", contents)
-                contents, held_bytes = [], len(prefix)
-            contents.append((key, prefix))
-            leased = message.leased_until is not None
-            due_at = message.leased_until if leased else message.due_at or message.received_at
-            if message.is_held:
-                due_at = None
-            for r in message.recipients:
-                notify = ",".join(r.notify) or None
-                row = (key, r.number, r.address, r.state, due_at, leased, r.attempts, notify, r.orcpt, r.next_hop)
-                recipients.append(row)
-        self.write("insert_messages", messages)
-        self.write("insert_contents", contents)
-        self.write("insert_recipients", recipients)
+        write_rows(self._db, self._rows(batch, ()))
+
+    def _rows(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> Rows:
+        rows = Rows()
+        if accepts:
+            for key, message in enumerate(accepts, self.take_ids(len(accepts))):
+                message.key = key
+            sqlite_rows.take_messages(rows, accepts)
+        if settles:
+            sqlite_rows.take_outcomes(rows, settles)
+        return rows
 
     def restore(self, batch: Sequence[Message], now: float) -> None:
         """As another queue had them."""
         for message in batch:
-            self._last_id += 1
-            key = message.key = self._last_id
-            recipients = []
-            for r in message.recipients:
-                row = (key, r.number, r.address, r.state, r.due_at, False, r.attempts, r.next_hop, r.last_reply)
-                recipients.append((*row, r.last_stage, ",".join(r.notify) or None, r.orcpt, r.is_delay_reported))
-            attempts = [
-                (key, a.number, a.at, a.seconds, a.outcome, a.next_hop, a.remote, a.stage, a.reply)
-                for a in message.attempts
-            ]
-            self.write("insert_messages", [self._message_row(message)])
+            key = message.key = self.take_ids(1)
+            self.write("insert_messages", [sqlite_rows.message_row(message)])
             self.write("insert_contents", [(key, message.content.prefix)])
-            self.write("import_recipients", recipients)
-            self.write("insert_attempts", attempts)
+            self.write(
+                "import_recipients",
+                [sqlite_rows.recipient_row(key, r, r.due_at, is_leased=False) for r in message.recipients],
+            )
+            self.write("insert_attempts", [(key, *dataclasses.astuple(a)) for a in message.attempts])
 
     def settle(self, batch: Sequence[Settlement]) -> set[tuple[int, int]]:
         """Outcomes, their history, and what becomes final by them."""
-        rows, attempts, finished = [], [], []
-        for settlement in batch:
-            key = settlement.key
-            for s in settlement.recipients:
-                delayed = s.is_delay_reported
-                rows.append((key, s.number, s.state, s.due_at, s.is_attempt, s.next_hop, s.reply, s.stage, delayed))
-                if s.is_attempt:
-                    tried = (key, s.number, s.started_at, s.seconds, s.outcome, s.next_hop, s.remote, s.stage)
-                    attempts.append((*tried, s.reply))
-            # Also after a mere deferral: the message may have been cancelled meanwhile.
-            finished.append((key, settlement.at))
-        changed, _ = self.write("settle_recipients", rows)
-        if changed < len(rows):
-            self.write("settle_steered", rows)
-        self.write("insert_attempts", attempts)
-        self._finish(finished)
+        write_rows(self._db, self._rows((), batch))
         return set()
 
     def write(self, name: str, rows: Sequence[tuple[Any, ...]]) -> tuple[int, list[tuple[Any, ...]]]:
         """A named query with the rows for its VALUES: how many rows it changed, and what it gave back. In a transaction."""
-        changed = 0
-        given: list[tuple[Any, ...]] = []
-        for start in range(0, len(rows), MOST_VALUES):
-            some = rows[start : start + MOST_VALUES]
-            bindings = tuple(itertools.chain.from_iterable(some))
-            given += self._db.execute(_with_values(name, len(some), len(some[0])), bindings)
-            changed += self._db.changes()
-        return changed, given
-
-    @staticmethod
-    def _message_row(message: Message) -> tuple[Any, ...]:
-        envelope, content = message.envelope, message.content
-        return (
-            message.key,
-            message.uid,
-            envelope.reverse_path,
-            envelope.body,
-            int(envelope.is_smtputf8),
-            envelope.ret,
-            envelope.envid,
-            message.subject,
-            content.size_bytes,
-            message.received_at,
-            message.expires_at,
-            _json(message.facts),
-            os.path.basename(content.path) if content.path else None,
-            content.offset,
-            content.file_bytes,
-        )
+        return write(self._db, name, rows)
 
     def claim(
         self, limit: int, now: float, lease_until: float, max_content_bytes: int, skip: Collection[str] = ()
@@ -330,7 +334,7 @@ class SqliteStore:
     ) -> list[Message]:
         """Messages past their time, whose next hop may be down for ever."""
         # The query takes what is in the list, or not in it: of one next hop, or of all.
-        wanted = _json(list(only or ()))
+        wanted = as_json(list(only or ()))
         keys = list(self._read.rows(SQL["expired_messages"], (now, limit, int(only is None), wanted)))
         return self._lease([key for key, _ in keys], now, lease_until, 1 << 26, only=only)
 
@@ -346,27 +350,11 @@ class SqliteStore:
     ) -> list[Message]:
         claimed: list[Message] = []
         size = 0
-        skipped, wanted = _json(list(skip)), _json(list(only or ()))
+        skipped, wanted = as_json(list(skip)), as_json(list(only or ()))
         for key in keys:
             bindings = (lease_until, key, now, skipped, int(only is None), wanted)
             rows = self._db.execute(SQL["lease_recipients"], bindings)
-            recipients = [
-                Recipient(
-                    n,
-                    a,
-                    s,
-                    tuple(notify.split(",")) if notify else (),
-                    o,
-                    t,
-                    lease_until,
-                    hop,
-                    reply,
-                    stage,
-                    bool(d),
-                    True,
-                )
-                for n, a, s, t, notify, o, hop, reply, stage, d in rows
-            ]
+            recipients = [sqlite_rows.claimed_recipient(row, lease_until) for row in rows]
             recipients.sort(key=lambda r: r.number)
             message = self._read.message(key, recipients, lease_until)
             if message is None:
@@ -382,12 +370,6 @@ class SqliteStore:
         """A message without its content cannot be sent; it is held, visible, and the rest goes on (hostile row 115)."""
         for r in recipients:
             self._db.execute(SQL["quarantine"], ("451 4.3.0 the content is missing from the queue", key, r.number))
-
-    def _finish(self, rows: list[tuple[int, float]]) -> None:
-        """Messages whose recipients are all final lose their content."""
-        _, finished = self.write("finish_messages", rows)
-        self.write("drop_contents", [(key,) for key, _ in finished])
-        self.write("note_dropped", [(spool,) for _, spool in finished if spool is not None])
 
     def renew(self, keys: Collection[int], lease_until: float) -> None:
         """Moves the end of the leases."""
@@ -407,19 +389,19 @@ class SqliteStore:
         self.write(
             "insert_attempts", [(key, n, now, 0, "ambiguous", hop, None, None, IN_HAND) for key, n, hop in steered]
         )
-        self._finish([(key, now) for key, _, _ in steered])
+        finish(self._db, [(key, now) for key, _, _ in steered])
         return count
 
     def change(self, action: Action, query: Query, now: float) -> list[str]:
         """Steers what the query means."""
-        sql = SQL[_STEERING[action]]
+        sql = SQL[action.value]
         changed: list[str] = []
         for key, uid in self._read.ids(query):
             self._db.execute(sql, (now, key) if action in (Action.RELEASE, Action.RETRY) else (key,))
             if self._db.changes():
                 changed.append(uid)
                 if action is Action.CANCEL:
-                    self._finish([(key, now)])
+                    finish(self._db, [(key, now)])
         return changed
 
     def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
@@ -447,37 +429,44 @@ class SqliteStore:
 
     # ------------------------------------------------------------------- reading
 
+    @property
+    def _seen(self) -> SqliteReader:
+        """Sees everything that was committed."""
+        if self.is_behind and not self._db.in_transaction:
+            self._catch_up()
+        return self._read
+
     def get(self, uid: str) -> View | None:
         """One message."""
-        return self._read.get(uid)
+        return self._seen.get(uid)
 
     def content(self, uid: str) -> Content | None:
         """Its content."""
-        return self._read.content(uid)
+        return self._seen.content(uid)
 
     def envelope(self, uid: str) -> Envelope | None:
         """Its reverse-path and parameters."""
-        return self._read.envelope(uid)
+        return self._seen.envelope(uid)
 
     def search(self, query: Query) -> list[View]:
         """Messages."""
-        return self._read.search(query)
+        return self._seen.search(query)
 
     def counts(self) -> dict[str, int]:
         """Recipients by state."""
-        return self._read.counts()
+        return self._seen.counts()
 
     def next_hops(self, limit: int) -> list[tuple[str, str, int, float | None]]:
         """What waits for whom."""
-        return self._read.next_hops(limit)
+        return self._seen.next_hops(limit)
 
     def next_due(self, skip: Collection[str] = ()) -> float | None:
         """The next due time."""
-        return self._read.next_due(skip)
+        return self._seen.next_due(skip)
 
     def flag(self, name: str) -> str | None:
         """A control flag."""
-        return self._read.flag(name)
+        return self._seen.flag(name)
 
     def nodes(self) -> list[dict[str, Any]]:
         """A file has one owner."""
@@ -485,4 +474,4 @@ class SqliteStore:
 
     def spool_names(self) -> set[str]:
         """Spool files in need."""
-        return self._read.spool_names()
+        return self._seen.spool_names()

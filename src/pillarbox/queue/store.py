@@ -60,8 +60,16 @@ class Store(Protocol):
     """True for a store whose small commits are so quick that the loop's own thread may do them."""
 
     @property
+    def is_behind(self) -> bool:
+        """True when there are commits that readers do not see yet: the next transaction, or `maintain`, brings them."""
+
+    @property
     def wants_maintenance(self) -> bool:
         """True when `maintain` has work to do."""
+
+    @property
+    def maintains_beside(self) -> bool:
+        """True when `maintain` may run in one thread while another one is in `try_commit`."""
 
     def maintain(self) -> None:
         """Work that belongs between two transactions (a checkpoint)."""
@@ -80,6 +88,9 @@ class Store(Protocol):
 
     def commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> None:
         """`accept` and `settle` in a transaction of their own: the way of nearly all mail. Not inside transaction()."""
+
+    def try_commit(self, accepts: Sequence[Message], settles: Sequence[Settlement]) -> bool:
+        """As `commit`, for the loop's own thread, where the store `suits_loop`. False: not done, it is for `commit`."""
 
     def accept(self, batch: Sequence[Message]) -> None:
         """Takes messages; sets each one's `key`. DuplicateUidError for a uid that is there.

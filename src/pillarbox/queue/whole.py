@@ -6,7 +6,9 @@ A shard is asked through its worker's control socket, or opened here, under its 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,7 +23,7 @@ from .commit import GroupCommit
 from .control import LiveSteering, Rows, StoppedSteering, Uids, ask, perform
 from .model import Action, Query, View
 from .paused import PAUSED, PAUSED_HOPS, parse_hops
-from .shards import database, find_shards, spool_folder
+from .shards import database, find_shards, journal, spool_folder
 from .sqlite import SqliteStore
 from .sqlite_read import SqliteReader, connect
 
@@ -80,6 +82,19 @@ def _judge_refusal(error: StoreError, deadline: float) -> None:
     is_absent = isinstance(error.__cause__, FileNotFoundError | ConnectionError)
     if not is_absent or time.monotonic() > deadline:
         raise error
+
+
+def catch_up(folder: str) -> None:
+    """What a crash left in a journal comes into its database, for those who are about to read that.
+
+    A running server sees to it by itself, a quarter of a second later at most. StoreError says why it cannot be.
+    """
+    for shard in find_shards(folder):
+        if os.path.exists(journal(folder, shard)):
+            store = SqliteStore(folder, shard)
+            with contextlib.suppress(StoreLockedError, FileNotFoundError):
+                store.open(is_new_allowed=False)
+                store.close()
 
 
 def ask_queue(folder: str, request: dict[str, Any]) -> Any:

@@ -1,0 +1,136 @@
+"""Ahead of the database: commits that are durable in the journal, and whose rows the database gets later, many at once.
+
+Begins when a shard is busy, and not before: until then each commit is the database's own, and readers see it at once.
+From then on the commits are the loop's, and the database is the writer thread's alone; each transaction there brings
+what is in the journal first (`pending` to `done`). Must not know SQL.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+
+from .journal import Journal
+from .sqlite_rows import Rows
+
+_log = logging.getLogger("pillarbox.queue")
+# So many messages and outcomes within a second make a shard a busy one.
+BUSY_COMMITTED = 300
+# The database is so far behind at most, while there is time for it.
+BEHIND_S = 0.25
+# Larger commits are the database's own: their contents would only be written twice.
+MOST_BYTES = 512 << 10
+
+
+class Ahead:
+    """Of one shard. `number` of its journal and `pending` belong together: who changes both has the mutex."""
+
+    def __init__(self, path: str) -> None:
+        self.journal = Journal(path)
+        self.is_on = False
+        # It was on, and failed: from then on all is the database's again, in the writer thread.
+        self.has_failed = False
+        self._is_impossible = not Journal.is_possible()
+        self._pending: list[Rows] = []
+        self._since = 0.0
+        self._mutex = threading.Lock()
+        self._is_taken = False
+        # The journal's other half holds nothing that the database does not have.
+        self._can_turn = True
+        self._counted_from = 0.0
+        self._counted = 0
+
+    # ------------------------------------------------------------ whether it is worth it
+
+    def count(self, committed: int) -> None:
+        """The database has committed so many."""
+        now = time.monotonic()
+        if now - self._counted_from > 1.0:
+            self._counted_from, self._counted = now, 0
+        self._counted += committed
+
+    @property
+    def is_wanted(self) -> bool:
+        """The shard is busy, and could have a journal."""
+        if self._counted < BUSY_COMMITTED or self.is_on:
+            return False
+        return not (self._is_impossible or self.has_failed)
+
+    def make(self) -> bool:
+        """Makes the journal, in the writer thread; a disk that has no room for it keeps the database's own commits.
+
+        True: once the database knows its key, `is_on` may be set.
+        """
+        try:
+            self.journal.make()
+        except OSError as error:
+            self._is_impossible = True
+            _log.warning("the queue goes on without its journal %s: %s", self.journal.path, error)
+            return False
+        return True
+
+    # ------------------------------------------------------------ commits
+
+    def takes(self, rows: Rows) -> bool:
+        """True when the journal has these rows now, on the disk; False: they are for the database, also when it failed."""
+        head = rows.head().encode()
+        octets = [content for _, content in rows.contents]
+        size = len(head) + sum(map(len, octets))
+        if size > MOST_BYTES or not self.journal.has_room(size):
+            return False
+        with self._mutex:
+            try:
+                self.journal.append(head, octets)
+            except OSError as error:
+                # Whether the record is there nobody knows: its number counts as taken, and the next transaction says so.
+                self.has_failed = True
+                self.is_on = False
+                _log.error("the journal %s failed, the queue goes on without it: %s", self.journal.path, error)
+                return False
+            if not self._pending:
+                self._since = time.monotonic()
+            self._pending.append(rows)
+        return True
+
+    # ------------------------------------------------------------ the database
+
+    @property
+    def is_behind(self) -> bool:
+        """Something is in the journal only, or on its way from there."""
+        return bool(self._pending) or self._is_taken
+
+    @property
+    def is_due(self) -> bool:
+        """It is time for the database to have it."""
+        if not self._pending or self._is_taken:
+            return False
+        return (self._can_turn and self.journal.is_half_full) or time.monotonic() - self._since >= BEHIND_S
+
+    def pending(self) -> tuple[list[Rows], int]:
+        """What the database is to have now, and up to which record that is. Commits go to the other half meanwhile."""
+        with self._mutex:
+            taken, self._pending = self._pending, []
+            if taken:
+                self._is_taken = True
+                if self._can_turn:
+                    self.journal.turn()
+                    self._can_turn = False
+            return taken, self.journal.number
+
+    def undone(self, taken: list[Rows]) -> None:
+        """The database has not taken it: it is asked again later, and until then both halves are needed."""
+        if not taken:
+            return
+        with self._mutex:
+            self._pending = taken + self._pending
+            self._is_taken, self._since = False, time.monotonic()
+
+    def done(self, taken: list[Rows]) -> None:
+        """It has. A journal that failed is no longer needed then."""
+        with self._mutex:
+            if taken:
+                self._is_taken, self._can_turn = False, True
+            is_over = self.has_failed and not self._pending
+        if is_over:
+            self.journal.close()
