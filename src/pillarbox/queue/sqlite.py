@@ -285,7 +285,7 @@ class SqliteStore:
         if ahead.has_failed:
             return False
         self.commit(accepts, settles)
-        ahead.count(len(accepts) + len(settles))
+        ahead.count(len(accepts), len(settles))
         return True
 
     def accept(self, batch: Sequence[Message]) -> None:
