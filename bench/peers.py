@@ -107,7 +107,7 @@ class Process:
 class Pillarbox:
     """This project, as `pillarbox serve` runs it."""
 
-    promise = "fsync'd (SQLite WAL, synchronous=FULL)"
+    promise = "fsync'd (SQLite WAL, synchronous=FULL; its journal, RWF_DSYNC)"
 
     def __init__(
         self, name: str = "pillarbox", port: int = 2601, extra: tuple[str, ...] = (), *, has_tls: bool = False

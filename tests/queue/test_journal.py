@@ -454,10 +454,31 @@ def test_a_making_that_was_cut_off_leaves_nothing(tmp_path: Path) -> None:
     store = SqliteStore(str(tmp_path))
     store.open()
     # Its key has not come to the database.
-    assert store._ahead.make()
+    store._ahead.journal.make()
     again = crash(store, tmp_path / "b")
     assert uids(again) == [] and not list((tmp_path / "b").glob("*.journal"))
     again.close()
+
+
+def test_a_database_that_cannot_note_its_journal_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ahead, "BUSY_COMMITTED", 0)
+    store = SqliteStore(str(tmp_path))
+    store.open()
+
+    def full(*_: Any) -> None:
+        raise StoreFullError("no room left for the queue")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(store, "set_flag", full)
+        assert store._ahead.is_wanted
+        store.maintain()
+    # It is not asked again and again.
+    assert not store._ahead.is_wanted and not store.maintains_beside and "goes on without its journal" in caplog.text
+    assert not list(tmp_path.glob("*.journal"))
+    assert store.try_commit([message("M1")], ()) and uids(store) == ["M1"]
+    store.close()
 
 
 def test_a_disk_without_room_for_a_journal_keeps_the_way_of_before(

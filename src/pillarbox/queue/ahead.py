@@ -10,7 +10,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
 
+from ..errors import StoreError
 from .journal import Journal
 from .sqlite_rows import Rows
 
@@ -65,18 +67,20 @@ class Ahead:
             return False
         return not (self._is_impossible or self.has_failed)
 
-    def make(self) -> bool:
-        """Makes the journal, in the writer thread; a disk that has no room for it keeps the database's own commits.
+    def begin(self, note: Callable[[], None]) -> None:
+        """Makes the journal, in the writer thread; `note` tells the database its key, before anything is in it.
 
-        True: once the database knows its key, `is_on` may be set.
+        Where one of them cannot be, for want of room say, commits stay the database's own.
         """
         try:
             self.journal.make()
-        except OSError as error:
+            note()
+        except (OSError, StoreError) as error:
             self._is_impossible = True
+            self.journal.close()
             _log.warning("the queue goes on without its journal %s: %s", self.journal.path, error)
-            return False
-        return True
+        else:
+            self.is_on = True
 
     # ------------------------------------------------------------ commits
 
@@ -139,6 +143,6 @@ class Ahead:
         with self._mutex:
             if taken:
                 self._is_taken, self._can_turn = False, True
-            is_over = self.has_failed and not self._pending
+            is_over = self.has_failed and self.journal.is_open and not self._pending
         if is_over:
             self.journal.close()

@@ -147,7 +147,7 @@ class GroupCommit:
         if self._is_inline:
             return look(self._reader)
         if self.store.is_behind:
-            # Any transaction brings what readers do not see yet.
+            # Any transaction brings what readers do not see yet. A queue that cannot be written can be looked at all the same.
             with contextlib.suppress(StoreError):
                 await self.run(lambda store: None)
         future: asyncio.Future[T] = self._loop.create_future()

@@ -12,7 +12,6 @@ nobody else knows, in a block of its own before the halves, and a record is one 
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import struct
 import zlib
@@ -20,7 +19,6 @@ from collections.abc import Iterator, Sequence
 
 from .spool import sync_folder
 
-_log = logging.getLogger("pillarbox.queue")
 HALF_BYTES = 16 << 20
 _PIECE_BYTES = 1 << 16
 _BLOCK_BYTES = 4096
@@ -30,6 +28,8 @@ _KEY_BYTES = 16
 _HEADER = struct.Struct("<4s16sIQII")
 _CRC_AT = 20
 _NUMBERED = struct.Struct("<QII")
+# Linux's: a write is on the disk when it returns.
+_DSYNC: int = getattr(os, "RWF_DSYNC", 0)
 Record = tuple[int, bytes, memoryview]
 
 
@@ -47,7 +47,7 @@ class Journal:
     @staticmethod
     def is_possible() -> bool:
         """True where the system can write and sync at once."""
-        return hasattr(os, "RWF_DSYNC") and hasattr(os, "pwritev")
+        return bool(_DSYNC)
 
     def make(self) -> None:
         """A new file of full length, in zeroes, on the disk, with a new key. OSError when that cannot be."""
@@ -63,7 +63,7 @@ class Journal:
             os.fsync(file)
             self.key = os.urandom(_KEY_BYTES)
             # Also tells whether this file system can.
-            os.pwritev(file, [_MAGIC + self.key, bytes(_BLOCK_BYTES - 4 - _KEY_BYTES)], 0, os.RWF_DSYNC)
+            os.pwritev(file, [_MAGIC + self.key, bytes(_BLOCK_BYTES - 4 - _KEY_BYTES)], 0, _DSYNC)
             sync_folder(os.path.dirname(self.path) or ".")
         except BaseException:
             os.close(file)
@@ -75,6 +75,11 @@ class Journal:
     def has_room(self, size_bytes: int) -> bool:
         """True when a record of head and contents of that size still fits into this half."""
         return self._at + size_bytes + _HEADER.size + _BLOCK_BYTES <= HALF_BYTES
+
+    @property
+    def is_open(self) -> bool:
+        """It was made, and not closed."""
+        return self._file is not None
 
     @property
     def is_half_full(self) -> bool:
@@ -94,7 +99,7 @@ class Journal:
         pieces.append(bytes(-size % _BLOCK_BYTES))
         size += len(pieces[-1])
         start = _BLOCK_BYTES + self._half * HALF_BYTES + self._at
-        written = os.pwritev(file, pieces, start, os.RWF_DSYNC)
+        written = os.pwritev(file, pieces, start, _DSYNC)
         if written < size:
             raise OSError(f"the disk took {written} of {size} octets")
         self._at += size
@@ -103,11 +108,8 @@ class Journal:
         """To the other half, whose records are all in the database."""
         self._half, self._at = 1 - self._half, 0
 
-    def read(self, above: int) -> tuple[bytes, list[Record]]:
-        """For a file that was left: its key, and its records with a higher number than that, in order: (number, head, contents).
-
-        OSError when it cannot be read.
-        """
+    def read(self) -> tuple[bytes, list[Record]]:
+        """For a file that was left: its key, and its records in order, (number, head, contents). OSError when it cannot be."""
         try:
             with open(self.path, "rb") as file:
                 octets = memoryview(file.read())
@@ -117,11 +119,8 @@ class Journal:
             # Its making was cut off.
             return b"", []
         key = bytes(octets[4 : 4 + _KEY_BYTES])
-        found = {record[0]: record for record in _records(octets[_BLOCK_BYTES:], key) if record[0] > above}
-        numbers = sorted(found)
-        if numbers and numbers != list(range(above + 1, above + 1 + len(numbers))):
-            _log.error("%s has the records %s: those between %d and the last are damaged", self.path, numbers, above)
-        return key, [found[number] for number in numbers]
+        found = {record[0]: record for record in _records(octets[_BLOCK_BYTES:], key)}
+        return key, [found[number] for number in sorted(found)]
 
     def close(self, *, is_needed: bool = False) -> None:
         """Gives the file up, and removes it unless it `is_needed`."""

@@ -125,17 +125,20 @@ class SqliteStore:
         number, _, key = (self.flag(JOURNAL) or "0").partition(" ")
         self._caught_up = journal.number = int(number)
         try:
-            journal.key, records = journal.read(self._caught_up)
-            if journal.key.hex() != key and journal.read(-1)[1]:
+            journal.key, records = journal.read()
+            if records and journal.key.hex() != key:
                 raise ValueError(
-                    "it belongs to another queue, or to another state of this one; move it away if it is not needed"
+                    "it is of another queue, or of another state of this one; move it away if it is not needed"
                 )
+            records = [record for record in records if record[0] > self._caught_up]
             if records:
-                rows = [sqlite_rows.parse_rows(head, contents) for _, head, contents in records]
+                last = records[-1][0]
+                if missing := last - self._caught_up - len(records):
+                    _log.error("%s: %d of the commits that a crash had left are damaged", journal.path, missing)
                 with self.transaction():
-                    self._bring(rows, records[-1][0])
+                    self._bring([sqlite_rows.parse_rows(head, octets) for _, head, octets in records], last)
+                journal.number = self._caught_up = last
                 _log.warning("%s: %d commits that a crash had left in the journal are back", self.path, len(records))
-                journal.number = self._caught_up = records[-1][0]
         except (OSError, ValueError, LookupError, TypeError, StoreError) as error:
             text = f"the mail in {journal.path} cannot be brought to {self.path}, nothing was changed: {error}"
             raise StoreError(text) from error
@@ -230,16 +233,11 @@ class SqliteStore:
             raise
 
     def _begin_journal(self) -> None:
-        if not self._ahead.make():
-            return
-        try:
+        def note() -> None:
             with self.transaction():
                 self._note_journal(self._caught_up)
-        except StoreError as error:
-            _log.error("%s", error)
-            self._ahead.journal.close()
-        else:
-            self._ahead.is_on = True
+
+        self._ahead.begin(note)
 
     def _catch_up(self) -> None:
         try:

@@ -84,7 +84,7 @@ def message_row(message: Message) -> Row:
     )
 
 
-def recipient_row(key: int, r: Recipient, due_at: float | None, is_leased: bool) -> Row:
+def recipient_row(key: int, r: Recipient, due_at: float | None, *, is_leased: bool) -> Row:
     """The columns of import_recipients."""
     row = (key, r.number, r.address, r.state, due_at, is_leased, r.attempts, r.next_hop, r.last_reply)
     return (*row, r.last_stage, ",".join(r.notify) or None, r.orcpt, r.is_delay_reported)
