@@ -43,6 +43,15 @@ def browsing(base: str) -> Iterator[Any]:
             browser.close()
 
 
+def follow(page: Any, selector: str) -> None:
+    """Click what leads to another page, or to this one anew, and wait until that one has loaded with its script.
+
+    A click alone comes back before the new page is there, and a button of a page whose script has not run yet does nothing.
+    """
+    with page.expect_navigation():
+        page.click(selector)
+
+
 def shots(folder: Path) -> Path:
     """Where screenshots go."""
     found = Path(os.environ.get("SCREENSHOTS") or folder / "shots").resolve()

@@ -18,7 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pillarbox.admin.api import ROWS
 from pillarbox.admin.parsed import parsed_view
 from pillarbox.admin.rows import openapi
-from tests.browser import browsing, shots
+from tests.browser import browsing, follow, shots
 from tests.conftest import free_port
 from tests.daemon import Daemon, pillarbox, sink, smtp_source, wait_until
 from tests.test_workers import send
@@ -371,17 +371,17 @@ def test_in_a_browser(tmp_path: Path) -> None:
                 timeout=20_000,
             )
             page.screenshot(path=str(pictures / "overview.png"))
-            page.click("nav >> text=Queue")
-            page.click("tbody tr >> nth=0 >> a")
+            follow(page, "nav >> text=Queue")
+            follow(page, "tbody tr >> nth=0 >> a")
             assert page.locator("h1").inner_text() == "hello"
-            page.click("text=Hold")
+            follow(page, "button:text-is('Hold')")
             page.wait_for_selector("h1 + .state.held")
             page.on("dialog", lambda dialog: dialog.accept())
             page.screenshot(path=str(pictures / "message.png"), full_page=True)
-            page.click("text=Cancel")
+            follow(page, "button:text-is('Cancel')")
             page.wait_for_selector("h1 + .state.cancelled")
             assert len(daemon.queue("--state=cancelled")) == 1
-            page.click("nav >> text=Events")
+            follow(page, "nav >> text=Events")
             page.fill("#text", "live@")
             page.wait_for_timeout(600)
             send(daemon.port, "other@c.test")

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.browser import browsing, shots
+from tests.browser import browsing, follow, shots
 from tests.conftest import free_port
 from tests.daemon import PILLARBOX, pillarbox, sink, wait_until
 
@@ -184,7 +184,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
         server.send(message=hostile_html())
         page.wait_for_selector("#inbox tbody tr:nth-child(2)")
         page.screenshot(path=str(pictures / "inbox.png"))
-        page.click("#inbox tbody tr:nth-child(1) a")
+        follow(page, "#inbox tbody tr:nth-child(1) a")
         assert page.locator("h1").first.inner_text() == "<script>alert(1)</script> Grüße"
         frame = page.frame_locator("iframe")
         assert frame.locator("h1").inner_text() == "Hello"
@@ -202,10 +202,10 @@ def test_in_a_browser(tmp_path: Path) -> None:
         page.goto(server.url + "/inbox?subject=first")
         assert page.locator("#inbox tbody tr").count() == 1
         page.on("dialog", lambda dialog: dialog.accept())
-        page.click("#inbox >> text=Delete")
+        follow(page, "#inbox >> text=Delete")
         page.wait_for_selector("#inbox >> text=Nothing yet")
         page.goto(server.url + "/inbox")
-        page.click("text=Delete all")
+        follow(page, "text=Delete all")
         page.wait_for_selector("#inbox >> text=Nothing yet")
         page.set_viewport_size({"width": 380, "height": 800})
         assert page.evaluate("document.documentElement.scrollWidth") <= 380
