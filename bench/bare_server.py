@@ -34,10 +34,9 @@ CUTS: dict[str, list[tuple[str, str]]] = {
             "        elif command.error is not None or not self._dispatcher.has_direct or not self._answer_at_once(command):\n",
             "        elif command.error is not None or not self._answer_at_once(command):\n",
         ),
-        ("        if direct is None:\n            return False\n", ""),
         (
-            "if greeting is not None:\n            self._send_greeting",
-            "if True:\n            self._send_greeting",
+            "        if greeting is not None:\n            # Only the 220",
+            "        if True:\n            # Only the 220",
         ),
         (
             '        if self._dispatcher.heard["response"]:\n            self._waiting = True\n'
@@ -52,7 +51,11 @@ CUTS: dict[str, list[tuple[str, str]]] = {
             "",
         ),
     ],
+    "pillarbox.server.atonce": [
+        ("        if direct is None:\n            return False\n", ""),
+    ],
     "pillarbox.server.intake": [
+        ("\n            and context.wiretap is None\n", "\n"),
         (
             '        dispatcher = self._context.dispatcher\n        if not dispatcher.heard["message"]:\n'
             "            self._accept(envelope, content, scan)\n            return\n",
@@ -62,8 +65,8 @@ CUTS: dict[str, list[tuple[str, str]]] = {
     ],
     "pillarbox.server.connection": [
         (
-            "        if self._wiretap is not None:\n            self._wiretap(self.session, data)\n        if self._transport",
-            "        if self._transport",
+            "        if self._wiretap is not None:\n            self._wiretap(self.session, data)\n        transport =",
+            "        transport =",
         ),
     ],
 }

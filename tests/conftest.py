@@ -273,7 +273,7 @@ class Wire:
         while time.monotonic() < end:
             await asyncio.sleep(0)
             session = self.connection.session
-            if self.transport.closed or (not session._waiting and not self.connection._outbox._writes):
+            if self.transport.closed or (not session._waiting and not self.connection._outbox.writes):
                 return
         raise TimeoutError("the session does not come to rest")
 

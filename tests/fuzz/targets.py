@@ -22,11 +22,11 @@ from pillarbox.smtp.address import parse_mailbox, split_mailbox
 from pillarbox.smtp.client import ClientFault, ClientProtocol, Happened
 from pillarbox.smtp.command import Command, Grammar, parse_command
 from pillarbox.smtp.extension import Facts
-from pillarbox.smtp.framing import DataScanner, DotStuffer, is_clean, normalise_lines
+from pillarbox.smtp.framing import DataScanner, DotStuffer, is_clean, is_plain, normalise_lines
 from pillarbox.smtp.reply import ReplyFault, ReplyReader, format_reply, parse_reply
 from pillarbox.smtp.sasl import SaslFault, decode_base64, server_mechanism
 from pillarbox.smtp.server import AuthLine, EndOfContent, Rules, ServerProtocol
-from pillarbox.smtp.state import ClientState
+from pillarbox.smtp.state import TRANSITIONS, ClientState
 from pillarbox.smtp.transaction import Recipient, Transaction
 
 Target = Callable[[bytes], None]
@@ -45,9 +45,23 @@ def _session(pieces: list[bytes], rules: Rules, *, is_short: bool = False) -> tu
     seen: list[object] = []
     out = b""
     for piece in pieces:
-        command = protocol.take_command(piece) if is_short else None
-        content = protocol.take_content(piece) if is_short and command is None else None
-        if content is not None:
+        known = rules.known.get(piece) if is_short and protocol.is_between else None
+        following = TRANSITIONS[protocol.state].get(known.verb) if known is not None else None
+        if known is not None and following is not None:
+            # As the session does it.
+            seen.append((known.verb, known.address, None))
+            out += protocol.pass_to(following, Reply(354 if known.verb == "DATA" else 250))
+            if protocol.is_closed:
+                break
+            continue
+        whole = protocol.take_whole(piece) if is_short else None
+        command = protocol.take_command(piece) if is_short and whole is None else None
+        content = protocol.take_content(piece) if is_short and whole is None and command is None else None
+        if whole is not None:
+            seen += [whole, ("end", len(whole), True, None)]
+            assert is_plain(whole) and protocol.is_quiet
+            out += protocol.answer(Reply(250))
+        elif content is not None:
             if content[0]:
                 before = seen.pop() if seen and isinstance(seen[-1], bytes) else b""
                 seen.append(before + content[0])
@@ -107,12 +121,29 @@ def session(octets: bytes) -> None:
     assert _taken(whole) == _taken(again) and said == said_again, (whole, again)
     for is_known in (False, True):
         # The second time the lines are known.
-        again, said_again = _session(lines, rules, is_short=True)
-        assert _taken(whole) == _taken(again) and said == said_again, (is_known, whole, again)
+        for cut in (lines, _joined(lines)):
+            again, said_again = _session(cut, rules, is_short=True)
+            assert _taken(whole) == _taken(again) and said == said_again, (is_known, whole, again)
     for content, end in zip(whole, whole[1:], strict=False):
         if isinstance(content, bytes) and isinstance(end, tuple) and end[0] == "end" and end[3] is None and end[2]:
             assert is_clean(content) or not end[2]
     assert out_is_smtp(said)
+
+
+def _joined(lines: list[bytes]) -> list[bytes]:
+    """The same, with what stands between DATA and the next line that is a dot in one piece, as clients send it."""
+    found: list[bytes] = []
+    begin = 0
+    while begin < len(lines):
+        found.append(lines[begin])
+        begin += 1
+        if found[-1].upper() == b"DATA\r\n" and b".\r\n" in lines[begin:]:
+            end = lines.index(b".\r\n", begin) + 1
+            # Were the DATA refused, these would be commands, and two of them must stand at the end of their piece.
+            if not any(line[:4].upper() in (b"DATA", b"STAR") for line in lines[begin:end]):
+                found.append(b"".join(lines[begin:end]))
+                begin = end
+    return found
 
 
 def _taken(seen: list[object]) -> list[object]:

@@ -217,6 +217,46 @@ def test_nothing_is_taken_once_a_session_has_been_sent_away() -> None:
     assert protocol.next_event() is None and protocol.is_closed
 
 
+def in_content(**rules: bool) -> ServerProtocol:
+    protocol = ServerProtocol(Facts(max_size_bytes=20), Rules(**rules))  # type: ignore[arg-type]
+    for line in (b"HELO a.test\r\n", b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n"):
+        assert protocol.take_command(line) is not None
+        protocol.answer(Reply(354 if line == b"DATA\r\n" else 250))
+    return protocol
+
+
+@pytest.mark.parametrize("rules", [{}, {"normalise_bare": True}])
+def test_content_that_comes_whole_is_taken_as_it_is(rules: dict[str, bool]) -> None:
+    protocol = in_content(**rules)
+    assert not protocol.is_between and protocol.is_in_content
+    assert protocol.take_whole(b"a\r\n\r\nb.\r\n.\r\n") == b"a\r\n\r\nb.\r\n"
+    assert protocol.owes_reply and protocol.is_quiet
+    assert protocol.answer(Reply(250, "2.0.0", "OK")) == b"250 2.0.0 OK\r\n"
+    assert protocol.state is State.READY and protocol.is_between and not protocol.is_in_content
+    # Or refused, behind its end as ever.
+    protocol = in_content(**rules)
+    assert protocol.take_whole(b"x\r\n.\r\n") == b"x\r\n"
+    protocol.respond(Reply(554, "5.6.0", "no"))
+    assert protocol.data_to_send() == b"554 5.6.0 no\r\n" and protocol.is_between
+
+
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"", b".", b".\r", b"\n", b".\r\n", b"\r\n", b"x\r\n", b"x\r\n.", b"x\r\n.\r", b"x\r\n.\r\nQUIT\r\n", b"x\r\n.\r\n.\r\n",
+        b"..x\r\n.\r\n", b"x\r\n..\r\n.\r\n", b"x\n.\r\n", b"x\r.\r\n", b"x\n\r\n.\r\n", b"x\ry\r\n.\r\n", b"x\r\n.\n", b"x\n.\ny\r\n.\r\n",
+        b"x\r\n.\ry\r\n.\r\n", b"x" * 19 + b"\r\n.\r\n", b".\r\n.\r\n",
+    ],
+)  # fmt: skip
+def test_any_other_content_goes_the_long_way(segment: bytes) -> None:
+    protocol = in_content()
+    assert protocol.take_whole(segment) is None and not protocol.owes_reply and protocol.state is State.CONTENT
+    assert protocol.take_whole(b"z\r\n.\r\n") == b"z\r\n", "nothing was taken"
+    protocol = in_content()
+    assert protocol.take_content(b"beg") == (b"beg", None)
+    assert protocol.take_whole(segment) is None, "it has begun"
+
+
 def test_a_refused_chunk_end_resets() -> None:
     protocol = served((b"EHLO x\r\n", OK), (b"MAIL FROM:<a@b.c>\r\n", OK), (b"RCPT TO:<a@b.c>\r\n", OK))
     protocol.receive_data(b"BDAT 3\r\nabcBDAT 2 LAST\r\nxyNOOP\r\n")

@@ -48,11 +48,14 @@ class Dispatcher:
         self.heard: dict[str, bool] = dict.fromkeys(CATALOGUE, False)
         self.direct: dict[str, Reply | Callable[[Any, Any], Reply] | None] = dict.fromkeys(CATALOGUE)
         self.has_direct = False
+        # What whoever answers makes of `direct`, to have it at hand: forgotten when that changes.
+        self.known: dict[str, Any] = {}
         self._steps: dict[str, tuple[Step, ...]] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
     def compile(self) -> None:
         """Looks at pipeline and subscribers once, so that an event need not: after each change of either."""
+        self.known.clear()
         for name in CATALOGUE:
             steps, is_subscribed = self.pipeline.steps(name), self.subscribers.listens(name)
             self._steps[name] = steps

@@ -4,27 +4,14 @@ from __future__ import annotations
 
 import itertools
 import re
-from dataclasses import dataclass
 from email.utils import formatdate
+from functools import lru_cache
 
 from . import headers
 from .content import Content
 
 # RFC 5321 section 6.3: count Received fields; "at least 100" is the limit that it suggests.
 MAX_RECEIVED = 100
-
-
-@dataclass(slots=True)
-class ReceivedFacts:
-    """What a Received field tells. `protocol` is a name of RFC 3848 (ESMTP, ESMTPSA, ...), `tls` version and cipher."""
-
-    helo: str
-    peer_host: str
-    by: str
-    protocol: str
-    uid: str
-    tls: str = ""
-    recipient: str | None = None
 
 
 _UNSAFE = re.compile(r"[\x00-\x20\x7f();]")
@@ -50,19 +37,27 @@ def _protocol_name(is_esmtp: bool, is_utf8: bool, is_tls: bool, is_authenticated
 PROTOCOLS = {facts: _protocol_name(*facts) for facts in itertools.product((False, True), repeat=4)}
 
 
-def format_received(facts: ReceivedFacts, unix_s: float) -> bytes:
-    """The Received field, folded, with CRLF (RFC 5321 section 4.4). Nothing the peer said can break out of it."""
-    peer = f"IPv6:{facts.peer_host}" if ":" in facts.peer_host else facts.peer_host
+@lru_cache(maxsize=256)
+def received_from(helo: str, peer_host: str, by: str, protocol: str, tls: str = "") -> str:
+    """What the Received fields of one session have in common: the clauses from, by, with, and the beginning of id.
+
+    `protocol` is a name of RFC 3848 (ESMTP, ESMTPSA, ...), `tls` version and cipher.
+    """
+    peer = f"IPv6:{peer_host}" if ":" in peer_host else peer_host
     # Judged by the grammar of EHLO already; the structure of this field must hold whatever a plugin put there.
-    helo = facts.helo if not _UNSAFE.search(facts.helo) else "unknown"
+    helo = helo if not _UNSAFE.search(helo) else "unknown"
     source = f"{helo} ([{peer}])" if peer else helo
-    tls = f"\r\n\t(using {facts.tls})" if facts.tls else ""
-    # The recipient is named only where there is one, so that no blind copy is given away.
-    to = f"\r\n\tfor <{facts.recipient}>" if facts.recipient else ""
-    return (
-        f"Received: from {source}{tls}\r\n\tby {facts.by} with {facts.protocol} id {facts.uid}{to};"
-        f"\r\n\t{format_date(unix_s)}\r\n"
-    ).encode()
+    using = f"\r\n\t(using {tls})" if tls else ""
+    return f"Received: from {source}{using}\r\n\tby {by} with {protocol} id "
+
+
+def format_received(common: str, uid: str, recipient: str | None, unix_s: float) -> bytes:
+    """The Received field, folded, with CRLF (RFC 5321 section 4.4), from `received_from`. Nothing the peer said can break out.
+
+    The recipient is named only where there is one, so that no blind copy is given away.
+    """
+    to = f"\r\n\tfor <{recipient}>" if recipient else ""
+    return f"{common}{uid}{to};\r\n\t{format_date(unix_s)}\r\n".encode()
 
 
 def message_id(uid: str, hostname: str) -> str:

@@ -34,8 +34,9 @@ class Deadlines:
         """Ends what has taken too long, and expects no message of those who are in no hurry."""
         if session.facts.envelope is None:
             session.intake.forget_expected()
-        if session.arrivals != self._arrivals:
-            self._arrivals, self._arrived_at = session.arrivals, now
+        arrivals = session.arrivals + session.commands
+        if arrivals != self._arrivals:
+            self._arrivals, self._arrived_at = arrivals, now
         if session.commands != self._commands or session.is_parked:
             self._commands, self._commanded_at = session.commands, now
         limit = self._options.client_time_out

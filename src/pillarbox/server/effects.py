@@ -22,7 +22,8 @@ def _reset(session: SmtpSession, event: Any, reply: Reply) -> None:
 
 
 def _greet(session: SmtpSession, event: Any, reply: Reply) -> None:
-    session.reset()
+    if session.facts.envelope is not None:
+        session.reset()
     session.intake.expect()
     session.facts.helo = event.address or ""
     session.facts.is_esmtp = False
@@ -62,6 +63,14 @@ def _quit(session: SmtpSession, event: Any, reply: Reply) -> None:
     session.reason = "QUIT"
 
 
+def _nothing(session: SmtpSession, event: Any, reply: Reply) -> None:
+    pass
+
+
+def _hang_up(session: SmtpSession, event: Any, reply: Reply) -> None:
+    session.hang_up()
+
+
 def _start_tls(session: SmtpSession, event: Any, reply: Reply) -> None:
     if reply.code == 220:
         session.start_tls()
@@ -77,3 +86,7 @@ EFFECTS: dict[str, Callable[[SmtpSession, Any, Reply], None]] = {
     "QUIT": _quit,
     "STARTTLS": _start_tls,
 }
+
+# Where a known line is answered at once: what nobody looks at afterwards is done here.
+AT_ONCE = {verb: EFFECTS[verb] for verb in ("EHLO", "HELO", "MAIL", "RCPT", "DATA", "RSET")}
+AT_ONCE |= {"NOOP": _nothing, "QUIT": _hang_up}

@@ -111,6 +111,26 @@ class Intake:
             self._writer.write(b"".join(self._pieces))
             self._pieces.clear()
 
+    def takes_whole(self, size: int) -> bool:
+        """True when content of that size that is here as a whole may go the short way (`take_whole`)."""
+        context = self._context
+        return (
+            not self._pieces
+            and self._diverted is None
+            and self._writer is None
+            and size <= context.options.spool_above_bytes
+            and context.wiretap is None
+        )
+
+    def take_whole(self, envelope: Envelope, octets: bytes) -> None:
+        """`piece` and `finish` for content that came whole, and plain (framing.is_plain), where `takes_whole` holds."""
+        content = Content(octets)
+        content.mark_plain()
+        try:
+            self._judge(envelope, content)
+        except Exception:
+            self._give_up()
+
     def reset(self) -> None:
         """The transaction is over without a message: what was collected goes."""
         if self._writer is not None:
@@ -279,21 +299,15 @@ class Intake:
         if not scan.end and content.size_bytes and content.start(2) != b"\r\n":
             # Text without a header section: an empty line keeps it apart from ours.
             added += b"\r\n"
-        facts = trace.ReceivedFacts(
-            session.helo,
-            session.peer.host,
-            hostname,
-            trace.PROTOCOLS[session.is_esmtp, envelope.is_smtputf8, bool(session.tls), session.username is not None],
-            uid,
-            session.tls,
-            envelope.recipients[0].address if len(envelope.recipients) == 1 else None,
-        )
         if self._context.options.origin:
             # Where the message came from is nobody's business: no trace of it stays.
             content.remove_header("Received")
             content.prepend(added)
-        else:
-            content.prepend(trace.format_received(facts, now) + added)
+            return
+        kind = session.is_esmtp, envelope.is_smtputf8, bool(session.tls), session.username is not None
+        common = trace.received_from(session.helo, session.peer.host, hostname, trace.PROTOCOLS[kind], session.tls)
+        recipient = envelope.recipients[0].address if len(envelope.recipients) == 1 else None
+        content.prepend(trace.format_received(common, uid, recipient, now) + added)
 
     def _facts(self) -> dict[str, object]:
         session = self._session.facts

@@ -239,10 +239,11 @@ class _IdleWatch:
     def may_leave(self, session: SmtpSession) -> bool:
         """Asked again and again."""
         now = time.monotonic()
-        arrivals, since = self._seen.get(session.facts.client_id, (-1, now))
-        if arrivals != session.arrivals:
+        seen, since = self._seen.get(session.facts.client_id, (-1, now))
+        arrivals = session.arrivals + session.commands
+        if seen != arrivals:
             since = now
-            self._seen[session.facts.client_id] = (session.arrivals, now)
+            self._seen[session.facts.client_id] = (arrivals, now)
         # Who brings one message after the other has had its time.
         return not session.is_busy and (now - since >= SILENT_S or now - self._began >= LAST_MESSAGES_S)
 

@@ -21,7 +21,8 @@ class Owed:
     _early: Reply | None
     awaits_program: bool
     is_lost: bool
-    # Of what the client sent, segments and commands: when they move, the client's time begins anew.
+    # Of what the client sent, commands, and segments that were no whole command that is known: when they move, the
+    # client's time begins anew.
     arrivals: int
     commands: int
 
@@ -38,7 +39,6 @@ class Owed:
         """From now on the program owes the reply, if it has not given it already."""
         self.awaits_program = True
         self.commands += 1
-        self.arrivals += 1
         early, self._early = self._early, None
         if early is not None:
             self.reply_from_program(early)

@@ -14,18 +14,18 @@ from ..events import catalogue as e
 from ..events.dispatch import PARKED, Parked, Verdict
 from ..events.plugin import Eat
 from ..smtp.command import Command
-from ..smtp.reply import Reply
+from ..smtp.reply import Reply, format_reply
 from ..smtp.rules import LASTING
 from ..smtp.server import AuthLine, EndOfContent, ServerProtocol
 from ..smtp.state import State
 from .accounts import Account
+from .atonce import END, AtOnce
 from .authentication import Authentication
 from .commands import EVENT_NAMES, EVENTS, JUNK
 from .deadlines import Deadlines
 from .describe import told
 from .effects import EFFECTS
 from .intake import Intake
-from .owed import Owed
 from .response import last_word, take_round
 
 if TYPE_CHECKING:
@@ -37,16 +37,13 @@ _TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing")
 _TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing")
 _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
 _MAX_BUFFERED = 64 * 1024  # of input that waits while the session is parked; beyond, reading stops
-# Stands for the end of content where a reply's command is asked for.
-_END = Command(".", "")
 
 
-class SmtpSession(Owed):
+class SmtpSession(AtOnce):
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
-        "_account", "_authentication", "_connection", "_context", "_deadlines", "_dispatcher", "_errors", "_event",
-        "_is_content", "_junk", "_pumping", "_waiting", "began", "content_bytes", "facts", "intake", "protocol", "reason",
+        "_account", "_authentication", "_deadlines", "_errors", "_event", "_known", "began",
     )  # fmt: skip
 
     def __init__(
@@ -66,6 +63,9 @@ class SmtpSession(Owed):
         self._pumping = False
         self._greeted = False
         self._is_content = False
+        # Between two commands, greeted, and nothing waits on either side: known lines may go the short way.
+        self._is_between = False
+        self._known = protocol.rules.known
         self._errors = 0
         self._junk = 0
         self._account: Account | None = None
@@ -91,7 +91,10 @@ class SmtpSession(Owed):
         facts = self.facts
         greeting = self._dispatcher.direct["connection"]
         if greeting is not None:
-            self._send_greeting(greeting, is_sent=True)  # type: ignore[arg-type]
+            # Only the 220 is built in; nothing of the client can be here yet.
+            self._greeted = self._is_between = True
+            self._waiting = False
+            self._connection.write(format_reply(greeting))  # type: ignore[arg-type]
             return
         self._event = e.Connection(facts.client_id, facts, facts.peer, facts.local, facts.tls)
         self._may_answer = True
@@ -128,23 +131,34 @@ class SmtpSession(Owed):
     def receive(self, data: bytes) -> None:
         """Octets from the wire."""
         # No clock here: the sweep looks once a second whether these have moved.
+        if self._is_between:
+            known = self._known.get(data)
+            if known is not None and self._answer_known(known):
+                return
+            self._is_between = False
         self.arrivals += 1
-        if not self._greeted:
-            self.facts.talked_early = True
         protocol = self.protocol
         if self._waiting:
+            if not self._greeted:
+                self.facts.talked_early = True
             protocol.receive_data(data)
             if protocol.buffered_bytes > _MAX_BUFFERED:
                 self._connection.stop_reading("parked")
             return
+        if self._is_content:
+            if self.facts.envelope is not None and self.intake.takes_whole(len(data)):
+                whole = protocol.take_whole(data)
+                if whole is not None:
+                    self._take_whole(whole)
+                    return
+            content = protocol.take_content(data)
+            if content is not None:
+                self._take_content(*content)
+                return
         command = protocol.take_command(data)
         if command is None:
-            content = protocol.take_content(data)
-            if content is None:
-                protocol.receive_data(data)
-                self._pump()
-            else:
-                self._take_content(*content)
+            protocol.receive_data(data)
+            self._pump()
         elif command.error is not None or not self._dispatcher.has_direct or not self._answer_at_once(command):
             self._pumping = True
             self._on_command(command)
@@ -209,7 +223,6 @@ class SmtpSession(Owed):
             self._connection.go_on_reading("parked")
             # The client's time begins anew: whatever it waited for is over.
             self.commands += 1
-            self.arrivals += 1
             self._pump()
             if self._connection.has_eof and not self._waiting:
                 self._connection.close_when_written()
@@ -244,27 +257,6 @@ class SmtpSession(Owed):
         verdict = self._dispatcher.dispatch(event, self._command_decided)
         if verdict is not PARKED:
             self._command_decided(verdict)  # type: ignore[arg-type]
-
-    def _answer_at_once(self, command: Command) -> bool:
-        """The short way of a command alone in its segment, without error, that only the built-in behaviour hears of, and takes.
-
-        False, and nothing has happened, for any other. (A wiretap hears everything: then there are no direct answers.)
-        """
-        verb = command.verb
-        direct, is_junk = self._dispatcher.direct[EVENT_NAMES[verb]], verb in JUNK
-        if direct is None:
-            return False
-        reply = direct if direct.__class__ is Reply else direct(self.facts, command)  # type: ignore[operator]
-        if reply.code >= 400 or (is_junk and self._junk >= self._context.options.max_junk):
-            return False
-        self._junk += is_junk
-        self.commands += 1
-        self._connection.write(self.protocol.answer(reply))
-        if (effect := EFFECTS.get(verb)) is not None:
-            effect(self, command, reply)
-            if self.protocol.state is State.CLOSED:
-                self._connection.close_when_written()
-        return True
 
     def _command_decided(self, verdict: Verdict) -> None:
         self._may_answer = False
@@ -314,7 +306,7 @@ class SmtpSession(Owed):
             protocol.respond(reply, is_sent=is_sent)
         self._waiting = self._may_answer = False
         self._command = self._event = self._early = None
-        if command is _END and not self._is_content:
+        if command is END and not self._is_content:
             # RFC 5321 section 4.1.1.4: whoever took or refused it, the transaction is over.
             self.facts.envelope = None
             if reply.code < 400:
@@ -363,6 +355,7 @@ class SmtpSession(Owed):
 
     def begin_content(self) -> None:
         """Content follows."""
+        self._is_between = False
         if not self._is_content:
             self._is_content = True
             self.content_bytes = 0
@@ -406,7 +399,7 @@ class SmtpSession(Owed):
     # ------------------------------------------------------------------- content
 
     def _on_end(self, end: EndOfContent) -> None:
-        self._command = _END
+        self._command = END
         if self._context.wiretap is not None:
             self._context.wiretap(self, end)
         if not end.is_last:
@@ -441,9 +434,9 @@ class SmtpSession(Owed):
         self._connection.write(self.protocol.answer(reply))
         self._command = self._event = self._early = self.facts.envelope = None
         self._waiting = False
+        self._is_between = True
         self._junk = 0
         self.commands += 1
-        self.arrivals += 1
 
     def wants_reading(self, wants: bool) -> None:
         """The spool's back-pressure."""

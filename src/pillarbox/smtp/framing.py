@@ -8,6 +8,7 @@ from __future__ import annotations
 
 CRLF = b"\r\n"
 END = b"\r\n.\r\n"
+DOT_CRLF = b".\r\n"
 
 
 class OverlongLine:
@@ -132,7 +133,7 @@ class LineBuffer:
         self.is_empty = not self._buffer
 
 
-_CR, _LF, _DOT = 13, 10, 46
+_CR, _LF, DOT = 13, 10, 46
 
 
 class DataScanner:
@@ -157,7 +158,7 @@ class DataScanner:
     def feed(self, chunk: bytes) -> tuple[bytes, bytes | None]:
         """Takes octets from the wire."""
         if self._held:
-            if self._held is CRLF and self._skip and chunk and chunk[0] != _DOT:
+            if self._held is CRLF and self._skip and chunk and chunk[0] != DOT:
                 # The line end that stands before the first octet matters only where a dot follows.
                 self._skip = 0
             else:
@@ -248,7 +249,7 @@ def is_clean(content: bytes) -> bool:
 
 def is_plain(lines: bytes) -> bool:
     """True for whole lines that end in CRLF, none of which begins with a dot: nothing to do for a DotStuffer."""
-    return lines[-2:] == CRLF and lines[0] != _DOT and b"\n." not in lines and is_clean(lines)
+    return lines[-2:] == CRLF and lines[0] != DOT and b"\n." not in lines and is_clean(lines)
 
 
 def _normalised(content: bytes) -> bytes:

@@ -27,6 +27,10 @@ class EndOfContent:
         self.is_plain = is_plain
 
 
+# The end of content that came whole, and clean, in one segment (ServerProtocol.take_whole): nobody looks at its size.
+WHOLE = EndOfContent(0, None, is_last=True, by_bdat=False, is_plain=True)
+
+
 class AuthLine:
     """A line of an AUTH exchange; `line` is None when it passed its limit."""
 

@@ -9,32 +9,42 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from .checks import CHECKS, EARLY_CONTENT, Checks, too_large
 from .command import Command, parse_command
 from .extension import Facts
-from .framing import BARE_LF, CRLF, OVERLONG, BareLineFeed, ChunkScanner, DataScanner, LineBuffer, OverlongLine
-from .given import BARE_CONTENT, AuthLine, EndOfContent
+from .framing import (
+    BARE_LF,
+    CRLF,
+    DOT,
+    DOT_CRLF,
+    OVERLONG,
+    BareLineFeed,
+    ChunkScanner,
+    DataScanner,
+    LineBuffer,
+    OverlongLine,
+    is_clean,
+)
+from .given import BARE_CONTENT, WHOLE, AuthLine, EndOfContent
 from .reply import Reply, format_reply
 from .rules import LASTING, Rules
 from .state import ORDER_HINTS, TRANSITIONS, State
 
 Event = Command | EndOfContent | AuthLine | bytes
 
+# Asking an enum for a member costs as much as a call.
+_CONTENT, _CLOSED, _READY = State.CONTENT, State.CLOSED, State.READY
 # The first octet of a TLS record that carries a handshake (RFC 8446 section 5.1).
 TLS_RECORD = 0x16
 # Not for the short way: what is no line, and BDAT, whose chunk may be empty, and then has its end at once.
 _LONG_WAY = bytes((TLS_RECORD,)) + b"Bb"
-# Chunks this small are worth counting: millions of them are work without mail (hostile row 41).
-_SMALL_CHUNK = 1024
 
 _TOO_LONG = Reply(500, "5.5.2", "Line too long")
 _BARE_LF = Reply(500, "5.5.2", "Line ended by LF alone: end lines with CR LF")
-_EARLY_CONTENT = Reply(503, "5.5.0", "Data behind DATA before the 354 reply")
-_BEHIND_STARTTLS = Reply(554, "5.5.0", "Nothing may follow STARTTLS before its reply")
 _FOREIGN = Reply(554, "5.5.0", "This is SMTP, not TLS; closing")
-_SMALL_CHUNKS = Reply(421, "4.7.0", "Too many small chunks")
 
 
-class ServerProtocol:
+class ServerProtocol(Checks):
     """One session's protocol. `state` is where it stands; `facts` decides what EHLO offers."""
 
     # Defaults stand in the class: a new session sets only what it has of its own.
@@ -46,8 +56,6 @@ class ServerProtocol:
     _tls_wait = False
     _swallow = 0
     _chunk_left = -1
-    _chunk_total = 0
-    _small_chunks = 0
     _size = 0
     _is_last = True
     _ended = False
@@ -74,7 +82,7 @@ class ServerProtocol:
     @property
     def is_in_content(self) -> bool:
         """True between 354 (or an accepted BDAT) and the end of content."""
-        return self._scanner is not None and (self.state is State.CONTENT or self._chunk_left >= 0)
+        return self.state is _CONTENT or (self._scanner is not None and self._chunk_left >= 0)
 
     @property
     def is_in_auth(self) -> bool:
@@ -90,11 +98,10 @@ class ServerProtocol:
         """The next command, piece of content (bytes), end of content, or AUTH line; None: a reply is owed or more is needed."""
         if self._owed is not None:
             return None
-        if self._scanner is not None:
-            if self.state is State.CONTENT:
-                return self._next_data()
-            if self._chunk_left >= 0:
-                return self._next_chunk()
+        if self.state is _CONTENT:
+            return self._next_data()
+        if self._scanner is not None and self._chunk_left >= 0:
+            return self._next_chunk()
         if self._input.is_empty or self._tls_wait or self.state is State.CLOSED:
             return None
         if self._swallow and not self._drain():
@@ -108,16 +115,7 @@ class ServerProtocol:
 
         None, and nothing is taken, where it is anything else: then `receive_data` and `next_event` know what it is.
         """
-        waiting = self._input
-        if (
-            not waiting.is_empty
-            or self._owed is not None
-            or self._scanner is not None
-            or waiting.is_dropping
-            or self._auth
-            or self._tls_wait
-            or self._swallow
-        ):
+        if not self.is_between:
             return None
         known = self.rules.known.get(data)
         if known is not None:
@@ -169,7 +167,7 @@ class ServerProtocol:
             elif not command.is_abuse:
                 hint = ORDER_HINTS.get((state, verb), "bad sequence of commands")
                 command.error = Reply(503, "5.5.1", f"{verb}: {hint}")
-            check = _CHECKS.get(verb)
+            check = CHECKS.get(verb)
             if check is not None and (command.error is None or verb == "BDAT"):
                 check(self, command)
         return command
@@ -185,74 +183,55 @@ class ServerProtocol:
         command.error, command.is_abuse = reply, is_abuse
         return command
 
-    def _check_mail(self, command: Command) -> None:
-        size = command.parameters.get("SIZE")
-        # RFC 1870 section 6.1
-        if size is not None and size > self.facts.max_size_bytes:
-            command.error = _too_large(self.facts)
-
-    def _check_data(self, command: Command) -> None:
-        # RFC 2920 section 3.1: DATA ends a command group. What stands behind it was sent blindly: never content, and
-        # never commands either.
-        if len(self._input):
-            command.error, command.is_abuse = _EARLY_CONTENT, True
-
-    def _check_starttls(self, command: Command) -> None:
-        if self.facts.is_tls:
-            command.error = Reply(503, "5.5.1", "TLS is on already")
-        elif not self.facts.tls_offered:
-            command.error = Reply(502, "5.5.1", "STARTTLS is not offered here")
-        elif len(self._input):
-            # RFC 3207 section 4.2, CVE-2011-0411: plaintext behind STARTTLS must never run under TLS.
-            command.error, command.is_abuse = _BEHIND_STARTTLS, True
-
-    def _check_auth(self, command: Command) -> None:
-        facts = self.facts
-        if facts.is_authenticated:
-            command.error = Reply(503, "5.5.1", "Authenticated already")
-        elif not facts.auth_mechanisms:
-            command.error = Reply(502, "5.5.1", "AUTH is not offered here")
-        elif not (facts.is_tls or facts.auth_in_clear):
-            # RFC 4954 section 4
-            command.error = Reply(538, "5.7.11", "Encryption required for authentication: use STARTTLS")
-        elif command.mechanism not in facts.auth_mechanisms:
-            command.error = Reply(504, "5.5.4", "Mechanism not offered: " + " ".join(facts.auth_mechanisms))
-
-    def _check_bdat(self, command: Command) -> None:
-        if command.is_abuse:
-            return
-        size, room = command.size_bytes, self.facts.max_size_bytes
-        if not command.error:
-            self._small_chunks += size < _SMALL_CHUNK and not command.is_last
-            if self._small_chunks > self.rules.max_small_chunks:
-                command.error, command.is_abuse = _SMALL_CHUNKS, True
-            elif self._chunk_total + size > room:
-                command.error = _too_large(self.facts)
-        if command.error and size > 2 * room:
-            # Nobody reads that much only to throw it away.
-            command.is_abuse = True
-
     # ----------------------------------------------------------------- content
+
+    def take_whole(self, data: bytes) -> bytes | None:
+        """All of DATA's content, where the segment behind the 354 is that and its end, and plain (framing.is_plain): as it is.
+
+        None, and nothing is taken, where it is anything else. Its end is owed a reply then, like any other.
+        """
+        if (
+            self.state is not _CONTENT
+            or self._scanner is not None
+            or self._owed is not None
+            or not self._input.is_empty
+        ):
+            return None
+        end = len(data) - 3
+        # The first line with a dot in front is the end.
+        if data.find(b"\r\n.") != end - 2 or data[end:] != DOT_CRLF or data[0] == DOT:
+            return None
+        content = data[:end]
+        if end > self.facts.max_size_bytes or not is_clean(content):
+            return None
+        self._owed = WHOLE
+        self._next_state = _READY
+        return content
 
     def take_content(self, data: bytes) -> tuple[bytes, EndOfContent | None] | None:
         """A segment within DATA's content: what is kept of it, and the end if it is there. The short way, as take_command.
 
         None, and nothing is taken, where it is anything else. What stands behind the end waits for next_event.
         """
-        scanner = self._scanner
-        if self.state is not State.CONTENT or scanner.__class__ is not DataScanner or self._owed is not None:
+        if self.state is not _CONTENT or self._owed is not None or self._ended or not self._input.is_empty:
             return None
-        if self._ended or not self._input.is_empty:
-            return None
+        scanner = self._data_scanner()
         piece, rest = scanner.feed(data)
         piece = self._keep(piece)
         if rest:
             self._input.push(rest)
         return piece, None if rest is None else self._end_of_content(by_bdat=False)
 
-    def _next_data(self) -> bytes | EndOfContent | None:
+    def _data_scanner(self) -> DataScanner:
+        """Made when the first octets of content are there that it is needed for."""
         scanner = self._scanner
+        if scanner is None:
+            scanner = self._scanner = DataScanner(normalise=self.rules.normalise_bare)
         assert isinstance(scanner, DataScanner)
+        return scanner
+
+    def _next_data(self) -> bytes | EndOfContent | None:
+        scanner = self._data_scanner()
         if self._ended:
             return self._end_of_content(by_bdat=False)
         if self._input.is_empty:
@@ -296,7 +275,7 @@ class ServerProtocol:
         assert scanner is not None
         fault = None
         if self._is_last and self._too_large:
-            fault = _too_large(self.facts)
+            fault = too_large(self.facts)
         elif self._is_last and scanner.has_bare and not scanner.normalise:
             fault = BARE_CONTENT
         is_plain = isinstance(scanner, DataScanner) and scanner.is_plain
@@ -346,7 +325,7 @@ class ServerProtocol:
         if reply.code == 354 and isinstance(owed, Command) and len(self._input):
             # What came while a plugin thought about DATA was sent before the 354 just the same. The command itself may be
             # other sessions', too (Rules.known).
-            reply = _EARLY_CONTENT
+            reply = EARLY_CONTENT
             owed = self._fault(owed.verb, reply, is_abuse=True)
         if is_sent:
             self._out.append(reply._wire or format_reply(reply))
@@ -383,11 +362,37 @@ class ServerProtocol:
                 self.state = self._next_state
             else:
                 self._move(owed.verb, reply)
+        elif owed is WHOLE:
+            # Of that nothing was kept here.
+            self.state = _READY
         else:
             assert isinstance(owed, EndOfContent) and owed.is_last, "no reply is owed"
             self._forget_chunks()
-            self.state = State.READY
+            self.state = _READY
         return reply._wire or format_reply(reply)
+
+    def pass_to(self, state: State, reply: Reply) -> bytes:
+        """`take_command` and `answer` in one, for a command of `rules.known` that leads there by a positive reply.
+
+        Only where `is_between` holds; to DATA the reply is 354.
+        """
+        self.state = state
+        if state is _CLOSED:
+            self.close()
+        return reply._wire or format_reply(reply)
+
+    @property
+    def is_between(self) -> bool:
+        """True between two commands, when nothing waits on either side, and nothing but a command can come."""
+        waiting = self._input
+        return (
+            waiting.is_empty
+            and not waiting.is_dropping
+            and self._owed is None
+            and self._scanner is None
+            and self.state is not _CONTENT
+            and not (self._auth or self._tls_wait or self._swallow or self._chunk_total or self._small_chunks)
+        )
 
     @property
     def is_quiet(self) -> bool:
@@ -421,7 +426,6 @@ class ServerProtocol:
         if verb == "DATA":
             if reply.code == 354:
                 self.state = State.CONTENT
-                self._scanner = DataScanner(normalise=self.rules.normalise_bare)
         elif verb == "AUTH":
             self._after_auth(reply)
         else:
@@ -480,18 +484,6 @@ class ServerProtocol:
         return data
 
 
-def _too_large(facts: Facts) -> Reply:
-    return Reply(552, "5.3.4", f"Message larger than {facts.max_size_bytes} octets")
-
-
 # Positive replies to these do no more than move the state.
 _PLAIN = frozenset(("RCPT", "NOOP", "HELP", "VRFY", "EXPN", "XCLIENT", "XFORWARD", "LHLO"))
-_CHECKS = {
-    "MAIL": ServerProtocol._check_mail,
-    "DATA": ServerProtocol._check_data,
-    "STARTTLS": ServerProtocol._check_starttls,
-    "AUTH": ServerProtocol._check_auth,
-    "BDAT": ServerProtocol._check_bdat,
-}
-
 __all__ = ["BARE_LF", "AuthLine", "BareLineFeed", "EndOfContent", "Event", "OverlongLine", "Rules", "ServerProtocol"]

@@ -1,0 +1,146 @@
+"""The short ways of commands and content (server/atonce.py): the same replies as the long ones, whatever has changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pillarbox import Reply
+from tests.conftest import Wire, cuts, queued, run_async, serving, stored_content, wired
+
+WHOLE: Callable[[], Iterator[int]] = cuts(0)[0]
+TRANSACTION = (b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n")
+CONTENT = b"Subject: s\r\n\r\ntext\r\n.\r\n"
+
+
+async def say(wire: Wire, *pieces: bytes) -> list[str]:
+    """Codes of the replies to segments that come one by one."""
+    return [reply[:3] for piece in pieces for reply in await wire.ask(piece)]
+
+
+def test_a_plugin_that_comes_is_asked_at_the_next_line() -> None:
+    """Lines that have been answered without it are answered by it; and without it again when it has gone."""
+
+    class Refusing:
+        def on_cmd_rcpt(self, server: Any, event: Any) -> Reply:
+            return Reply(550, "5.1.1", "not today")
+
+    class Watching:
+        def __init__(self) -> None:
+            self.seen: list[str] = []
+
+        def on_response(self, server: Any, event: Any) -> None:
+            self.seen.append(event.verb)
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            assert await say(wire, b"HELO x.test\r\n", *TRANSACTION, CONTENT) == ["250", "250", "250", "354", "250"]
+            assert await say(wire, *TRANSACTION[:2]) == ["250", "250"]
+            server.pipeline().unshift("refusing", Refusing())
+            assert await say(wire, TRANSACTION[1], b"RSET\r\n", *TRANSACTION[:2]) == ["550", "250", "250", "550"]
+            server.pipeline().remove("refusing")
+            assert await say(wire, TRANSACTION[1], b"DATA\r\n", CONTENT) == ["250", "354", "250"]
+            server.pipeline().unshift("watching", watching := Watching())
+            assert await say(wire, *TRANSACTION, CONTENT) == ["250", "250", "354", "250"]
+            assert watching.seen == ["MAIL", "RCPT", "DATA", "."]
+            server.pipeline().remove("watching")
+            assert await say(wire, *TRANSACTION, CONTENT, b"QUIT\r\n") == ["250", "250", "354", "250", "221"]
+            assert wire.transport.closed and len(queued(server)) == 4
+
+    run_async(main)
+
+
+def test_order_is_kept_by_lines_that_are_known() -> None:
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            assert await say(wire, b"MAIL FROM:<a@b.test>\r\n") == ["503"]
+            for _ in range(2):
+                assert await say(wire, b"HELO x.test\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n") == [
+                    "250",
+                    "503",
+                    "503",
+                ]
+                assert await say(wire, *TRANSACTION[:1], *TRANSACTION[:1], b"DATA\r\n") == ["250", "503", "503"]
+                # HELO within a transaction ends it, RSET too.
+                assert await say(wire, b"HELO x.test\r\n", b"RCPT TO:<c@d.test>\r\n") == ["250", "503"]
+                assert await say(wire, *TRANSACTION[:2], b"RSET\r\n", b"DATA\r\n") == ["250", "250", "250", "503"]
+                # A line of content that looks like a command is content.
+                assert await say(wire, *TRANSACTION, b"DATA\r\n", b"QUIT\r\n", b".\r\n") == ["250", "250", "354", "250"]
+            assert [stored_content(server, n).endswith(b"DATA\r\nQUIT\r\n") for n in (0, 1)] == [True, True]
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("command", [b"NOOP\r\n", b"RSET\r\n", b"HELO x.test\r\n"])
+def test_junk_is_counted_on_every_way(command: bytes) -> None:
+    async def main() -> None:
+        async with wired(WHOLE, max_junk=5) as (_, wire):
+            assert await say(wire, b"HELO x.test\r\n", *[command] * 4) == ["250"] * 5
+            assert await say(wire, *TRANSACTION, CONTENT) == ["250", "250", "354", "250"], "it begins anew"
+            assert await say(wire, *[command] * 6) == ["250"] * 5 + ["421"]
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("chunk", [b"BDAT 3\r\nabc", b"BDAT 3 LAST\r\nabc"])
+def test_known_lines_between_and_behind_chunks(chunk: bytes) -> None:
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            await say(wire, b"HELO x.test\r\n", *TRANSACTION, CONTENT, b"NOOP\r\n", b"RSET\r\n")
+            assert await say(wire, *TRANSACTION[:2], chunk, b"NOOP\r\n") == ["250"] * 4
+            is_last = b"LAST" in chunk
+            assert await say(wire, b"MAIL FROM:<a@b.test>\r\n") == (["250"] if is_last else ["503"])
+            assert await say(wire, b"RSET\r\n", *TRANSACTION, CONTENT) == ["250", "250", "250", "354", "250"]
+            assert len(queued(server)) == 2 + is_last and b"abc" not in stored_content(server, 1 + is_last)
+
+    run_async(main)
+
+
+def test_content_that_is_too_large_or_has_a_bare_line_end_is_refused_at_its_end() -> None:
+    async def main() -> None:
+        async with wired(WHOLE, max_size_bytes=2000) as (server, wire):
+            await say(wire, b"HELO x.test\r\n")
+            assert await say(wire, *TRANSACTION, b"x" * 2000 + b"\r\n.\r\n") == ["250", "250", "354", "552"]
+            assert await say(wire, *TRANSACTION, b"..x\r\n.y\r\n.\r\n") == ["250", "250", "354", "250"]
+            assert stored_content(server).endswith(b"\r\n.x\r\ny\r\n")
+            assert await say(wire, *TRANSACTION, b"x\n.\r\nMAIL FROM:<>\r\n.\r\n") == ["250", "250", "354", "550"]
+            assert wire.transport.closed or wire.connection._lingers
+            assert len(queued(server)) == 1
+
+    run_async(main)
+
+
+def test_large_content_goes_to_the_spool_though_it_comes_at_once(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, store="sqlite", paused=True, spool_above_bytes=4096) as server:
+            wire = Wire(server, WHOLE())
+            await wire.ask(b"HELO x.test\r\n")
+            for size in (1000, 9000):
+                assert await say(wire, *TRANSACTION, b"x" * size + b"\r\n.\r\n") == ["250", "250", "354", "250"]
+            spooled = [path for path in tmp_path.rglob("*") if path.is_file() and "spool" in path.parts]
+            assert len(spooled) == 1
+            wire.lose()
+
+    run_async(main)
+
+
+def test_what_comes_behind_the_end_of_content_is_answered() -> None:
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            await say(wire, b"HELO x.test\r\n")
+            for _ in range(2):
+                assert await say(wire, *TRANSACTION, CONTENT + b"NOOP\r\n") == ["250", "250", "354", "250", "250"]
+                # And what comes while the message waits for its commit.
+                await say(wire, *TRANSACTION)
+                wire.connection.data_received(CONTENT)
+                wire.connection.data_received(b"NOOP\r\n")
+                wire.connection.data_received(b"MAIL FROM:<a@b.test>\r\n")
+                await wire.settle()
+                assert [reply[:3] for reply in wire.replies()] == ["250", "250", "250"]
+                assert await say(wire, b"RSET\r\n") == ["250"]
+            assert len(queued(server)) == 4
+
+    run_async(main)
