@@ -224,13 +224,15 @@ class Lane:
             return
         limit = 1 if self._back_off.is_on else self._width.now(self._limit)
         there = len(self._connections) + len(self._opening)
+        if there >= limit:
+            return
         if self._patience.interval_s:
             # One for each turn that none of those has time for.
             if self._opening or not self._patience.has_turn(len(works)):
                 return
             limit = min(limit, there + 1)
-        room = min(limit, self._lanes.allowed(self.key, min(limit, there + len(self._waiting)))) - there
-        for _ in range(min(room, len(self._waiting) - len(self._opening))):
+        room = min(limit, self._lanes.allowed(self.key, min(limit, there + len(works)))) - there
+        for _ in range(min(room, len(works) - len(self._opening))):
             if not self._spawn_open():
                 return
 
@@ -370,8 +372,7 @@ class Lane:
         _log.warning("%s is in trouble, next try in %.0f s: %s", self.key, pause, self._back_off.fault, extra=told)
 
     def _return_all(self) -> None:
-        waiting = self._waiting.take()
-        for work in waiting:
+        for work in self._waiting.take():
             self._return(work)
         self._lanes.wake()
 
@@ -384,17 +385,17 @@ class Lane:
 
     def may_send_more(self, connection: ClientConnection) -> None:
         """See client.Owner."""
-        waiting, idle = self._waiting, self._idle
+        works, idle = self._waiting.works, self._idle
         is_idle = connection.smtp.is_idle
         if self._is_stopping or len(self._connections) > self._lanes.allowed(self.key, 0):
             if is_idle:
                 connection.quit()
             return
-        while waiting.works and connection.smtp.can_start and self._patience.take_turn(len(waiting)):
-            if self._begin(connection, waiting.pop()):
+        while works and connection.smtp.can_start and self._patience.take_turn(len(works)):
+            if self._begin(connection, self._waiting.pop()):
                 if connection in idle:
                     idle.remove(connection)
-                if self._has_grown and waiting.works:
+                if self._has_grown and works:
                     self._has_grown = False
                     self.feed()
                 return
@@ -421,8 +422,7 @@ class Lane:
         except OSError as error:
             _log.error("%s: the content cannot be read: %s", work.message.uid, error)
             refusal = Reply(451, "4.3.0", "The content cannot be read from the spool")
-        is_permanent = refusal.is_permanent
-        work.results = [Result(r, refusal, "mail", is_permanent=is_permanent) for r in work.recipients]
+        work.results = [Result(r, refusal, "mail", is_permanent=refusal.is_permanent) for r in work.recipients]
         self._lanes.finished(work)
         return False
 

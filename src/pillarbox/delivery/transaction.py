@@ -70,6 +70,9 @@ def _rcpt_words(notify: tuple[str, ...], orcpt: str | None) -> tuple[str, ...]:
 def result_of(smtp: ClientProtocol, remote: str, recipient: object, outcome: Outcome, *, is_lost: bool) -> Result:
     """What a recipient's outcome means for the queue; `is_lost` when the connection went with it."""
     reply, stage = outcome.reply, _WORDS[outcome.stage]
+    if outcome.is_delivered and not is_lost:
+        dsn = "DSN" in smtp.extensions
+        return Result(recipient, reply, stage, True, False, False, True, None, remote, dsn)  # type: ignore[arg-type]
     is_delivered = outcome.is_delivered
     is_ours = is_lost and outcome.reply is smtp.last_reply
     is_ambiguous = is_ours and outcome.stage is Stage.FINAL and reply.code != 421

@@ -57,12 +57,14 @@ def judge(work: Work, result: Result, policy: RetryPolicy, rng: random.Random, *
 
 def calls_for_report(judged: list[Judged]) -> bool:
     """True when somebody may have to be told."""
-    return any(
-        one.settled.state in ("bounced", "expired")
-        or one.is_delay_report
-        or (one.settled.state == "delivered" and "SUCCESS" in one.result.recipient.notify)
-        for one in judged
-    )
+    for one in judged:
+        state = one.settled.state
+        if state == "delivered":
+            if "SUCCESS" in one.result.recipient.notify:
+                return True
+        elif state in ("bounced", "expired") or one.is_delay_report:
+            return True
+    return False
 
 
 def parse_kept(text: str | None) -> Reply:

@@ -176,13 +176,13 @@ class Scheduler:
         """Into delivery: one piece of work for each next hop of its recipients."""
         recipients = message.recipients
         # What is retried is routed anew: options and handlers may have changed.
-        hops = [self._deliverer.next_hop(r.address) for r in recipients]
-        if len(hops) == 1 or len(set(hops)) == 1:
-            works = [Work(message, hops[0], recipients)]
+        route = self._deliverer.next_hop
+        if len(recipients) == 1:
+            works = [Work(message, route(recipients[0].address), recipients)]
         else:
             groups: dict[str, list[Recipient]] = {}
-            for recipient, hop in zip(recipients, hops, strict=True):
-                groups.setdefault(hop, []).append(recipient)
+            for recipient in recipients:
+                groups.setdefault(route(recipient.address), []).append(recipient)
             works = [Work(message, hop, group) for hop, group in groups.items()]
         now = self._clock.monotonic()
         for work in works:
@@ -311,7 +311,8 @@ class Scheduler:
         due_at, is_news = None, False
         for one in judged:
             settled = one.settled
-            due_at = due_at if settled.due_at is None else min(settled.due_at, due_at or settled.due_at)
+            if settled.due_at is not None:
+                due_at = min(settled.due_at, due_at or settled.due_at)
             is_news = is_news or settled.is_attempt or settled.state == "expired"
         if due_at is not None and self._is_running and (self._armed_for is None or due_at < self._armed_for):
             self._arm(due_at)

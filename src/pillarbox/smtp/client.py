@@ -69,6 +69,11 @@ _STAGES = {
     _Expect.FINAL: Stage.FINAL,
 }
 
+# Asking an enum for a member costs as much as a call.
+_MAIL, _RCPT, _DATA, _FINAL = _Expect.MAIL, _Expect.RCPT, _Expect.DATA, _Expect.FINAL
+_DONE, _WANTS_CONTENT, _FINAL_STAGE = Happened.DONE, Happened.WANTS_CONTENT, Stage.FINAL
+_IDLE, _BUSY, _HANDSHAKE, _CLOSED = ClientState.IDLE, ClientState.BUSY, ClientState.HANDSHAKE, ClientState.CLOSED
+
 _Entry = tuple[_Expect, "Transaction | None", int]
 
 
@@ -81,6 +86,11 @@ def _check(text: str) -> str:
     if _BREAKS.search(text):
         raise ClientFault(f"{text!r} has characters that would break the command line")
     return text
+
+
+def _words(parameters: tuple[str, ...]) -> str:
+    """Parameters, as they stand behind a path."""
+    return " ".join(("", *map(_check, parameters))) if parameters else ""
 
 
 @lru_cache(maxsize=2048)
@@ -128,11 +138,12 @@ class ClientProtocol:
     @property
     def can_start(self) -> bool:
         """True when start_transaction may be called: idle, or (PIPELINING) with the last message's content all sent."""
-        if self.state is ClientState.IDLE:
+        state = self.state
+        if state is _IDLE:
             return True
-        if self.state is not ClientState.BUSY or not self._is_pipelining:
+        if state is not _BUSY or not self._is_pipelining or self._content_for is not None:
             return False
-        return len(self._open) == 1 and self._open[0].is_content_sent and self._content_for is None
+        return len(self._open) == 1 and self._open[0].is_content_sent
 
     @property
     def open_transactions(self) -> list[Transaction]:
@@ -148,9 +159,9 @@ class ClientProtocol:
 
     def receive_data(self, data: bytes) -> None:
         """Octets from the server. Faults become CLOSED."""
-        if self.state is ClientState.CLOSED:
+        if self.state is _CLOSED:
             return
-        if self.state is ClientState.HANDSHAKE:
+        if self.state is _HANDSHAKE:
             self._injected()
             return
         try:
@@ -158,15 +169,20 @@ class ClientProtocol:
         except ReplyFault as fault:
             self._break(Reply(451, "4.5.0", f"Protocol error by the server: {fault}"))
             return
+        expected = self._expected
         for reply in replies:
+            if self._is_pipelining and expected and 200 <= reply.code < 300:
+                kind = expected[0][0]
+                if kind is _RCPT or kind is _MAIL:
+                    # Taken, as nearly all: nothing follows from that before the reply to DATA.
+                    expected.popleft()
+                    self.replies += 1
+                    continue
             self._take(reply)
-            if not self._expected and self._is_in(ClientState.CLOSED):
+            if not expected and self.state is _CLOSED:
                 return
-        if self._is_in(ClientState.HANDSHAKE) and self._reader.has_rest:
+        if self.state is _HANDSHAKE and self._reader.has_rest:
             self._injected()
-
-    def _is_in(self, state: ClientState) -> bool:
-        return self.state is state
 
     def receive_eof(self) -> None:
         """The server closed the connection."""
@@ -288,24 +304,27 @@ class ClientProtocol:
         """Sends MAIL (and RCPT and DATA with it under PIPELINING). Raises ClientFault before anything is sent."""
         assert self.can_start, self.state
         path = "" if transaction.reverse_path is None else _check_path(transaction.reverse_path)
+        lines = [f"MAIL FROM:<{path}>{_words(transaction.parameters)}\r\n"]
         for recipient in transaction.recipients:
-            _check_path(recipient.address)
-            _check("".join(recipient.parameters))
-        words = " ".join(("", *map(_check, transaction.parameters)))
-        self._enter(ClientState.BUSY)
+            lines.append(f"RCPT TO:<{_check_path(recipient.address)}>{_words(recipient.parameters)}\r\n")
+        if self.state is not _BUSY:
+            self._enter(_BUSY)
         self._open.append(transaction)
-        self._out.append(f"MAIL FROM:<{path}>{words}\r\n".encode())
-        self._expected.append((_Expect.MAIL, transaction, 0))
+        expected = self._expected
+        expected.append((_MAIL, transaction, 0))
         if self._is_pipelining:
-            for number in range(len(transaction.recipients)):
-                self._send_rcpt(transaction, number)
-            self._send_data(transaction)
+            for number in range(len(lines) - 1):
+                expected.append((_RCPT, transaction, number))
+            expected.append((_DATA, transaction, 0))
+            lines.append("DATA\r\n")
+            self._out.append("".join(lines).encode())
+        else:
+            self._out.append(lines[0].encode())
 
     def _send_rcpt(self, transaction: Transaction, index: int) -> None:
         recipient = transaction.recipients[index]
-        words = " ".join(("", *recipient.parameters))
-        self._out.append(f"RCPT TO:<{recipient.address}>{words}\r\n".encode())
-        self._expected.append((_Expect.RCPT, transaction, index))
+        self._out.append(f"RCPT TO:<{recipient.address}>{_words(recipient.parameters)}\r\n".encode())
+        self._expected.append((_RCPT, transaction, index))
 
     def _send_data(self, transaction: Transaction) -> None:
         self._out.append(b"DATA\r\n")
@@ -349,7 +368,7 @@ class ClientProtocol:
         if reply.code == 354:
             if transaction.has_accepted:
                 self._content_for = transaction
-                self._events.append(Happened.WANTS_CONTENT)
+                self._events.append(_WANTS_CONTENT)
             else:
                 # RFC 2920 section 3.1: nobody was accepted, yet it wants content: an empty message, and ignore its reply.
                 self._out.append(b".\r\n")
@@ -394,19 +413,19 @@ class ClientProtocol:
         self._content_for = None
         transaction.is_content_sent = True
         # Behind whatever is expected already there can be nothing: content ends a group.
-        self._expected.append((_Expect.FINAL, transaction, 0))
+        self._expected.append((_FINAL, transaction, 0))
 
     def _take_final(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         assert transaction is not None
-        transaction.settle_rest(Outcome(_classed(reply), Stage.FINAL))
+        transaction.settle_rest(Outcome(_classed(reply), _FINAL_STAGE))
         self._finish(transaction)
 
     def _finish(self, transaction: Transaction) -> None:
         self._open.remove(transaction)
         self._done.append(transaction)
-        self._events.append(Happened.DONE)
+        self._events.append(_DONE)
         if not self._open:
-            self._enter(ClientState.IDLE)
+            self._enter(_IDLE)
 
     # --------------------------------------------------------------------- end
 
@@ -442,7 +461,7 @@ class ClientProtocol:
 
 def _classed(reply: Reply) -> Reply:
     """A reply where 2yz or 354 was no possible answer counts as a fault of the moment, not as success (row F96)."""
-    return Reply(451, "4.5.0", f"Unexpected reply: {reply}") if 300 <= reply.code < 400 else reply
+    return reply if not 300 <= reply.code < 400 else Reply(451, "4.5.0", f"Unexpected reply: {reply}")
 
 
 def _extensions(reply: Reply) -> dict[str, str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
 from .reply import Reply
 
@@ -27,6 +28,9 @@ class Stage(Enum):
     __hash__ = object.__hash__
 
 
+_FINAL = Stage.FINAL
+
+
 @dataclass(slots=True)
 class Recipient:
     """A forward-path and its parameters as they go on the wire, for example ("NOTIFY=NEVER",)."""
@@ -35,8 +39,7 @@ class Recipient:
     parameters: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(NamedTuple):
     """What became of one recipient: the remote reply, whole, and the stage at which it came."""
 
     reply: Reply
@@ -45,7 +48,7 @@ class Outcome:
     @property
     def is_delivered(self) -> bool:
         """The next hop has taken responsibility."""
-        return self.stage is Stage.FINAL and 200 <= self.reply.code < 300
+        return self.stage is _FINAL and 200 <= self.reply.code < 300
 
     @property
     def is_permanent(self) -> bool:
