@@ -22,19 +22,16 @@ class BackOff:
     that spoke of it.
     """
 
-    __slots__ = ("_clock", "_downs", "_empty_probes", "_faults", "_rng", "fault", "retry_at")
+    __slots__ = ("_clock", "_downs", "_empty_probes", "_faults", "_rng", "fault", "is_on", "retry_at")
 
     def __init__(self, clock: Clock, rng: random.Random) -> None:
         self._clock = clock
         self._rng = rng
         self._faults = self._downs = self._empty_probes = 0
         self.retry_at: float | None = None
+        # While the next hop is in trouble, for all that is known; asked several times for each message.
+        self.is_on = False
         self.fault: Reply | None = None
-
-    @property
-    def is_on(self) -> bool:
-        """True while the next hop is in trouble, for all that is known."""
-        return self.retry_at is not None
 
     @property
     def is_down(self) -> bool:
@@ -66,7 +63,7 @@ class BackOff:
             return None
         pause: float = min(FIRST_S * 2**self._downs, LONGEST_S) * (0.9 + 0.2 * self._rng.random())
         self._downs = min(self._downs + 1, 16)
-        self.retry_at = self._clock.monotonic() + pause
+        self.retry_at, self.is_on = self._clock.monotonic() + pause, True
         self._faults = 0
         return pause
 
@@ -79,7 +76,8 @@ class BackOff:
         """Asked when a probe is due and there is nothing to probe with; after too many of them it is forgotten."""
         self._empty_probes += 1
         if self._empty_probes > EMPTY_PROBES:
-            self.retry_at, self._downs = None, 0
+            self.pass_over()
+            self._downs = 0
             return False
         return True
 
@@ -89,12 +87,13 @@ class BackOff:
 
     def pass_over(self) -> None:
         """Nothing is known to be wrong any more, nor has anything been shown to work: another trouble goes on from here."""
-        self.retry_at = None
+        self.retry_at, self.is_on = None, False
 
     def is_over(self) -> bool:
         """A message got its answer: no trouble. True when there was some."""
         self._faults = 0
-        if self.retry_at is None:
+        if not self.is_on:
             return False
-        self.retry_at, self._downs = None, 0
+        self.pass_over()
+        self._downs = 0
         return True

@@ -62,6 +62,10 @@ class ConnectFault(Exception):
         self.is_handshake = is_handshake
 
 
+# Asking an enum for a member costs as much as a call.
+_WANTS_CONTENT, _DONE, _IDLE = Happened.WANTS_CONTENT, Happened.DONE, ClientState.IDLE
+
+
 class Owner(Protocol):
     """Who gave the work: a lane."""
 
@@ -290,14 +294,14 @@ class ClientConnection(asyncio.Protocol):
             self._flush()
             return
         while (happened := smtp.next_event()) is not None:
-            if happened is Happened.WANTS_CONTENT:
+            if happened is _WANTS_CONTENT:
                 self._send_content()
-            elif happened is Happened.DONE:
+            elif happened is _DONE:
                 self._give_up_at = None if smtp.is_idle else self._clock.monotonic() + TRANSACTION_S
                 self._owner.transaction_done(self, smtp.pop_done())
             elif happened is Happened.CLOSED:
                 self._report_closed()
-        if self.is_open and smtp.state is ClientState.IDLE:
+        if smtp.state is _IDLE and self.is_open:
             self.idle_since = self._clock.monotonic()
             self._owner.may_send_more(self)
         self._flush()

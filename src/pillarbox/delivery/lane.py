@@ -190,7 +190,7 @@ class Lane:
 
     def push(self, work: Work) -> None:
         """Takes work."""
-        if self.is_down or self._is_stopping:
+        if self._is_stopping or (self._back_off.is_on and self.is_down):
             self._return(work)
             return
         self._waiting.push(work)
@@ -431,7 +431,7 @@ class Lane:
         work = transaction.tag
         assert isinstance(work, Work)
         self._busy -= 1
-        if not self._busy and self._calm is not None and not self._calm.done():
+        if self._calm is not None and not self._busy and not self._calm.done():
             self._calm.set_result(None)
         smtp, remote = connection.smtp, connection.remote
         is_lost = smtp.state is ClientState.CLOSED

@@ -40,7 +40,7 @@ class Patience:
     then there are always turns.
     """
 
-    __slots__ = ("_ask", "_clock", "_on_turn", "_timer", "_turns", "interval_s")
+    __slots__ = ("_ask", "_clock", "_on_turn", "_timer", "_turns", "interval_s", "is_waiting")
 
     def __init__(self, clock: Clock, ask: Callable[[int], float], on_turn: Callable[[], None]) -> None:
         self._clock = clock
@@ -49,11 +49,8 @@ class Patience:
         self._timer: Timer | None = None
         self._turns = 0
         self.interval_s = 0.0
-
-    @property
-    def is_waiting(self) -> bool:
-        """True while there is no turn to be had."""
-        return self._timer is not None
+        # While there is no turn to be had.
+        self.is_waiting = False
 
     def has_turn(self, waiting: int) -> bool:
         """False while the next hop has had as many messages as the operator wants it to have."""
@@ -62,7 +59,7 @@ class Patience:
             if pause_s <= 0.0:
                 self._turns = 1
             else:
-                self._timer = self._clock.call_later(pause_s, self.end)
+                self._timer, self.is_waiting = self._clock.call_later(pause_s, self.end), True
         return self._turns > 0
 
     def take_turn(self, waiting: int) -> bool:
@@ -92,4 +89,4 @@ class Patience:
         """Nobody waits any more."""
         if self._timer is not None:
             self._timer.cancel()
-            self._timer = None
+            self._timer, self.is_waiting = None, False

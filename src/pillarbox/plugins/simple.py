@@ -81,7 +81,7 @@ class RelayRule:
 
     def judge(self, session: e.Session, address: str) -> Reply | None:
         """A refusal, or None."""
-        if session.is_submission and not self.domains:
+        if not self.domains and session.is_submission:
             # Whoever may relay may send anywhere, and nothing is ours.
             return None
         domain = domain_of(address)

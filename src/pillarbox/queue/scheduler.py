@@ -163,14 +163,15 @@ class Scheduler:
 
     def accepted(self, message: Message) -> None:
         """A message is durable now. A leased one is delivered, for any other a claim will come."""
-        if message.is_held:
+        if message.leased_until is not None:
+            if self._is_running and not self.is_paused:
+                self._take(message)
+            else:
+                self._give_back([Work(message)])
+        elif message.is_held:
             self.on_held(message)
-        elif message.leased_until is None:
-            self.wake()
-        elif self._is_running and not self.is_paused:
-            self._take(message)
         else:
-            self._give_back([Work(message)])
+            self.wake()
 
     def _take(self, message: Message) -> None:
         """Into delivery: one piece of work for each next hop of its recipients."""

@@ -421,7 +421,7 @@ class SmtpSession(AtOnce):
 
     def intake_decided(self, reply: Reply) -> None:
         """The message is queued, or refused."""
-        if self.is_lost or self.protocol.is_closed:
+        if self.is_lost or self.protocol.state is State.CLOSED:
             # Nobody is there any more, or has heard 421 meanwhile.
             self._waiting = False
             return

@@ -102,7 +102,12 @@ def _check_path(address: str) -> str:
 
 
 class ClientProtocol:
-    """One connection to one server. `hello_name` is our own name; `extensions` what EHLO offered (keyword -> text)."""
+    """One connection to one server. `hello_name` is our own name; `extensions` what EHLO offered (keyword -> text).
+
+    To be looked at, for a lane does so again and again: `is_idle` is True while no transaction is open, `can_start` when
+    start_transaction may be called (idle, or under PIPELINING with the last message's content all sent), and
+    `is_content_wanted` from WANTS_CONTENT until content_to_send has given the end.
+    """
 
     def __init__(self, hello_name: str) -> None:
         self._name = _check(hello_name)
@@ -124,36 +129,24 @@ class ClientProtocol:
         self.is_tls = False
         self.replies = 0
         self._is_pipelining = False
+        self.is_idle = True
+        self.can_start = self.is_content_wanted = False
 
     # ------------------------------------------------------------------- state
 
     def _enter(self, state: ClientState) -> None:
         assert state is self.state or state in CLIENT_TRANSITIONS[self.state], (self.state, state)
         self.state = state
+        self.can_start = state is _IDLE
 
     def has(self, keyword: str) -> bool:
         """True when the server offers the extension."""
         return keyword in self.extensions
 
     @property
-    def can_start(self) -> bool:
-        """True when start_transaction may be called: idle, or (PIPELINING) with the last message's content all sent."""
-        state = self.state
-        if state is _IDLE:
-            return True
-        if state is not _BUSY or not self._is_pipelining or self._content_for is not None:
-            return False
-        return len(self._open) == 1 and self._open[0].is_content_sent
-
-    @property
     def open_transactions(self) -> list[Transaction]:
         """Those without all their outcomes, oldest first."""
         return list(self._open)
-
-    @property
-    def is_idle(self) -> bool:
-        """True while there are none."""
-        return not self._open
 
     # ------------------------------------------------------------------- input
 
@@ -309,6 +302,7 @@ class ClientProtocol:
             lines.append(f"RCPT TO:<{_check_path(recipient.address)}>{_words(recipient.parameters)}\r\n")
         if self.state is not _BUSY:
             self._enter(_BUSY)
+        self.is_idle = self.can_start = False
         self._open.append(transaction)
         expected = self._expected
         expected.append((_MAIL, transaction, 0))
@@ -329,11 +323,6 @@ class ClientProtocol:
     def _send_data(self, transaction: Transaction) -> None:
         self._out.append(b"DATA\r\n")
         self._expected.append((_Expect.DATA, transaction, 0))
-
-    @property
-    def is_content_wanted(self) -> bool:
-        """True from WANTS_CONTENT until content_to_send has given the end."""
-        return self._content_for is not None
 
     @property
     def expected_stage(self) -> Stage:
@@ -368,6 +357,7 @@ class ClientProtocol:
         if reply.code == 354:
             if transaction.has_accepted:
                 self._content_for = transaction
+                self.is_content_wanted = True
                 self._events.append(_WANTS_CONTENT)
             else:
                 # RFC 2920 section 3.1: nobody was accepted, yet it wants content: an empty message, and ignore its reply.
@@ -411,7 +401,9 @@ class ClientProtocol:
     def _content_given(self, transaction: Transaction) -> None:
         self._pieces = None
         self._content_for = None
+        self.is_content_wanted = False
         transaction.is_content_sent = True
+        self.can_start = self._is_pipelining and len(self._open) == 1
         # Behind whatever is expected already there can be nothing: content ends a group.
         self._expected.append((_FINAL, transaction, 0))
 
@@ -425,6 +417,7 @@ class ClientProtocol:
         self._done.append(transaction)
         self._events.append(_DONE)
         if not self._open:
+            self.is_idle = True
             self._enter(_IDLE)
 
     # --------------------------------------------------------------------- end
@@ -447,6 +440,7 @@ class ClientProtocol:
         self._expected.clear()
         self._events = deque(event for event in self._events if event is Happened.DONE)
         self._content_for = self._pieces = None
+        self.is_idle, self.is_content_wanted = True, False
         self._enter(ClientState.CLOSED)
         self._events.append(Happened.CLOSED)
 

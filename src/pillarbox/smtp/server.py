@@ -47,11 +47,8 @@ _FOREIGN = Reply(554, "5.5.0", "This is SMTP, not TLS; closing")
 class ServerProtocol(Checks):
     """One session's protocol. `state` is where it stands; `facts` decides what EHLO offers."""
 
-    # Defaults stand in the class: a new session sets only what it has of its own.
-    state = State.OPEN
-    _owed: Command | EndOfContent | AuthLine | None = None
+    # Defaults stand in the class: a new session sets only what it has of its own, or is often asked for.
     _next_state = State.OPEN
-    _scanner: DataScanner | ChunkScanner | None = None
     _auth = False
     _tls_wait = False
     _swallow = 0
@@ -66,6 +63,9 @@ class ServerProtocol(Checks):
         self.rules = rules = rules or Rules()
         self._input = LineBuffer(accept_bare_lf=rules.accept_bare_lf_commands)
         self._out: list[bytes] = []
+        self.state = State.OPEN
+        self._owed: Command | EndOfContent | AuthLine | None = None
+        self._scanner: DataScanner | ChunkScanner | None = None
 
     # ------------------------------------------------------------------ input
 
