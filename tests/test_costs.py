@@ -61,8 +61,8 @@ async def calls_of(wire: Wire, *pieces: bytes) -> int:
 
 
 # Measured, and a tenth more. Whoever makes it cheaper lowers the bar; whoever has to raise it says why in the commit.
-PER_COMMAND = {b"NOOP\r\n": 8, b"RSET\r\n": 12, b"MAIL FROM:<a@b.test>\r\n": 11, b"RCPT TO:<c@d.test>\r\n": 13}
-PER_MESSAGE = 136
+PER_COMMAND = {b"NOOP\r\n": 8, b"RSET\r\n": 12, b"MAIL FROM:<a@b.test>\r\n": 10, b"RCPT TO:<c@d.test>\r\n": 12}
+PER_MESSAGE = 133
 PER_CONNECTION = 67
 
 

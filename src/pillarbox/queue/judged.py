@@ -24,18 +24,12 @@ class Judged:
 def judge(work: Work, result: Result, policy: RetryPolicy, rng: random.Random, *, now: float, seconds: float) -> Judged:
     """What a result means: delivered, bounced, expired, or deferred until when. `seconds`: how long the attempt took."""
     message, recipient = work.message, result.recipient
+    # By place: one is made for each recipient, and names cost as much again.
+    reply, hop = str(result.reply), work.next_hop or None
     settled = Settled(
-        recipient.number,
-        "delivered",
-        "delivered",
-        reply=str(result.reply),
-        stage=result.stage,
-        next_hop=work.next_hop or None,
-        remote=result.remote,
-        started_at=work.started_at,
-        seconds=seconds,
-        is_attempt=result.is_attempt,
-    )
+        recipient.number, "delivered", "delivered", None, reply, result.stage, hop, result.remote, work.started_at, seconds,
+        result.is_attempt,
+    )  # fmt: skip
     if result.is_delivered:
         return Judged(result, settled)
     if result.is_permanent:

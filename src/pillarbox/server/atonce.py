@@ -31,7 +31,7 @@ class AtOnce(Owed):
     """The part of a session that answers within one call."""
 
     __slots__ = (
-        "_connection", "_context", "_dispatcher", "_is_between", "_is_content", "_junk", "_pumping", "_waiting",
+        "_connection", "_context", "_dispatcher", "_is_between", "_is_content", "_junk", "_known", "_pumping", "_waiting",
         "content_bytes", "facts", "intake", "protocol", "reason",
     )  # fmt: skip
     _connection: SmtpConnection
@@ -41,6 +41,8 @@ class AtOnce(Owed):
     _is_between: bool
     _is_content: bool
     _junk: int
+    # Rules.known, of the rules that this session has.
+    _known: dict[bytes, Command]
     _pumping: bool
     # Parked: nothing is taken from the protocol until whoever parked it goes on.
     _waiting: bool
@@ -53,28 +55,37 @@ class AtOnce(Owed):
     @abstractmethod
     def _pump(self) -> None: ...
 
-    def _answer_known(self, command: Command) -> bool:
-        """The shortest way, of a line that was read before, when `_answer_at_once` has answered its verb before.
+    @abstractmethod
+    def _receive(self, data: bytes) -> None: ...
 
-        False, and nothing has happened, for any other.
+    def receive(self, data: bytes) -> None:
+        """Octets from the wire. A line that was read before is answered here, when `_answer_at_once` has answered its verb.
+
+        No clock here: the sweep looks once a second whether `commands` or `arrivals` have moved.
         """
-        verb, protocol = command.verb, self.protocol
-        following = TRANSITIONS[protocol.state].get(verb)
-        known = self._dispatcher.known.get(verb)
-        if following is None or known is None:
-            return False
-        answer, effect, is_junk = known
-        reply = answer if answer.__class__ is Reply else answer(self.facts, command)
-        if reply.code >= 400:
-            return False
-        if is_junk:
-            if self._junk >= self._context.options.max_junk:
-                return False
-            self._junk += 1
-        self.commands += 1
-        self._connection.write(protocol.pass_to(following, reply))
-        effect(self, command, reply)
-        return True
+        if self._is_between:
+            command = self._known.get(data)
+            if command is not None:
+                verb, protocol = command.verb, self.protocol
+                following = TRANSITIONS[protocol.state].get(verb)
+                known = self._dispatcher.known.get(verb)
+                if following is not None and known is not None:
+                    answer, effect, is_junk = known
+                    reply = answer if answer.__class__ is Reply else answer(self.facts, command)
+                    if reply.code < 400 and not (is_junk and self._is_too_much_junk()):
+                        self.commands += 1
+                        self._connection.write(protocol.pass_to(following, reply))
+                        effect(self, command, reply)
+                        return
+            self._is_between = False
+        self._receive(data)
+
+    def _is_too_much_junk(self) -> bool:
+        """Counts one more, if it is not."""
+        if self._junk >= self._context.options.max_junk:
+            return True
+        self._junk += 1
+        return False
 
     def _answer_at_once(self, command: Command) -> bool:
         """The short way of a command that was read just now.

@@ -24,7 +24,8 @@ def _reset(session: SmtpSession, event: Any, reply: Reply) -> None:
 def _greet(session: SmtpSession, event: Any, reply: Reply) -> None:
     if session.facts.envelope is not None:
         session.reset()
-    session.intake.expect()
+    if not session.intake.is_expected:
+        session.intake.expect()
     session.facts.helo = event.address or ""
     session.facts.is_esmtp = False
 
@@ -42,7 +43,8 @@ def _open_transaction(session: SmtpSession, event: e.CmdMail | Command, reply: R
         session.facts.envelope = Envelope(event.address, [], get("BODY", "7BIT"), is_utf8, get("RET"), get("ENVID"))
     else:
         session.facts.envelope = Envelope(event.address, [])
-    session.intake.expect()
+    if not session.intake.is_expected:
+        session.intake.expect()
 
 
 def _add_recipient(session: SmtpSession, event: e.CmdRcpt | Command, reply: Reply) -> None:

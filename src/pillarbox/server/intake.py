@@ -58,7 +58,7 @@ class _Seen:
 class Intake:
     """Collects content; `finish` makes a message of it and gives the session its reply."""
 
-    __slots__ = ("_context", "_diverted", "_is_expected", "_pieces", "_session", "_size", "_writer")
+    __slots__ = ("_context", "_diverted", "_pieces", "_session", "_size", "_writer", "is_expected")
 
     def __init__(self, context: ServerContext, session: SmtpSession) -> None:
         self._context = context
@@ -67,20 +67,21 @@ class Intake:
         self._size = 0
         self._writer: SpoolWriter | None = None
         self._diverted: Diverted | None = None
-        self._is_expected = False
+        # It is counted as one from whom a message will come.
+        self.is_expected = False
         # Who comes has mail, nearly always.
         self.expect()
 
     def expect(self) -> None:
         """A message will want to be committed soon: a client has come, or a transaction is open."""
-        if not self._is_expected:
-            self._is_expected = True
+        if not self.is_expected:
+            self.is_expected = True
             self._context.commit.company.open += 1
 
     def forget_expected(self) -> None:
         """It is here, or will not come so soon."""
-        if self._is_expected:
-            self._is_expected = False
+        if self.is_expected:
+            self.is_expected = False
             self._context.commit.company.open -= 1
 
     def divert(self, file: IO[bytes] | None) -> bool:

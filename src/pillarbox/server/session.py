@@ -43,7 +43,7 @@ class SmtpSession(AtOnce):
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
-        "_account", "_authentication", "_deadlines", "_errors", "_event", "_known", "began",
+        "_account", "_authentication", "_deadlines", "_errors", "_event", "began",
     )  # fmt: skip
 
     def __init__(
@@ -128,14 +128,7 @@ class SmtpSession(AtOnce):
 
     # --------------------------------------------------------------------- input
 
-    def receive(self, data: bytes) -> None:
-        """Octets from the wire."""
-        # No clock here: the sweep looks once a second whether these have moved.
-        if self._is_between:
-            known = self._known.get(data)
-            if known is not None and self._answer_known(known):
-                return
-            self._is_between = False
+    def _receive(self, data: bytes) -> None:
         self.arrivals += 1
         protocol = self.protocol
         if self._waiting:

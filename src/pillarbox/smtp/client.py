@@ -297,9 +297,11 @@ class ClientProtocol:
         """Sends MAIL (and RCPT and DATA with it under PIPELINING). Raises ClientFault before anything is sent."""
         assert self.can_start, self.state
         path = "" if transaction.reverse_path is None else _check_path(transaction.reverse_path)
-        lines = [f"MAIL FROM:<{path}>{_words(transaction.parameters)}\r\n"]
+        words = _words(transaction.parameters) if transaction.parameters else ""
+        lines = [f"MAIL FROM:<{path}>{words}\r\n"]
         for recipient in transaction.recipients:
-            lines.append(f"RCPT TO:<{_check_path(recipient.address)}>{_words(recipient.parameters)}\r\n")
+            words = _words(recipient.parameters) if recipient.parameters else ""
+            lines.append(f"RCPT TO:<{_check_path(recipient.address)}>{words}\r\n")
         if self.state is not _BUSY:
             self._enter(_BUSY)
         self.is_idle = self.can_start = False

@@ -31,11 +31,12 @@ class Reply:
     control characters in the text. Immutable.
     """
 
-    __slots__ = ("_wire", "code", "enhanced", "lines")
+    __slots__ = ("code", "enhanced", "lines", "wire")
     code: int
     enhanced: str | None
     lines: tuple[str, ...]
-    _wire: bytes | None
+    # Its octets, once format_reply has made them.
+    wire: bytes | None
 
     def __init__(self, code: int, enhanced: str | None = None, *lines: str) -> None:
         if not isinstance(code, int) or not 200 <= code <= 599:
@@ -90,7 +91,9 @@ class Reply:
         return " ".join(self.lines)
 
     def __str__(self) -> str:
-        return f"{self.code} {self.enhanced + ' ' if self.enhanced else ''}{self.text}"
+        lines = self.lines
+        text = lines[0] if len(lines) == 1 else " ".join(lines)
+        return f"{self.code} {self.enhanced} {text}" if self.enhanced else f"{self.code} {text}"
 
     def __repr__(self) -> str:
         return f"Reply({self.code}, {self.enhanced!r}, {', '.join(map(repr, self.lines))})"
@@ -106,7 +109,7 @@ class Reply:
 
 # The slots themselves: a Reply lets nobody set an attribute.
 _set_code, _set_enhanced, _set_lines, _set_wire = (
-    vars(Reply)[name].__set__ for name in ("code", "enhanced", "lines", "_wire")
+    vars(Reply)[name].__set__ for name in ("code", "enhanced", "lines", "wire")
 )
 _DEFAULT_TEXT = {250: "OK", 354: "End data with <CR><LF>.<CR><LF>", 221: "Bye", 451: "Try again later"}
 
@@ -135,7 +138,7 @@ def _fold(line: str) -> Iterable[str]:
 
 def format_reply(reply: Reply) -> bytes:
     """The octets of a reply, CRLF included; remembered, for most replies are sent again and again."""
-    wire = reply._wire
+    wire = reply.wire
     if wire is None:
         lines = [piece for line in reply.lines for piece in _fold(line)]
         # RFC 2034 section 4: the enhanced code stands on each line of a multi-line reply.

@@ -328,7 +328,7 @@ class ServerProtocol(Checks):
             reply = EARLY_CONTENT
             owed = self._fault(owed.verb, reply, is_abuse=True)
         if is_sent:
-            self._out.append(reply._wire or format_reply(reply))
+            self._out.append(reply.wire or format_reply(reply))
         code = reply.code
         if owed.__class__ is Command:
             if code >= 400 or owed.error is not None or owed.verb == "BDAT":
@@ -369,7 +369,7 @@ class ServerProtocol(Checks):
             assert isinstance(owed, EndOfContent) and owed.is_last, "no reply is owed"
             self._forget_chunks()
             self.state = _READY
-        return reply._wire or format_reply(reply)
+        return reply.wire or format_reply(reply)
 
     def pass_to(self, state: State, reply: Reply) -> bytes:
         """`take_command` and `answer` in one, for a command of `rules.known` that leads there by a positive reply.
@@ -379,7 +379,7 @@ class ServerProtocol(Checks):
         self.state = state
         if state is _CLOSED:
             self.close()
-        return reply._wire or format_reply(reply)
+        return reply.wire or format_reply(reply)
 
     @property
     def is_between(self) -> bool:
