@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pillarbox import Reply
-from tests.conftest import Wire, cuts, queued, run_async, serving, stored_content, wired
+from pillarbox import Eat, Reply
+from tests.conftest import Wire, cuts, queued, run_async, serving, stored_content, until, wired
 
 WHOLE: Callable[[], Iterator[int]] = cuts(0)[0]
 TRANSACTION = (b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n")
@@ -74,10 +75,13 @@ def test_order_is_kept_by_lines_that_are_known() -> None:
     run_async(main)
 
 
+@pytest.mark.parametrize("is_heard", [False, True])
 @pytest.mark.parametrize("command", [b"NOOP\r\n", b"RSET\r\n", b"HELO x.test\r\n"])
-def test_junk_is_counted_on_every_way(command: bytes) -> None:
+def test_junk_is_counted_on_every_way(command: bytes, is_heard: bool) -> None:
     async def main() -> None:
-        async with wired(WHOLE, max_junk=5) as (_, wire):
+        async with wired(WHOLE, max_junk=5) as (server, wire):
+            if is_heard:
+                server.pipeline().unshift("heard", Heard())
             assert await say(wire, b"HELO x.test\r\n", *[command] * 4) == ["250"] * 5
             assert await say(wire, *TRANSACTION, CONTENT) == ["250", "250", "354", "250"], "it begins anew"
             assert await say(wire, *[command] * 6) == ["250"] * 5 + ["421"]
@@ -142,5 +146,140 @@ def test_what_comes_behind_the_end_of_content_is_answered() -> None:
                 assert [reply[:3] for reply in wire.replies()] == ["250", "250", "250"]
                 assert await say(wire, b"RSET\r\n") == ["250"]
             assert len(queued(server)) == 4
+
+    run_async(main)
+
+
+class Heard:
+    """Hears of everything."""
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def on_default(self, server: Any, event: Any) -> None:
+        self.names.append(event.name)
+
+
+class HeardAsync(Heard):
+    async def on_default(self, server: Any, event: Any) -> None:  # type: ignore[override]
+        self.names.append(event.name)
+
+
+class HeardLater(Heard):
+    async def on_default(self, server: Any, event: Any) -> None:  # type: ignore[override]
+        await asyncio.sleep(0)
+        self.names.append(event.name)
+
+
+class Rewriting(Heard):
+    def on_cmd_mail(self, server: Any, event: Any) -> None:
+        event.address = "other@b.test"
+
+    def on_cmd_rcpt(self, server: Any, event: Any) -> None:
+        event.address = "else@d.test"
+
+
+class Failing(Heard):
+    def on_cmd_mail(self, server: Any, event: Any) -> None:
+        raise RuntimeError("on purpose")
+
+
+class Changing(Heard):
+    def on_response(self, server: Any, event: Any) -> None:
+        if event.verb == "MAIL":
+            event.reply = Reply(250, "2.1.0", "Changed")
+        elif event.verb == "NOOP":
+            event.reply = Reply(450, "4.0.0", "Not now")
+
+
+class Keeping(Heard):
+    """Keeps one reply back, and lets it out behind the next."""
+
+    def on_response(self, server: Any, event: Any) -> Eat | None:
+        return Eat.ALL if event.verb == "NOOP" else None
+
+
+class Answering(Heard):
+    def on_cmd_data(self, server: Any, event: Any) -> Reply:
+        return Reply(250, "2.0.0", "No content wanted")
+
+
+class Eating(Heard):
+    def on_cmd_rcpt(self, server: Any, event: Any) -> Eat:
+        server.send_to_client(event.client_id, Reply(250, "2.1.5", "By the program"))
+        return Eat.ALL
+
+
+DIALOGUE = (b"HELO x.test\r\n", b"NOOP\r\n", *TRANSACTION, CONTENT, b"RSET\r\n")
+
+
+@pytest.mark.parametrize(
+    "kind", [Heard, HeardAsync, HeardLater, Rewriting, Failing, Changing, Keeping, Answering, Eating]
+)
+def test_with_a_plugin_known_lines_are_answered_as_new_ones(kind: type[Heard], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first round reads the lines; the others know them: the same replies, events and messages."""
+
+    async def main() -> None:
+        async with wired(WHOLE, max_errors=1000) as (server, wire):
+            server.pipeline().unshift("plugin", plugin := kind())
+            await until(lambda: "plugin_add" in plugin.names or kind not in (Heard, HeardAsync, HeardLater))
+            rounds = []
+            for _ in range(3):
+                before = len(queued(server))
+                plugin.names.clear()
+                said = [[reply.replace(uid_of(reply), "ID") for reply in await wire.ask(piece)] for piece in DIALOGUE]
+                mail = [(m.reverse_path, m.recipients[0].address) for m in queued(server)[before:]]
+                rounds.append((said, list(plugin.names), mail))
+            assert rounds[0] == rounds[1] == rounds[2]
+            assert (len(queued(server)) > 0) == (kind not in (Failing, Answering))
+            # And nothing of that by the long way alone.
+            server.pipeline().remove("plugin")
+            assert await say(wire, b"NOOP\r\n", *TRANSACTION, CONTENT) == ["250", "250", "250", "354", "250"]
+
+    run_async(main)
+
+
+def uid_of(reply: str) -> str:
+    """The queue id in a 250 to content."""
+    return reply.split()[2] if "accepted for delivery" in reply else reply
+
+
+def test_a_plugin_that_refuses_later_is_obeyed() -> None:
+    """A line that was taken ten times is refused the eleventh, and its session goes on."""
+
+    class Tired(Heard):
+        count = 0
+
+        def on_cmd_rcpt(self, server: Any, event: Any) -> Reply | None:
+            self.count += 1
+            return Reply(452, "4.5.3", "enough") if self.count == 4 else None
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            server.pipeline().unshift("tired", Tired())
+            await say(wire, b"HELO x.test\r\n", TRANSACTION[0])
+            assert await say(wire, *[TRANSACTION[1]] * 5) == ["250", "250", "250", "452", "250"]
+            assert await say(wire, b"DATA\r\n", CONTENT, b"QUIT\r\n") == ["354", "250", "221"]
+            assert wire.transport.closed and len(queued(server)[0].recipients) == 4
+
+    run_async(main)
+
+
+def test_a_client_that_goes_while_a_plugin_looks_at_its_line() -> None:
+    class Hanging(Heard):
+        wire: Any = None
+
+        def on_cmd_noop(self, server: Any, event: Any) -> None:
+            if self.wire is not None:
+                self.wire.lose()
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            server.pipeline().unshift("hanging", plugin := Hanging())
+            assert await say(wire, b"HELO x.test\r\n", b"NOOP\r\n", b"NOOP\r\n") == ["250"] * 3
+            plugin.wire = wire
+            wire.connection.data_received(b"NOOP\r\n")
+            await asyncio.sleep(0)
+            assert wire.connection.session.is_lost and wire.replies() == []
 
     run_async(main)

@@ -449,14 +449,14 @@ def test_a_wake_up_during_the_sweep_for_expired_mail(tmp_path: Path) -> None:
             async with relaying(tmp_path, peer.port) as (server, clock):
                 scheduler = server._parts.scheduler
                 lane = lane_of(server)
-                lane._back_off.retry_at = clock.monotonic() + 3600
+                lane._back_off.retry_at, lane._back_off.is_on = clock.monotonic() + 3600, True
                 scheduler._next_sweep = 0.0
                 real = server._parts.store.claim_expired
                 woken = []
 
                 def sweep(*args: Any) -> Any:
                     # In the middle of the sweep the next hop is back, and says so.
-                    lane._back_off.retry_at = None
+                    lane._back_off.pass_over()
                     scheduler.next_hop_is_back(lane.key, ())
                     woken.append(True)
                     return real(*args)

@@ -32,6 +32,7 @@ Done = Callable[[Verdict], None]
 
 FAILED = Reply(451, "4.3.0", "Temporary failure: try again later")
 FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later")
+_SMTPC = Kind.SMTPC
 # A failure at one of these cannot be answered; it is only logged.
 _UNANSWERED = frozenset(("disconnected", "response", "message_queued", "send_success", "send_failed", "registered"))
 
@@ -51,6 +52,8 @@ class Dispatcher:
         # What whoever answers makes of `direct`, to have it at hand: forgotten when that changes.
         self.known: dict[str, Any] = {}
         self._steps: dict[str, tuple[Step, ...]] = {}
+        # The same by the event's class: asking an object for what its class says costs more.
+        self._steps_of: dict[type[Any], tuple[Step, ...]] = {}
         self._running: set[asyncio.Task[Any]] = set()
 
     def compile(self) -> None:
@@ -58,7 +61,7 @@ class Dispatcher:
         self.known.clear()
         for name in CATALOGUE:
             steps, is_subscribed = self.pipeline.steps(name), self.subscribers.listens(name)
-            self._steps[name] = steps
+            self._steps[name] = self._steps_of[CATALOGUE[name]] = steps
             self.heard[name] = bool(steps) or is_subscribed
             self.direct[name] = None
             if len(steps) == 1 and steps[0].alias == SIMPLE and not is_subscribed:
@@ -79,27 +82,35 @@ class Dispatcher:
         A Reply: the answer. An Eat: the event was eaten without an answer. None: nobody objected. PARKED: `done` gets
         one of these later (without `done` the rest simply happens later).
         """
-        server, steps = self.server, self._steps.get(event.name)
+        server, steps = self.server, self._steps_of.get(type(event))
         if steps is None:
-            # An event of the program's own.
-            steps = self.pipeline.steps(event.name)
-        # Nearly all have nothing to say, and then the built-in behaviour answers: that way is kept short.
-        for index, step in enumerate(steps):
+            # An event of the program's own, or one that is like one of ours.
+            steps = self._steps.get(event.name) or self.pipeline.steps(event.name)
+        # Nearly all have nothing to say, and then the built-in behaviour answers: that way is kept short. (A step's fields by
+        # place, alias, method and needs_task: by name they cost as much as a call.)
+        for step in steps:
             try:
-                result = step.method(server, event)
-            except (Exception, asyncio.CancelledError) as error:
-                result = self._failed(step, event, error)
-            if result is None:
-                continue
-            if result.__class__ is CoroutineType:
-                result = self._drive(step, event, result)
+                result = step[2](server, event)
                 if result is None:
                     continue
-            if result.__class__ is Reply and step.alias == SIMPLE and event.kind is not Kind.SMTPC:
+                if type(result) is CoroutineType and not step[3]:
+                    # As `_drive` does it: most have never to wait.
+                    try:
+                        result = _Suspended(result, result.send(None), is_begun=True)
+                    except StopIteration as stop:
+                        result = stop.value
+                        if result is None:
+                            continue
+                        result = self._checked(step, event, result)
+            except (Exception, asyncio.CancelledError) as error:
+                result = self._failed(step, event, error)
+                if result is None:
+                    continue
+            if type(result) is Reply and step[0] == SIMPLE and event.kind is not _SMTPC:
                 if self.subscribers.by_name:
                     self.subscribers.notify(event)
                 return result
-            return self._take(event, steps, index, Eat.NONE, done, result)
+            return self._take(event, steps, steps.index(step), Eat.NONE, done, result)
         if self.subscribers.by_name:
             self.subscribers.notify(event)
         return None

@@ -8,12 +8,14 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from ..events.dispatch import PARKED, Verdict
 from ..smtp.command import Command
 from ..smtp.reply import Reply
 from ..smtp.state import TRANSITIONS, State
-from .commands import EVENT_NAMES, JUNK
+from .commands import EVENT_NAMES, EVENTS, JUNK
 from .effects import AT_ONCE, EFFECTS
 from .owed import Owed
+from .response import take_round
 
 if TYPE_CHECKING:
     from ..events.dispatch import Dispatcher
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
     from .context import ServerContext
     from .intake import Intake
 
+_CLOSED = State.CLOSED
 # Stands for the end of content where a reply's command is asked for.
 END = Command(".", "")
 
@@ -31,12 +34,13 @@ class AtOnce(Owed):
     """The part of a session that answers within one call."""
 
     __slots__ = (
-        "_connection", "_context", "_dispatcher", "_is_between", "_is_content", "_junk", "_known", "_pumping", "_waiting",
-        "content_bytes", "facts", "intake", "protocol", "reason",
+        "_connection", "_context", "_dispatcher", "_event", "_is_between", "_is_content", "_junk", "_known", "_pumping",
+        "_waiting", "content_bytes", "facts", "intake", "protocol", "reason",
     )  # fmt: skip
     _connection: SmtpConnection
     _context: ServerContext
     _dispatcher: Dispatcher
+    _event: Any
     # Greeted, between two commands, and nothing waits on either side: known lines may go the shortest way.
     _is_between: bool
     _is_content: bool
@@ -56,6 +60,15 @@ class AtOnce(Owed):
     def _pump(self) -> None: ...
 
     @abstractmethod
+    def _end_pump(self) -> None: ...
+
+    @abstractmethod
+    def _command_decided(self, verdict: Verdict) -> None: ...
+
+    @abstractmethod
+    def _send(self, reply: Reply, *, is_sent: bool) -> None: ...
+
+    @abstractmethod
     def _receive(self, data: bytes) -> None: ...
 
     def receive(self, data: bytes) -> None:
@@ -70,7 +83,14 @@ class AtOnce(Owed):
                 following = TRANSITIONS[protocol.state].get(verb)
                 known = self._dispatcher.known.get(verb)
                 if following is not None and known is not None:
-                    answer, effect, is_junk = known
+                    answer, effect, is_junk, event_of = known
+                    if answer is None:
+                        self._is_between = False
+                        if is_junk and self._is_too_much_junk():
+                            self._receive(data)
+                        else:
+                            self._offer(command, following, event_of(self.facts, command))
+                        return
                     reply = answer if answer.__class__ is Reply else answer(self.facts, command)
                     if reply.code < 400 and not (is_junk and self._is_too_much_junk()):
                         self.commands += 1
@@ -79,6 +99,51 @@ class AtOnce(Owed):
                         return
             self._is_between = False
         self._receive(data)
+
+    def _offer(self, command: Command, following: State, event: Any) -> None:
+        """A known line of which somebody else hears, too: its event goes round. What is not simple goes on the long way."""
+        self.commands += 1
+        self._command, self._event = command, event
+        self.protocol.owe(command, following)
+        self._waiting = self._may_answer = self._pumping = True
+        dispatcher = self._dispatcher
+        verdict = dispatcher.dispatch(event, self._command_decided)
+        if verdict.__class__ is Reply:
+            self._may_answer = False
+            if self.is_lost:
+                pass
+            elif dispatcher.heard["response"]:
+                take_round(dispatcher, self, verdict, command.verb, self._send_offered)
+            else:
+                self._send_offered(verdict, is_sent=True)
+        elif verdict is not PARKED:
+            self._command_decided(verdict)  # type: ignore[arg-type]
+        if self._pumping:
+            self._end_pump()
+
+    def _send_offered(self, reply: Reply, *, is_sent: bool) -> None:
+        """`_send`, of the reply to a command that was offered, where all is as it nearly always is."""
+        command, event, protocol = self._command, self._event, self.protocol
+        if (
+            reply.code >= 400
+            or not is_sent
+            or command is None
+            or self.is_lost
+            or not self._pumping
+            or protocol.state is _CLOSED
+            or (command.verb == "DATA" and reply.code != 354)
+        ):
+            self._send(reply, is_sent=is_sent)
+            return
+        # In the call that began with a line alone: nothing is before it, and nothing behind.
+        self._connection.write(protocol.answer_known(reply))
+        self._waiting = self._may_answer = False
+        self._command = self._event = self._early = None
+        self._pumping = False
+        # It was so before, and nothing has come since. (DATA's effect says otherwise; behind QUIT nothing is known.)
+        self._is_between = True
+        effect: Any = AT_ONCE[command.verb]
+        effect(self, event, reply)
 
     def _is_too_much_junk(self) -> bool:
         """Counts one more, if it is not."""
@@ -109,9 +174,15 @@ class AtOnce(Owed):
             if self.protocol.state is State.CLOSED:
                 self._connection.close_when_written()
         self._is_between = self.protocol.is_between
-        if (at_once := AT_ONCE.get(verb)) is not None and (verb != "DATA" or reply.code == 354):
-            self._dispatcher.known[verb] = (direct, at_once, is_junk)
+        if verb != "DATA" or reply.code == 354:
+            self._get_to_know(verb)
         return True
+
+    def _get_to_know(self, verb: str) -> None:
+        """From now on known lines with this verb are answered by `receive`."""
+        at_once, dispatcher = AT_ONCE.get(verb), self._dispatcher
+        if at_once is not None and self._context.wiretap is None:
+            dispatcher.known[verb] = (dispatcher.direct[EVENT_NAMES[verb]], at_once, verb in JUNK, EVENTS[verb])
 
     def hang_up(self) -> None:
         """The client has said all it wants: closes once 221 has left."""
@@ -128,3 +199,17 @@ class AtOnce(Owed):
         self._pumping = False
         if not self._waiting:
             self._pump()
+
+    def _send_taken(self, reply: Reply, *, is_sent: bool) -> None:
+        """`_send` and `_resume`, where the client waits for this 250, and for nothing else."""
+        protocol = self.protocol
+        is_quiet = protocol.is_quiet and not self._pumping and not self._connection.has_eof
+        if not is_quiet or not is_sent or reply.code >= 400 or self._command is not END:
+            self._send(reply, is_sent=is_sent)
+            return
+        self._connection.write(protocol.answer(reply))
+        self._command = self._event = self._early = self.facts.envelope = None
+        self._waiting = self._may_answer = False
+        self._is_between = True
+        self._junk = 0
+        self.commands += 1

@@ -13,16 +13,15 @@ from ..events.plugin import Eat
 from ..smtp.reply import Reply
 
 if TYPE_CHECKING:
-    from .session import SmtpSession
+    from .atonce import AtOnce
 
 _log = logging.getLogger("pillarbox.session")
 
 
-def take_round(
-    dispatcher: Dispatcher, session: SmtpSession, reply: Reply, verb: str, send: Callable[..., None]
-) -> None:
+def take_round(dispatcher: Dispatcher, session: AtOnce, reply: Reply, verb: str, send: Callable[..., None]) -> None:
     """Shows the reply to everyone, then `send(reply, is_sent=...)` with what became of it; not once the client is gone."""
-    event = Response(session.facts.client_id, session.facts, reply, verb)
+    facts = session.facts
+    event = Response(facts.client_id, facts, reply, verb)
     verdict = dispatcher.dispatch(event, partial(_decided, session, event, reply, send))
     if verdict is None and event.reply is reply and not session.is_lost:
         # Seen by everyone, and left as it is: nearly always.
@@ -31,7 +30,7 @@ def take_round(
         _decided(session, event, reply, send, verdict)  # type: ignore[arg-type]
 
 
-def _decided(session: SmtpSession, event: Response, reply: Reply, send: Callable[..., None], verdict: Verdict) -> None:
+def _decided(session: AtOnce, event: Response, reply: Reply, send: Callable[..., None], verdict: Verdict) -> None:
     if session.is_lost:
         return
     final = event.reply

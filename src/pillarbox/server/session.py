@@ -43,7 +43,7 @@ class SmtpSession(AtOnce):
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
     __slots__ = (
-        "_account", "_authentication", "_deadlines", "_errors", "_event", "began",
+        "_account", "_authentication", "_deadlines", "_errors", "began",
     )  # fmt: skip
 
     def __init__(
@@ -118,12 +118,20 @@ class SmtpSession(AtOnce):
     def _send_greeting(self, reply: Reply, *, is_sent: bool) -> None:
         self._greeted = True
         self.awaits_program = False
+        if is_sent and reply.code < 400 and self.protocol.is_between and not self._connection.has_eof:
+            # Nothing of the client is here yet.
+            self._connection.write(format_reply(reply))
+            self._waiting = False
+            self._is_between = True
+            self.commands += 1
+            return
         if is_sent:
             # RFC 5321 section 3.1: 554 in place of 220, or 421, and the connection is closed.
             self.protocol.say(reply)
         if self.protocol.is_closed or reply.code >= 400:
             self.reason = f"refused with {reply.code}"
             self.protocol.close()
+        self._is_between = self.protocol.is_between
         self._resume()
 
     # --------------------------------------------------------------------- input
@@ -316,8 +324,12 @@ class SmtpSession(AtOnce):
             effect = EFFECTS.get(command.verb)
             if effect is not None:
                 effect(self, event, reply)
-        if not self._pumping and not self._waiting:
-            self._resume()
+            if is_known:
+                self._get_to_know(command.verb)
+        if not self._waiting:
+            self._is_between = protocol.is_between
+            if not self._pumping:
+                self._resume()
 
     def _answer_directly(self, command: Command, reply: Reply) -> None:
         """`_send`, for a command that nobody else has seen: no event, nobody waits, no authentication, no BDAT."""
@@ -419,17 +431,11 @@ class SmtpSession(AtOnce):
             self._waiting = False
             return
         self._may_answer = False
-        is_quiet = self.protocol.is_quiet and not self._pumping and not self._connection.has_eof
-        if not is_quiet or reply.code >= 400 or self._dispatcher.heard["response"]:
-            self._answer(reply)
-            return
-        # The short way of `_send` and `_resume`: the client waits for this, and for nothing else.
-        self._connection.write(self.protocol.answer(reply))
-        self._command = self._event = self._early = self.facts.envelope = None
-        self._waiting = False
-        self._is_between = True
-        self._junk = 0
-        self.commands += 1
+        if self._dispatcher.heard["response"]:
+            self._waiting = True
+            take_round(self._dispatcher, self, reply, END.verb, self._send_taken)
+        else:
+            self._send_taken(reply, is_sent=True)
 
     def wants_reading(self, wants: bool) -> None:
         """The spool's back-pressure."""
