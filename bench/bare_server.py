@@ -63,12 +63,6 @@ CUTS: dict[str, list[tuple[str, str]]] = {
         ),
         ('    if context.dispatcher.heard["message_queued"]:\n', "    if False:\n"),
     ],
-    "pillarbox.server.connection": [
-        (
-            "        if self._wiretap is not None:\n            self._wiretap(self.session, data)\n        transport =",
-            "        transport =",
-        ),
-    ],
 }
 
 

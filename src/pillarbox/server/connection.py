@@ -88,7 +88,6 @@ class SmtpConnection(asyncio.Protocol):
         "_tls_task",
         "_transport",
         "_wants_login",
-        "_wiretap",
         "has_eof",
         "session",
     )
@@ -106,7 +105,6 @@ class SmtpConnection(asyncio.Protocol):
         self._wants_login = wants_login
         self._context = context
         self._outbox: Outbox = context.outbox
-        self._wiretap = context.wiretap
         self._transport: asyncio.Transport | None = None
         self._stops: set[str] = set()
         self._key = ""
@@ -190,8 +188,6 @@ class SmtpConnection(asyncio.Protocol):
 
     def write(self, data: bytes) -> None:
         """Octets to the client, at the end of this turn."""
-        if self._wiretap is not None:
-            self._wiretap(self.session, data)
         transport = self._transport
         if transport is not None:
             # `put`, once for each reply.
@@ -277,3 +273,15 @@ class SmtpConnection(asyncio.Protocol):
             return
         self._transport = upgraded
         session.tls_started(describe(upgraded.get_extra_info("ssl_object")))
+
+
+class TappedConnection(SmtpConnection):
+    """The same, where the flag `trace` wants to know what is said."""
+
+    __slots__ = ()
+
+    def write(self, data: bytes) -> None:
+        """Octets to the client, told before they leave."""
+        if self._context.wiretap is not None:
+            self._context.wiretap(self.session, data)
+        super().write(data)

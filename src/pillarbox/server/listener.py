@@ -22,7 +22,7 @@ from ..events.catalogue import Endpoint
 from ..options import parse_networks
 from ..places import LOGIN_SCHEMES, TLS_SCHEMES
 from ..smtp.reply import Reply
-from .connection import SmtpConnection
+from .connection import SmtpConnection, TappedConnection
 from .context import ServerContext
 from .proxyproto import HANDSHAKE_S, Proxied, ProxyAcceptor
 from .session import SmtpSession
@@ -98,9 +98,10 @@ class Listeners:
         loop, context, place = asyncio.get_running_loop(), self._context, _Place()
 
         wants_login = scheme in LOGIN_SCHEMES
+        kind = SmtpConnection if context.wiretap is None else TappedConnection
 
         def make(proxied: Proxied | None = None) -> SmtpConnection:
-            connection = SmtpConnection(context, place.endpoint, proxied=proxied, wants_login=wants_login)
+            connection = kind(context, place.endpoint, proxied=proxied, wants_login=wants_login)
             if tls is not None:
                 self._arriving.add(connection)
             return connection
