@@ -293,7 +293,9 @@ class ClientConnection(asyncio.Protocol):
                 self._step.set_result(happened)
             self._flush()
             return
-        while (happened := smtp.next_event()) is not None:
+        events = smtp.events
+        while events:
+            happened = events.popleft()
             if happened is _WANTS_CONTENT:
                 self._send_content()
             elif happened is _DONE:

@@ -114,7 +114,8 @@ class ClientProtocol:
         self._reader = ReplyReader()
         self._out: list[bytes] = []
         self._expected: deque[_Entry] = deque([(_Expect.GREETING, None, 0)])
-        self._events: deque[Happened] = deque()
+        # What next_event gives; who is in a hurry takes from the left.
+        self.events: deque[Happened] = deque()
         self._done: deque[Transaction] = deque()
         self._open: deque[Transaction] = deque()
         self._content_for: Transaction | None = None
@@ -193,7 +194,7 @@ class ClientProtocol:
 
     def next_event(self) -> Happened | None:
         """The next thing that happened, or None."""
-        return self._events.popleft() if self._events else None
+        return self.events.popleft() if self.events else None
 
     def pop_done(self) -> Transaction:
         """The transaction of a DONE event."""
@@ -234,7 +235,7 @@ class ClientProtocol:
             self.extensions = {} if self._used_helo else _extensions(reply)
             self._is_pipelining = "PIPELINING" in self.extensions
             self._enter(ClientState.IDLE)
-            self._events.append(Happened.READY)
+            self.events.append(Happened.READY)
         elif reply.is_permanent and not self._used_helo and not self.is_tls:
             # RFC 5321 section 3.2: an old server, try HELO.
             self._hello("HELO")
@@ -250,10 +251,10 @@ class ClientProtocol:
     def _take_tls(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         if reply.code == 220:
             self._enter(ClientState.HANDSHAKE)
-            self._events.append(Happened.WANTS_HANDSHAKE)
+            self.events.append(Happened.WANTS_HANDSHAKE)
         else:
             self._enter(ClientState.IDLE)
-            self._events.append(Happened.TLS_REFUSED)
+            self.events.append(Happened.TLS_REFUSED)
 
     def tls_started(self, *, greeted: bool = True) -> None:
         """TLS is on. After STARTTLS what the server said before is forgotten and EHLO said anew (RFC 3207 section 4.2)."""
@@ -289,7 +290,7 @@ class ClientProtocol:
             self.last_reply = Reply(535, "5.7.8", "The server has not proven that it knows the password")
         self._enter(ClientState.IDLE)
         is_in = reply.code == 235 and is_proven
-        self._events.append(Happened.AUTHENTICATED if is_in else Happened.AUTH_REFUSED)
+        self.events.append(Happened.AUTHENTICATED if is_in else Happened.AUTH_REFUSED)
 
     # ------------------------------------------------------------- transactions
 
@@ -360,7 +361,7 @@ class ClientProtocol:
             if transaction.has_accepted:
                 self._content_for = transaction
                 self.is_content_wanted = True
-                self._events.append(_WANTS_CONTENT)
+                self.events.append(_WANTS_CONTENT)
             else:
                 # RFC 2920 section 3.1: nobody was accepted, yet it wants content: an empty message, and ignore its reply.
                 self._out.append(b".\r\n")
@@ -417,7 +418,7 @@ class ClientProtocol:
     def _finish(self, transaction: Transaction) -> None:
         self._open.remove(transaction)
         self._done.append(transaction)
-        self._events.append(_DONE)
+        self.events.append(_DONE)
         if not self._open:
             self.is_idle = True
             self._enter(_IDLE)
@@ -437,14 +438,16 @@ class ClientProtocol:
             stage = stages.get(id(transaction), Stage.CONTENT)
             transaction.settle_rest(Outcome(reply, stage))
             self._done.append(transaction)
-            self._events.append(Happened.DONE)
+            self.events.append(Happened.DONE)
         self._open.clear()
         self._expected.clear()
-        self._events = deque(event for event in self._events if event is Happened.DONE)
+        done = sum(event is _DONE for event in self.events)
+        self.events.clear()
+        self.events.extend([_DONE] * done)
         self._content_for = self._pieces = None
         self.is_idle, self.is_content_wanted = True, False
         self._enter(ClientState.CLOSED)
-        self._events.append(Happened.CLOSED)
+        self.events.append(Happened.CLOSED)
 
     def data_to_send(self) -> bytes:
         """Commands since the last call, as one piece for one write."""

@@ -133,6 +133,15 @@ class LineBuffer:
         self.is_empty = not self._buffer
 
 
+class _Nothing(LineBuffer):
+    __slots__ = ()
+
+    def push(self, data: bytes) -> None:
+        raise AssertionError("it is everybody's")
+
+
+# Shared by all in which nothing waits, and nothing ever has.
+NOTHING: LineBuffer = _Nothing()
 _CR, _LF, DOT = 13, 10, 46
 
 

@@ -12,19 +12,7 @@ from dataclasses import replace
 from .checks import CHECKS, EARLY_CONTENT, Checks, too_large
 from .command import Command, parse_command
 from .extension import Facts
-from .framing import (
-    BARE_LF,
-    CRLF,
-    DOT,
-    DOT_CRLF,
-    OVERLONG,
-    BareLineFeed,
-    ChunkScanner,
-    DataScanner,
-    LineBuffer,
-    OverlongLine,
-    is_clean,
-)
+from .framing import CRLF, DOT, DOT_CRLF, NOTHING, OVERLONG, ChunkScanner, DataScanner, LineBuffer, is_clean
 from .given import BARE_CONTENT, WHOLE, AuthLine, EndOfContent
 from .reply import Reply, format_reply
 from .rules import LASTING, Rules
@@ -60,8 +48,9 @@ class ServerProtocol(Checks):
 
     def __init__(self, facts: Facts, rules: Rules | None = None) -> None:
         self.facts = facts
-        self.rules = rules = rules or Rules()
-        self._input = LineBuffer(accept_bare_lf=rules.accept_bare_lf_commands)
+        self.rules = rules or Rules()
+        # Of most sessions every segment is taken at once.
+        self._input = NOTHING
         self._out: list[bytes] = []
         self.state = State.OPEN
         self._owed: Command | EndOfContent | AuthLine | None = None
@@ -92,7 +81,12 @@ class ServerProtocol(Checks):
     def receive_data(self, data: bytes) -> None:
         """Octets from the wire; call next_event afterwards. Ignored once the session is closed."""
         if self.state is not State.CLOSED:
-            self._input.push(data)
+            self._push(data)
+
+    def _push(self, data: bytes) -> None:
+        if self._input is NOTHING:
+            self._input = LineBuffer(accept_bare_lf=self.rules.accept_bare_lf_commands)
+        self._input.push(data)
 
     def next_event(self) -> Event | None:
         """The next command, piece of content (bytes), end of content, or AUTH line; None: a reply is owed or more is needed."""
@@ -219,7 +213,7 @@ class ServerProtocol(Checks):
         piece, rest = scanner.feed(data)
         piece = self._keep(piece)
         if rest:
-            self._input.push(rest)
+            self._push(rest)
         return piece, None if rest is None else self._end_of_content(by_bdat=False)
 
     def _data_scanner(self) -> DataScanner:
@@ -495,4 +489,4 @@ class ServerProtocol(Checks):
 
 # Positive replies to these do no more than move the state.
 _PLAIN = frozenset(("RCPT", "NOOP", "HELP", "VRFY", "EXPN", "XCLIENT", "XFORWARD", "LHLO"))
-__all__ = ["BARE_LF", "AuthLine", "BareLineFeed", "EndOfContent", "Event", "OverlongLine", "Rules", "ServerProtocol"]
+__all__ = ["AuthLine", "EndOfContent", "Event", "Rules", "ServerProtocol"]

@@ -89,4 +89,8 @@ class Transaction:
 
     def settle_rest(self, outcome: Outcome) -> None:
         """Gives the outcome to every recipient that has none yet."""
-        self.outcomes = [known or outcome for known in self.outcomes]
+        outcomes = self.outcomes
+        if len(outcomes) == 1:
+            outcomes[0] = outcomes[0] or outcome
+        else:
+            self.outcomes = [known or outcome for known in outcomes]
