@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 
@@ -281,5 +281,136 @@ def test_a_client_that_goes_while_a_plugin_looks_at_its_line() -> None:
             wire.connection.data_received(b"NOOP\r\n")
             await asyncio.sleep(0)
             assert wire.connection.session.is_lost and wire.replies() == []
+
+    run_async(main)
+
+
+@pytest.mark.parametrize("segment", [b"x.\r\n", b"A.\r\n", b"..\r\n", b"\n.\r\n", b"\r.\r\n", b"x\n.\r\n", b"x\r.\r\n"])
+def test_no_other_dot_ends_content(segment: bytes) -> None:
+    """What looks like an end behind the 354 is none: the lines behind it are content, not commands."""
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            for lines in (TRANSACTION, (*TRANSACTION[:2], b"DATA\r\n")):
+                await say(wire, b"HELO x.test\r\n", *lines)
+                assert await say(wire, segment, *TRANSACTION) == []
+                assert await say(wire, b".\r\n") in (["250"], ["550"])
+                if wire.transport.closed or wire.connection._lingers:
+                    return
+            assert len(queued(server)) == 2 and stored_content(server).endswith(b"DATA\r\n")
+
+    run_async(main)
+
+
+def test_a_greeting_forgets_what_a_refused_transaction_had_asked_for() -> None:
+    class Greylist(Heard):
+        count = 0
+
+        def on_cmd_mail(self, server: Any, event: Any) -> Reply | None:
+            self.count += 1
+            if self.count == 1:
+                server.data_mode(event.client_id)
+                return Reply(450, "4.7.1", "later")
+            return None
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            server.pipeline().unshift("greylist", Greylist())
+            assert await say(wire, b"HELO x.test\r\n", TRANSACTION[0], b"HELO x.test\r\n") == ["250", "450", "250"]
+            assert await say(wire, *TRANSACTION, CONTENT) == ["250", "250", "354", "250"] and len(queued(server)) == 1
+
+    run_async(main)
+
+
+def test_data_mode_behind_a_spooled_message(tmp_path: Path) -> None:
+    class Diverting(Heard):
+        is_on = False
+        given: ClassVar[list[Any]] = []
+
+        def on_cmd_data(self, server: Any, event: Any) -> None:
+            if self.is_on:
+                assert server.data_mode(event.client_id)
+
+        def on_data(self, server: Any, event: Any) -> Reply:
+            self.given.append(event.lines)
+            return Reply(250, "2.0.0", "Thanks")
+
+    async def main() -> None:
+        async with serving(tmp_path, store="sqlite", paused=True, spool_above_bytes=4096) as server:
+            wire = Wire(server, WHOLE())
+            server.pipeline().unshift("diverting", plugin := Diverting())
+            await say(wire, b"HELO x.test\r\n", *TRANSACTION, b"x" * 9000 + b"\r\n.\r\n")
+            plugin.is_on = True
+            assert await say(wire, *TRANSACTION, CONTENT) == ["250", "250", "354", "250"]
+            assert len(plugin.given) == 1
+            wire.lose()
+
+    run_async(main)
+
+
+def test_an_async_plugin_that_answers_nonsense_is_told_of_once() -> None:
+    class Nonsense(Heard):
+        ignores_failures = True
+
+        async def on_cmd_noop(self, server: Any, event: Any) -> bool:
+            return True
+
+    class Told(Heard):
+        def on_plugin_error(self, server: Any, event: Any) -> None:
+            self.names.append(f"error of {event.event_name}")
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            server.pipeline().unshift("told", told := Told())
+            server.pipeline().unshift("nonsense", Nonsense())
+            assert await say(wire, b"HELO x.test\r\n", b"NOOP\r\n", b"NOOP\r\n") == ["250"] * 3
+            assert told.names.count("error of cmd_noop") == 2
+
+    run_async(main)
+
+
+def test_a_chunk_that_a_plugin_refuses_leaves_nothing() -> None:
+    class Refusing(Heard):
+        is_on = True
+
+        def on_response(self, server: Any, event: Any) -> None:
+            if self.is_on and event.verb == ".":
+                event.reply = Reply(451, "4.3.0", "no")
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            server.pipeline().unshift("refusing", plugin := Refusing())
+            assert await say(wire, b"EHLO x.test\r\n", *TRANSACTION[:2], b"BDAT 7\r\nstale\r\n") == ["250"] * 3 + [
+                "451"
+            ]
+            assert wire.connection.session.facts.envelope is None
+            plugin.is_on = False
+            assert await say(wire, *TRANSACTION, CONTENT) == ["250", "250", "354", "250"]
+            assert b"stale" not in stored_content(server)
+
+    run_async(main)
+
+
+def test_a_decision_that_comes_behind_the_421_changes_nothing() -> None:
+    class Slow(Heard):
+        go: asyncio.Event
+
+        async def on_cmd_noop(self, server: Any, event: Any) -> None:
+            await self.go.wait()
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            plugin = Slow()
+            plugin.go = asyncio.Event()
+            server.pipeline().unshift("slow", plugin)
+            await say(wire, b"HELO x.test\r\n")
+            wire.connection.data_received(b"NOOP\r\n")
+            session = wire.connection.session
+            session.leave(Reply(421, "4.3.2", "Shutting down"), "shutdown")
+            plugin.go.set()
+            await server._parts.dispatcher.settle()
+            wire.connection.data_received(b"MAIL FROM:<a@b.test>\r\n")
+            await wire.settle()
+            assert [reply[:3] for reply in wire.replies()] == ["421"] and session.protocol.is_closed
 
     run_async(main)

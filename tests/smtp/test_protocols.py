@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -243,7 +244,7 @@ def test_content_that_comes_whole_is_taken_as_it_is(rules: dict[str, bool]) -> N
 @pytest.mark.parametrize(
     "segment",
     [
-        b"", b".", b".\r", b"\n", b".\r\n", b"\r\n", b"x\r\n", b"x\r\n.", b"x\r\n.\r", b"x\r\n.\r\nQUIT\r\n", b"x\r\n.\r\n.\r\n",
+        b"", b".", b".\r", b"\n", b".\r\n", b"x.\r\n", b"\r\n", b"x\r\n", b"x\r\n.", b"x\r\n.\r", b"x\r\n.\r\nQUIT\r\n", b"x\r\n.\r\n.\r\n",
         b"..x\r\n.\r\n", b"x\r\n..\r\n.\r\n", b"x\n.\r\n", b"x\r.\r\n", b"x\n\r\n.\r\n", b"x\ry\r\n.\r\n", b"x\r\n.\n", b"x\n.\ny\r\n.\r\n",
         b"x\r\n.\ry\r\n.\r\n", b"x" * 19 + b"\r\n.\r\n", b".\r\n.\r\n",
     ],
@@ -255,6 +256,22 @@ def test_any_other_content_goes_the_long_way(segment: bytes) -> None:
     protocol = in_content()
     assert protocol.take_content(b"beg") == (b"beg", None)
     assert protocol.take_whole(segment) is None, "it has begun"
+
+
+def test_what_is_taken_whole_is_what_the_scanner_finds() -> None:
+    """Every segment of up to seven octets that could matter."""
+    for size in range(8):
+        for octets in map(bytes, itertools.product(b"\r\n.x", repeat=size)):
+            protocol = ServerProtocol(Facts(), _RULES)
+            protocol.state = State.CONTENT
+            whole = protocol.take_whole(octets)
+            scanner = DataScanner()
+            piece, rest = scanner.feed(octets)
+            is_whole = rest == b"" and piece != b"" and scanner.is_plain
+            assert whole == (piece if is_whole else None), octets
+
+
+_RULES = Rules()
 
 
 def test_a_refused_chunk_end_resets() -> None:

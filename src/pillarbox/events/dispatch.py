@@ -102,6 +102,8 @@ class Dispatcher:
                         if result is None:
                             continue
                         result = self._checked(step, event, result)
+                        if result is None:
+                            continue
             except (Exception, asyncio.CancelledError) as error:
                 result = self._failed(step, event, error)
                 if result is None:

@@ -204,7 +204,7 @@ class AtOnce(Owed):
         """`_send` and `_resume`, where the client waits for this 250, and for nothing else."""
         protocol = self.protocol
         is_quiet = protocol.is_quiet and not self._pumping and not self._connection.has_eof
-        if not is_quiet or not is_sent or reply.code >= 400 or self._command is not END:
+        if not is_quiet or not is_sent or reply.code >= 400 or self._command is not END or protocol.state is _CLOSED:
             self._send(reply, is_sent=is_sent)
             return
         self._connection.write(protocol.answer(reply))

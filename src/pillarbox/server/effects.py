@@ -22,7 +22,7 @@ def _reset(session: SmtpSession, event: Any, reply: Reply) -> None:
 
 
 def _greet(session: SmtpSession, event: Any, reply: Reply) -> None:
-    if session.facts.envelope is not None:
+    if session.facts.envelope is not None or session.intake.has_any():
         session.reset()
     if not session.intake.is_expected:
         session.intake.expect()

@@ -112,6 +112,10 @@ class Intake:
             self._writer.write(b"".join(self._pieces))
             self._pieces.clear()
 
+    def has_any(self) -> bool:
+        """True when something of a transaction is here, or was asked for it (`divert`)."""
+        return self._size > 0 or self._diverted is not None or self._writer is not None
+
     def takes_whole(self, size: int) -> bool:
         """True when content of that size that is here as a whole may go the short way (`take_whole`)."""
         context = self._context
@@ -282,6 +286,7 @@ class Intake:
             message.hold(str(hold))
         context.scheduler.prepare(message)
         writer, self._writer = self._writer, None
+        self._size = 0
         if writer is not None and content.path is None:
             # A plugin has replaced the content: the file is of no use.
             writer.abort()

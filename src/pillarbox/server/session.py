@@ -299,6 +299,10 @@ class SmtpSession(AtOnce):
     def _send(self, reply: Reply, *, is_sent: bool) -> None:
         """The reply leaves (with the rest of this turn); then what the command does, and what too many errors do."""
         command, event, protocol = self._command, self._event, self.protocol
+        if protocol.state is State.CLOSED:
+            # Whoever had to decide has taken too long: the client has heard 421 meanwhile.
+            self._waiting = self._may_answer = False
+            return
         is_known = command is not None and event is not None and command.verb in LASTING
         if is_known and is_sent and reply.code < 400 and protocol.is_quiet:
             # At once, for nothing is before it, and nothing behind.
@@ -317,7 +321,7 @@ class SmtpSession(AtOnce):
             self.facts.senders = self._context.default_senders(self._account)
             self._account = None
         if reply.code >= 400:
-            if command is not None and command.verb == "BDAT" and self.protocol.state is State.READY:
+            if command is not None and command.verb in ("BDAT", END.verb) and protocol.state is State.READY:
                 self.reset()
             self._count_error(reply)
         elif command is not None and event is not None:

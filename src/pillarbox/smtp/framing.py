@@ -8,7 +8,6 @@ from __future__ import annotations
 
 CRLF = b"\r\n"
 END = b"\r\n.\r\n"
-DOT_CRLF = b".\r\n"
 
 
 class OverlongLine:

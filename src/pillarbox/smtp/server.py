@@ -12,7 +12,7 @@ from dataclasses import replace
 from .checks import CHECKS, EARLY_CONTENT, Checks, too_large
 from .command import Command, parse_command
 from .extension import Facts
-from .framing import CRLF, DOT, DOT_CRLF, NOTHING, OVERLONG, ChunkScanner, DataScanner, LineBuffer, is_clean
+from .framing import CRLF, DOT, END, NOTHING, OVERLONG, ChunkScanner, DataScanner, LineBuffer, is_clean
 from .given import BARE_CONTENT, WHOLE, AuthLine, EndOfContent
 from .reply import Reply, format_reply
 from .rules import LASTING, Rules
@@ -192,8 +192,8 @@ class ServerProtocol(Checks):
         ):
             return None
         end = len(data) - 3
-        # The first line with a dot in front is the end.
-        if data.find(b"\r\n.") != end - 2 or data[end:] != DOT_CRLF or data[0] == DOT:
+        # The end is there, and no line before it has a dot in front.
+        if data[-5:] != END or data.find(b"\r\n.") != end - 2 or data[0] == DOT:
             return None
         content = data[:end]
         if end > self.facts.max_size_bytes or not is_clean(content):
