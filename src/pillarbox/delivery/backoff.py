@@ -22,7 +22,7 @@ class BackOff:
     that spoke of it.
     """
 
-    __slots__ = ("_clock", "_downs", "_empty_probes", "_faults", "_rng", "fault", "is_on", "retry_at")
+    __slots__ = ("_clock", "_downs", "_empty_probes", "_faults", "_rng", "fault", "is_on", "is_worried", "retry_at")
 
     def __init__(self, clock: Clock, rng: random.Random) -> None:
         self._clock = clock
@@ -31,6 +31,8 @@ class BackOff:
         self.retry_at: float | None = None
         # While the next hop is in trouble, for all that is known; asked several times for each message.
         self.is_on = False
+        # While `is_over` has anything to do.
+        self.is_worried = False
         self.fault: Reply | None = None
 
     @property
@@ -53,7 +55,7 @@ class BackOff:
 
     def is_one_more(self, fault: Reply) -> bool:
         """A connection was lost with work on it; True when that, after the ones before, means trouble."""
-        self.fault = fault
+        self.fault, self.is_worried = fault, True
         self._faults += 1
         return self.is_on or self._faults >= TROUBLE
 
@@ -65,6 +67,7 @@ class BackOff:
         self._downs = min(self._downs + 1, 16)
         self.retry_at, self.is_on = self._clock.monotonic() + pause, True
         self._faults = 0
+        self.is_worried = True
         return pause
 
     def forget_pause(self) -> None:
@@ -92,6 +95,7 @@ class BackOff:
     def is_over(self) -> bool:
         """A message got its answer: no trouble. True when there was some."""
         self._faults = 0
+        self.is_worried = False
         if not self.is_on:
             return False
         self.pass_over()

@@ -328,10 +328,9 @@ class HandlerLane:
         """Messages that wait for their turn."""
         return len(self._waiting)
 
-    @property
     def has_room(self) -> bool:
         """False while enough waits."""
-        return self._waiting.has_room and not self._is_stopping
+        return self._waiting.has_room() and not self._is_stopping
 
     def describe(self) -> dict[str, Any]:
         """The lane as JSON, as delivery.lane.Lane does it."""

@@ -23,7 +23,7 @@ from .backoff import BackOff
 from .client import ClientConnection, ClientSettings, ConnectFault
 from .route import Target
 from .tlspolicy import TlsPolicy
-from .transaction import Built, build_transaction, result_of
+from .transaction import build_transaction, result_of
 from .turns import Patience
 from .waiting import WaitingLine
 from .width import Width
@@ -125,7 +125,6 @@ class Lane:
         """True while the next hop is in trouble and the next probe is not due."""
         return self._back_off.is_down
 
-    @property
     def has_room(self) -> bool:
         """For one message while it is probed, for none while it is down or enough waits."""
         if self._is_stopping:
@@ -134,7 +133,7 @@ class Lane:
             if self.is_down:
                 return False
             return not self._waiting and not self._busy
-        return self._waiting.has_room
+        return self._waiting.has_room()
 
     @property
     def waiting(self) -> int:
@@ -412,8 +411,8 @@ class Lane:
         work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
         try:
             built = build_transaction(work, connection.smtp)
-            if isinstance(built, Built):
-                connection.send(built.transaction)
+            if isinstance(built, Transaction):
+                connection.send(built)
                 self._busy += 1
                 return True
             refusal = built
@@ -445,7 +444,8 @@ class Lane:
                 self._return_all()
         else:
             self._has_grown = self._width.worked(self._limit) or self._has_grown
-            self._alive()
+            if self._back_off.is_worried:
+                self._alive()
 
     def connection_closed(self, connection: ClientConnection) -> None:
         """See client.Owner."""

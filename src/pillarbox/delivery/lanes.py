@@ -256,7 +256,7 @@ class Lanes:
         ):
             return False
         lane = self._handler_lanes.get(next_hop) or self._lanes.get(next_hop)
-        return lane is None or (lane.has_room and not (is_memory_full and lane.waiting))
+        return lane is None or (lane.has_room() and not (is_memory_full and lane.waiting))
 
     def room(self) -> int:
         """See queue.work.Deliverer."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from ..queue.work import Result, Work
 from ..smtp.client import ClientProtocol, Outcome, Recipient, Stage, Transaction
 from ..smtp.extension import format_xtext
@@ -15,14 +13,7 @@ _NEEDS_UTF8 = Reply(553, "5.6.7", "The next hop does not know SMTPUTF8, which th
 _NEEDS_8BIT = Reply(554, "5.6.3", "The next hop does not take 8-bit content, and conversion is not supported")
 
 
-@dataclass(slots=True)
-class Built:
-    """A transaction that may be sent."""
-
-    transaction: Transaction
-
-
-def build_transaction(work: Work, smtp: ClientProtocol) -> Built | Reply:
+def build_transaction(work: Work, smtp: ClientProtocol) -> Transaction | Reply:
     """The transaction, or the permanent refusal that stands for it: never silently weaker than what was asked for."""
     message, has = work.message, smtp.extensions
     envelope, content = message.envelope, message.content
@@ -45,11 +36,13 @@ def build_transaction(work: Work, smtp: ClientProtocol) -> Built | Reply:
             words.append(f"RET={envelope.ret}")
         if envelope.envid:
             words.append(f"ENVID={format_xtext(envelope.envid)}")
-    recipients = [Recipient(r.address, _rcpt_words(r.notify, r.orcpt) if has_dsn else ()) for r in work.recipients]
+    recipients = []
+    for r in work.recipients:
+        recipients.append(Recipient(r.address, _rcpt_words(r.notify, r.orcpt) if has_dsn else ()))
     size, is_plain = content.size_bytes, content.is_plain
     # The very octets that were judged, whoever may change the content meanwhile.
     octets = (content.prefix,) if is_plain else content.chunks()
-    return Built(Transaction(envelope.reverse_path, recipients, octets, tuple(words), work, size, is_plain=is_plain))
+    return Transaction(envelope.reverse_path, recipients, octets, tuple(words), work, size, is_plain)
 
 
 def _needs_utf8(work: Work) -> bool:

@@ -26,12 +26,12 @@ class WaitingLine:
     def __len__(self) -> int:
         return len(self.works)
 
-    @property
     def has_room(self) -> bool:
         """False while enough waits."""
-        is_full = len(self.works) >= self._max_messages or self._bytes > self._max_bytes
-        self._was_full = self._was_full or is_full
-        return not is_full
+        if len(self.works) < self._max_messages and self._bytes <= self._max_bytes:
+            return True
+        self._was_full = True
+        return False
 
     def push(self, work: Work) -> None:
         """At the end; also beyond the bound, for what is there already."""

@@ -21,7 +21,7 @@ class Judged:
     is_delay_report: bool = False
 
 
-def judge(work: Work, result: Result, policy: RetryPolicy, rng: random.Random, *, now: float, seconds: float) -> Judged:
+def judge(work: Work, result: Result, policy: RetryPolicy, rng: random.Random, now: float, seconds: float) -> Judged:
     """What a result means: delivered, bounced, expired, or deferred until when. `seconds`: how long the attempt took."""
     message, recipient = work.message, result.recipient
     # By place: one is made for each recipient, and names cost as much again.

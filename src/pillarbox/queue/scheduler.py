@@ -177,17 +177,17 @@ class Scheduler:
         """Into delivery: one piece of work for each next hop of its recipients."""
         recipients = message.recipients
         # What is retried is routed anew: options and handlers may have changed.
-        route = self._deliverer.next_hop
+        route, now = self._deliverer.next_hop, self._clock.monotonic()
+        groups: dict[str, list[Recipient]] = {}
         if len(recipients) == 1:
-            works = [Work(message, route(recipients[0].address), recipients)]
+            groups[route(recipients[0].address)] = recipients
         else:
-            groups: dict[str, list[Recipient]] = {}
             for recipient in recipients:
                 groups.setdefault(route(recipient.address), []).append(recipient)
-            works = [Work(message, hop, group) for hop, group in groups.items()]
-        now = self._clock.monotonic()
-        for work in works:
-            work.taken_at = now
+        works = []
+        for hop, group in groups.items():
+            work = Work(message, hop, group, 0.0, 0.0, False, now)
+            works.append(work)
             self._in_hand[id(work)] = work
             self._in_hand_bytes += len(message.content.prefix)
         for work in works:
@@ -307,7 +307,9 @@ class Scheduler:
             self._in_hand_bytes -= len(work.message.content.prefix)
         now = self._clock.time()
         seconds = max(0.0, self._clock.monotonic() - work.started_clock) if work.started_clock else 0.0
-        judged = [judge(work, result, self.policy, self._rng, now=now, seconds=seconds) for result in work.results]
+        judged = []
+        for result in work.results:
+            judged.append(judge(work, result, self.policy, self._rng, now, seconds))
         self._settling.settle(work, judged, now)
         due_at, is_news = None, False
         for one in judged:
