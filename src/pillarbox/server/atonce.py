@@ -1,6 +1,7 @@
-"""The short ways of commands: alone in their segment, without error, and nobody but the built-in behaviour hears of them.
+"""The short ways of a session: commands alone in their segment, content that comes whole, and their positive replies.
 
-What these do not know they leave alone: then the session's long way is asked, which knows everything.
+Where only the built-in behaviour hears of a command there is no event; where others do, its event goes round. What these
+ways do not know they leave alone: then the session's long way is asked, which knows everything.
 """
 
 from __future__ import annotations
