@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
@@ -414,3 +416,39 @@ def test_a_decision_that_comes_behind_the_421_changes_nothing() -> None:
             assert [reply[:3] for reply in wire.replies()] == ["421"] and session.protocol.is_closed
 
     run_async(main)
+
+
+ENDINGS = {
+    "quit": [*TRANSACTION, CONTENT, b"QUIT\r\n"],
+    "in one segment": [b"".join(TRANSACTION), CONTENT + b"QUIT\r\n"],
+    "in pieces": [*TRANSACTION, CONTENT[:7], CONTENT[7:], b"QU", b"IT\r\n"],
+    "no word": [],
+    "within a transaction": list(TRANSACTION[:2]),
+    "within content": [*TRANSACTION, CONTENT[:7]],
+    "refused": [b"RCPT TO:<x@there.test>\r\n", b"NONSENSE\r\n"],
+    "by chunks": [*TRANSACTION[:2], b"BDAT 3 LAST\r\na\r\n", b"QUIT\r\n"],
+}
+
+
+@pytest.mark.parametrize("listens", [False, True])
+@pytest.mark.parametrize("said", ENDINGS.values(), ids=ENDINGS)
+def test_a_session_that_is_over_leaves_nothing_to_the_collector(said: list[bytes], listens: bool) -> None:
+    async def main() -> None:
+        async with wired(WHOLE) as (server, _):
+            if listens:
+                server.pipeline().unshift("heard", Heard())
+            wire = Wire(server, WHOLE())
+            await wire.settle()
+            await say(wire, b"EHLO x.test\r\n", *said)
+            seen = [weakref.ref(wire.connection)]
+            wire.lose()
+            del wire
+            await asyncio.sleep(0)
+            assert [ref() for ref in seen] == [None]
+
+    gc.collect()
+    gc.disable()
+    try:
+        run_async(main)
+    finally:
+        gc.enable()

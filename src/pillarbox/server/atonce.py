@@ -190,6 +190,15 @@ class AtOnce(Owed):
         self.reason = "QUIT"
         self._connection.close_when_written()
 
+    def _part(self) -> None:
+        """The connection is lost: without a circle all of it goes now, and the next session finds its memory warm.
+
+        Where anything is still under way somebody comes back to it. That goes later, with the collector.
+        """
+        if self._command is None and not self._waiting:
+            del self._connection
+            self.intake.part()
+
     def _take_whole(self, octets: bytes) -> None:
         """The shortest way of content: all of it is here, and nothing is said against it."""
         self._command = END

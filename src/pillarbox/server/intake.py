@@ -146,6 +146,10 @@ class Intake:
         self._diverted = None
         self.forget_expected()
 
+    def part(self) -> None:
+        """Its session has ended, and waits for nothing."""
+        del self._session
+
     # ------------------------------------------------------------------- finish
 
     def finish(self, envelope: Envelope, *, is_plain: bool = False) -> None:

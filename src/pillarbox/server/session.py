@@ -338,6 +338,7 @@ class SmtpSession(AtOnce):
     def _answer_directly(self, command: Command, reply: Reply) -> None:
         """`_send`, for a command that nobody else has seen: no event, nobody waits, no authentication, no BDAT."""
         self.protocol.respond(reply)
+        self._command = None
         if reply.code < 400:
             effect = EFFECTS.get(command.verb)
             if effect is not None:
@@ -494,3 +495,4 @@ class SmtpSession(AtOnce):
         facts = self.facts
         if self._dispatcher.listens("disconnected"):
             self._dispatcher.post(e.Disconnected(facts.client_id, facts, self.reason))
+        self._part()
