@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from pillarbox.errors import StoreError, StoreFullError
+from pillarbox.mail.content import Content
 from pillarbox.queue import ahead, journal, sqlite
 from pillarbox.queue import commit as commit_module
 from pillarbox.queue.commit import GroupCommit
@@ -156,6 +157,28 @@ def test_what_came_and_went_leaves_its_history_only(tmp_path: Path) -> None:
     store.close()
 
 
+def test_a_file_goes_with_what_came_and_went(tmp_path: Path) -> None:
+    """The spool file of a message that the database first hears of when it is final; one that is not final keeps its own."""
+    store = busy(tmp_path)
+    messages = [
+        message(name, *recipients) for name, recipients in (("M1", ["a@b.test"]), ("M2", ["a@b.test", "c@d.test"]))
+    ]
+    for one in messages:
+        path = Path(store.spool) / f"{one.uid}.eml"
+        path.write_bytes(b"text\r\n")
+        one.content = Content(b"X: y\r\n", path=str(path), file_bytes=6)
+        one.leased_until = NOW + 100
+    assert store.try_commit(messages, ())
+    assert store.try_commit((), [Settlement(one.key, [done(0, "delivered")], NOW) for one in messages])
+    store._catch_up()
+    with store.transaction():
+        assert store.purge(0.0, 1000, 100) == ["M1.eml"]
+    over, other = store.get("M1"), store.get("M2")
+    assert over and other and over.finished_at == NOW and other.finished_at is None
+    assert store.rows("content_by_id", (messages[0].key,)) == []
+    store.close()
+
+
 @pytest.mark.parametrize("damage", ["cut", "flipped", "another"])
 def test_a_record_that_was_being_written_is_none(tmp_path: Path, damage: str) -> None:
     """The power goes while a record is on its way: those before it are whole, and nobody was told of it."""
@@ -208,7 +231,7 @@ def test_mail_that_looks_like_a_record_is_none(tmp_path: Path) -> None:
     forged.make()
     forged.number = 1_000_000
     rows = Rows([(9_999_999, "FORGED", None, "7BIT", 0, None, None, "", 1, NOW, NOW, "{}", None, 0, 0)])
-    forged.append(rows.head().encode(), [b""])
+    forged.append(rows.head(), [b""])
     record = Path(forged.path).read_bytes()[FIRST : FIRST + 4096]
     assert store.try_commit([message("M1")], ())
     at = FIRST + store._ahead.journal._at
@@ -220,7 +243,7 @@ def test_mail_that_looks_like_a_record_is_none(tmp_path: Path) -> None:
     again.close()
     with pytest.raises(ValueError, match="not in the spool"):
         outside = (*rows.messages[0][:12], "../../etc/passwd", 0, 0)
-        parse_rows(Rows([outside]).head().encode(), memoryview(b""))
+        parse_rows(Rows([outside]).head(), memoryview(b""))
 
 
 def test_a_queue_id_that_is_here_already_stops_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -86,7 +86,7 @@ class Ahead:
 
     def takes(self, rows: Rows) -> bool:
         """True when the journal has these rows now, on the disk; False: they are for the database, also when it failed."""
-        head = rows.head().encode()
+        head = rows.head()
         octets = [content for _, content in rows.contents]
         size = len(head) + sum(map(len, octets))
         if size > MOST_BYTES or not self.journal.has_room(size):

@@ -11,22 +11,24 @@ from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import orjson
+
 from .model import ACTIVE, FINAL, Message, Recipient, Settlement
 
 Row = tuple[Any, ...]
 
-# Text of messages is Unicode without surrogates: it is judged where it enters.
-as_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 # Places in a row of `messages`.
-_UID, _SPOOL = 1, 12
+_UID, SPOOL = 1, 12
 # Places in a row of `recipients`, which has the columns of import_recipients.
-_KEY, _NUMBER, _STATE, _DUE, _LEASED, _TRIES, _HOP, _REPLY, _STAGE, _DELAYED = 0, 1, 3, 4, 5, 6, 7, 8, 9, 12
+_KEY, _NUMBER, _STATE, _LEASED = 0, 1, 3, 5
 
 
 @dataclass(slots=True)
 class Rows:
     """What one commit writes: messages (insert_messages), contents, recipients (import_recipients), and outcomes:
-    settled (settle_recipients), attempts, and finished: (id, now) of messages that may be final now."""
+    settled (settle_recipients), attempts, and finished: (id, now) of messages that may be final now.
+
+    `over`, of merged rows only: messages that are new and final by these very rows, with when (insert_final_messages)."""
 
     messages: list[Row] = field(default_factory=list)
     contents: list[tuple[int, bytes]] = field(default_factory=list)
@@ -34,11 +36,17 @@ class Rows:
     settled: list[Row] = field(default_factory=list)
     attempts: list[Row] = field(default_factory=list)
     finished: list[tuple[int, float]] = field(default_factory=list)
+    over: list[Row] = field(default_factory=list)
 
-    def head(self) -> str:
-        """All but the octets of the contents, as JSON; `parse_rows` reads it."""
+    def head(self) -> bytes:
+        """All but the octets of the contents, as JSON in UTF-8; `parse_rows` reads it."""
         lengths = [(key, len(octets)) for key, octets in self.contents]
-        return as_json((self.messages, lengths, self.recipients, self.settled, self.attempts, self.finished))
+        return orjson.dumps((self.messages, lengths, self.recipients, self.settled, self.attempts, self.finished))
+
+
+def as_json(value: object) -> str:
+    """JSON for a column, or a query's parameter. Text of messages has no surrogates: it is judged where it enters."""
+    return orjson.dumps(value).decode()
 
 
 def parse_rows(head: bytes, octets: memoryview) -> Rows:
@@ -50,7 +58,7 @@ def parse_rows(head: bytes, octets: memoryview) -> Rows:
         at += length
     if at != len(octets):
         raise ValueError("the contents have another length than was said")
-    if any(row[_SPOOL] is not None and row[_SPOOL] != os.path.basename(row[_SPOOL]) for row in messages):
+    if any(row[SPOOL] is not None and row[SPOOL] != os.path.basename(row[SPOOL]) for row in messages):
         raise ValueError("a spool file is not in the spool")
     return Rows(
         [tuple(row) for row in messages],
@@ -133,23 +141,23 @@ def merged(commits: Iterable[Rows]) -> list[Rows]:
     that is final by that is not written at all.
     """
     made = [Rows()]
-    fresh: dict[tuple[int, int], list[Any]] = {}
+    fresh: dict[tuple[int, int], Row] = {}
     seen: set[tuple[int, int]] = set()
     for commit in commits:
         last = made[-1]
         last.messages += commit.messages
         last.contents += commit.contents
         for row in commit.recipients:
-            fresh[row[_KEY], row[_NUMBER]] = list(row)
+            fresh[row[_KEY], row[_NUMBER]] = row
         for row in commit.settled:
             place = (row[0], row[1])
             recipient = fresh.get(place)
             if recipient is not None and recipient[_STATE] in ACTIVE:
-                _settle(recipient, row)
+                fresh[place] = _settled(recipient, row)
                 continue
             if place in seen or recipient is not None:
                 # Twice the same recipient: one after the other.
-                last.recipients = [tuple(one) for one in fresh.values()]
+                last.recipients = list(fresh.values())
                 made.append(last := Rows())
                 fresh.clear()
                 seen.clear()
@@ -157,11 +165,9 @@ def merged(commits: Iterable[Rows]) -> list[Rows]:
             last.settled.append(row)
         last.attempts += commit.attempts
         last.finished += commit.finished
-    made[-1].recipients = [tuple(one) for one in fresh.values()]
+    made[-1].recipients = list(fresh.values())
     for rows in made:
-        _drop_finished(rows)
-        # Of each message the last word.
-        rows.finished = list(dict(rows.finished).items())
+        _part_finished(rows)
     return made
 
 
@@ -178,18 +184,31 @@ def rename(commits: Iterable[Rows], known: Collection[str]) -> list[str]:
     return renamed
 
 
-def _settle(recipient: list[Any], row: Row) -> None:
-    _, _, state, due_at, is_attempt, next_hop, reply, stage, delayed = row
-    recipient[_STATE], recipient[_DUE], recipient[_LEASED] = state, due_at, False
-    recipient[_TRIES] += is_attempt
-    for place, value in ((_HOP, next_hop), (_REPLY, reply), (_STAGE, stage)):
-        if value is not None:
-            recipient[place] = value
-    recipient[_DELAYED] = recipient[_DELAYED] or delayed
+def _settled(recipient: Row, row: Row) -> Row:
+    """The row of a recipient behind an outcome, as settle_recipients would leave it."""
+    key, number, address, _, _, _, tries, hop, reply, stage, notify, orcpt, delayed = recipient
+    _, _, state, due_at, is_attempt, next_hop, last_reply, last_stage, is_delayed = row
+    if next_hop is not None:
+        hop = next_hop
+    if last_reply is not None:
+        reply = last_reply
+    if last_stage is not None:
+        stage = last_stage
+    tries, delayed = tries + is_attempt, delayed or is_delayed
+    return (key, number, address, state, due_at, False, tries, hop, reply, stage, notify, orcpt, delayed)
 
 
-def _drop_finished(rows: Rows) -> None:
-    """Contents of messages that are new here, and final already."""
+def _part_finished(rows: Rows) -> None:
+    """Messages that are new here, and final already: as such they are written, and their contents not at all."""
     alive = {row[_KEY] for row in rows.recipients if row[_STATE] not in FINAL or row[_LEASED]}
-    told = {key for key, _ in rows.finished}
+    # Of each message the last word.
+    told = dict(rows.finished)
     rows.contents = [(key, octets) for key, octets in rows.contents if key in alive or key not in told]
+    messages, rows.messages = rows.messages, []
+    for row in messages:
+        key = row[_KEY]
+        if key in told and key not in alive:
+            rows.over.append((*row, told.pop(key)))
+        else:
+            rows.messages.append(row)
+    rows.finished = list(told.items())

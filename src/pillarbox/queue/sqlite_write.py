@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import apsw
 
 from .sqlite_read import SQL
-from .sqlite_rows import Row, Rows, merged
+from .sqlite_rows import SPOOL, Row, Rows, merged
 
 # Rows of one statement: each number of them is a text of its own, and the driver keeps so many compiled.
 MOST_VALUES = 32
@@ -42,6 +42,7 @@ def write(db: apsw.Connection, name: str, rows: Sequence[Row]) -> tuple[int, lis
 def write_rows(db: apsw.Connection, rows: Rows) -> None:
     """What one commit writes."""
     write(db, "insert_messages", rows.messages)
+    write(db, "insert_final_messages", rows.over)
     some: list[tuple[int, bytes]] = []
     held_bytes = 0
     for content in rows.contents:
@@ -58,6 +59,7 @@ def write_rows(db: apsw.Connection, rows: Rows) -> None:
             write(db, "settle_steered", rows.settled)
     write(db, "insert_attempts", rows.attempts)
     finish(db, rows.finished)
+    _note_dropped(db, [row[SPOOL] for row in rows.over])
 
 
 def write_commits(db: apsw.Connection, commits: Sequence[Rows]) -> None:
@@ -70,4 +72,9 @@ def finish(db: apsw.Connection, rows: Sequence[tuple[int, float]]) -> None:
     """(id, now) of messages: those whose recipients are all final lose their content."""
     _, finished = write(db, "finish_messages", rows)
     write(db, "drop_contents", [(key,) for key, _ in finished])
-    write(db, "note_dropped", [(spool,) for _, spool in finished if spool is not None])
+    _note_dropped(db, [spool for _, spool in finished])
+
+
+def _note_dropped(db: apsw.Connection, spools: Sequence[str | None]) -> None:
+    """Files that nobody needs any more go once this is committed."""
+    write(db, "note_dropped", [(spool,) for spool in spools if spool is not None])

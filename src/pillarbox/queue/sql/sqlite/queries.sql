@@ -11,6 +11,11 @@ INSERT INTO message (id, uid, reverse_path, body, smtputf8, ret, envid, subject,
                      facts, spool, spool_offset, spool_bytes)
 VALUES :rows;
 
+-- name: insert_final_messages
+INSERT INTO message (id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at,
+                     facts, spool, spool_offset, spool_bytes, finished_at)
+VALUES :rows;
+
 -- name: insert_contents
 INSERT INTO content (message_id, octets) VALUES :rows;
 
