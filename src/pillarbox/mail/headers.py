@@ -11,7 +11,8 @@ from email.errors import MessageError
 from email.header import decode_header, make_header
 
 _SECTION = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*")
-_FIELDS = re.compile(rb"^([!-9;-~]+)[ \t]*:", re.M)
+# Goes from field to field, for a section is nothing else.
+_FIELDS = re.compile(rb"([!-9;-~]+)[^\n]*\n(?:[ \t][^\n]*\n)*")
 _NAME = re.compile(r"[!-9;-~]+\Z")
 
 
