@@ -39,11 +39,8 @@ CUTS: dict[str, list[tuple[str, str]]] = {
             "        if True:\n            # Only the 220",
         ),
         (
-            '        if self._dispatcher.heard["response"]:\n            self._waiting = True\n'
-            "            command = self._command\n"
-            '            take_round(self._dispatcher, self, reply, command.verb if command is not None else "", self._send)\n'
-            "        else:\n            self._send(reply, is_sent=True)\n",
-            "        self._send(reply, is_sent=True)\n",
+            '        if dispatcher.heard["response"]:\n            self._waiting = True\n            command = self._command\n',
+            "        if False:\n            self._waiting = True\n            command = self._command\n",
         ),
         (
             '        if self._dispatcher.listens("disconnected"):\n'

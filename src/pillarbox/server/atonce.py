@@ -16,7 +16,7 @@ from ..smtp.state import TRANSITIONS, State
 from .commands import EVENT_NAMES, EVENTS, JUNK
 from .effects import AT_ONCE, EFFECTS
 from .owed import Owed
-from .response import take_round
+from .response import is_left
 
 if TYPE_CHECKING:
     from ..events.dispatch import Dispatcher
@@ -105,46 +105,31 @@ class AtOnce(Owed):
         """A known line of which somebody else hears, too: its event goes round. What is not simple goes on the long way."""
         self.commands += 1
         self._command, self._event = command, event
-        self.protocol.owe(command, following)
+        protocol, dispatcher = self.protocol, self._dispatcher
+        protocol.owe(command, following)
         self._waiting = self._may_answer = self._pumping = True
-        dispatcher = self._dispatcher
-        verdict = dispatcher.dispatch(event, self._command_decided)
-        if verdict.__class__ is Reply:
+        reply = dispatcher.dispatch(event, self._command_decided)
+        if reply.__class__ is not Reply:
+            if reply is not PARKED:
+                self._command_decided(reply)  # type: ignore[arg-type]
+        elif not self.is_lost:
             self._may_answer = False
-            if self.is_lost:
+            verb = command.verb
+            if dispatcher.heard["response"] and not is_left(dispatcher, self, reply, verb, self._send):
                 pass
-            elif dispatcher.heard["response"]:
-                take_round(dispatcher, self, verdict, command.verb, self._send_offered)
+            elif reply.code >= 400 or protocol.state is _CLOSED or (verb == "DATA" and reply.code != 354):
+                self._send(reply, is_sent=True)
             else:
-                self._send_offered(verdict, is_sent=True)
-        elif verdict is not PARKED:
-            self._command_decided(verdict)  # type: ignore[arg-type]
-        if self._pumping:
-            self._end_pump()
-
-    def _send_offered(self, reply: Reply, *, is_sent: bool) -> None:
-        """`_send`, of the reply to a command that was offered, where all is as it nearly always is."""
-        command, event, protocol = self._command, self._event, self.protocol
-        if (
-            reply.code >= 400
-            or not is_sent
-            or command is None
-            or self.is_lost
-            or not self._pumping
-            or protocol.state is _CLOSED
-            or (command.verb == "DATA" and reply.code != 354)
-        ):
-            self._send(reply, is_sent=is_sent)
-            return
-        # In the call that began with a line alone: nothing is before it, and nothing behind.
-        self._connection.write(protocol.answer_known(reply))
-        self._waiting = self._may_answer = False
-        self._command = self._event = self._early = None
-        self._pumping = False
-        # It was so before, and nothing has come since. (DATA's effect says otherwise; behind QUIT nothing is known.)
-        self._is_between = True
-        effect: Any = AT_ONCE[command.verb]
-        effect(self, event, reply)
+                # In the call that began with a line alone: nothing is before it, and nothing behind.
+                self._connection.write(protocol.answer_known(reply))
+                self._command = self._event = self._early = None
+                self._waiting = self._pumping = False
+                # It was so before, and nothing has come since. (DATA's effect says otherwise; behind QUIT nothing is known.)
+                self._is_between = True
+                effect: Any = AT_ONCE[verb]
+                effect(self, event, reply)
+                return
+        self._end_pump()
 
     def _is_too_much_junk(self) -> bool:
         """Counts one more, if it is not."""

@@ -18,16 +18,19 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pillarbox.session")
 
 
-def take_round(dispatcher: Dispatcher, session: AtOnce, reply: Reply, verb: str, send: Callable[..., None]) -> None:
-    """Shows the reply to everyone, then `send(reply, is_sent=...)` with what became of it; not once the client is gone."""
+def is_left(dispatcher: Dispatcher, session: AtOnce, reply: Reply, verb: str, send: Callable[..., None]) -> bool:
+    """Shows the reply to everyone. True: it is left as it is, and the caller's to send, as nearly always.
+
+    False: what became of it has gone, or will go, to `send(reply, is_sent=...)`; not once the client is gone.
+    """
     facts = session.facts
     event = Response(facts.client_id, facts, reply, verb)
     verdict = dispatcher.dispatch(event, partial(_decided, session, event, reply, send))
     if verdict is None and event.reply is reply and not session.is_lost:
-        # Seen by everyone, and left as it is: nearly always.
-        send(reply, is_sent=True)
-    elif verdict is not PARKED:
+        return True
+    if verdict is not PARKED:
         _decided(session, event, reply, send, verdict)  # type: ignore[arg-type]
+    return False
 
 
 def _decided(session: AtOnce, event: Response, reply: Reply, send: Callable[..., None], verdict: Verdict) -> None:

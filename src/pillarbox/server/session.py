@@ -26,7 +26,7 @@ from .deadlines import Deadlines
 from .describe import told
 from .effects import EFFECTS
 from .intake import Intake
-from .response import last_word, take_round
+from .response import is_left, last_word
 
 if TYPE_CHECKING:
     from .connection import SmtpConnection
@@ -110,9 +110,8 @@ class SmtpSession(AtOnce):
             # The plugin that ate the event owes the greeting, or the program does: MailServer.send_to_client.
             self.await_program()
             return
-        if self._dispatcher.heard["response"]:
-            take_round(self._dispatcher, self, verdict, "", self._send_greeting)
-        else:
+        dispatcher = self._dispatcher
+        if not dispatcher.heard["response"] or is_left(dispatcher, self, verdict, "", self._send_greeting):
             self._send_greeting(verdict, is_sent=True)
 
     def _send_greeting(self, reply: Reply, *, is_sent: bool) -> None:
@@ -289,12 +288,13 @@ class SmtpSession(AtOnce):
         self._resume()
 
     def _answer(self, reply: Reply) -> None:
-        if self._dispatcher.heard["response"]:
+        dispatcher = self._dispatcher
+        if dispatcher.heard["response"]:
             self._waiting = True
             command = self._command
-            take_round(self._dispatcher, self, reply, command.verb if command is not None else "", self._send)
-        else:
-            self._send(reply, is_sent=True)
+            if not is_left(dispatcher, self, reply, command.verb if command is not None else "", self._send):
+                return
+        self._send(reply, is_sent=True)
 
     def _send(self, reply: Reply, *, is_sent: bool) -> None:
         """The reply leaves (with the rest of this turn); then what the command does, and what too many errors do."""
@@ -436,11 +436,12 @@ class SmtpSession(AtOnce):
             self._waiting = False
             return
         self._may_answer = False
-        if self._dispatcher.heard["response"]:
+        dispatcher = self._dispatcher
+        if dispatcher.heard["response"]:
             self._waiting = True
-            take_round(self._dispatcher, self, reply, END.verb, self._send_taken)
-        else:
-            self._send_taken(reply, is_sent=True)
+            if not is_left(dispatcher, self, reply, END.verb, self._send_taken):
+                return
+        self._send_taken(reply, is_sent=True)
 
     def wants_reading(self, wants: bool) -> None:
         """The spool's back-pressure."""
