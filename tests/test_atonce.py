@@ -452,3 +452,45 @@ def test_a_session_that_is_over_leaves_nothing_to_the_collector(said: list[bytes
         run_async(main)
     finally:
         gc.enable()
+
+
+def test_who_waited_until_the_client_was_gone_finds_no_session_and_says_nothing(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    class Waiting:
+        def __init__(self) -> None:
+            self.is_over = asyncio.Event()
+
+        async def on_cmd_ehlo(self, server: Any, event: Any) -> None:
+            await self.is_over.wait()
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            server.pipeline().unshift("waiting", waiting := Waiting())
+            wire.connection.data_received(b"EHLO x.test\r\n")
+            await asyncio.sleep(0)
+            wire.lose()
+            waiting.is_over.set()
+            await server._parts.dispatcher.settle()
+
+    run_async(main)
+    assert [record.getMessage() for record in caplog.records if record.levelname == "ERROR"] == []
+
+
+def test_a_session_that_was_sent_away_within_a_handshake_stays_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with wired(WHOLE) as (_, wire):
+            session, loop = wire.connection.session, asyncio.get_running_loop()
+
+            class Loop:
+                async def start_tls(self, *given: Any, **more: Any) -> Any:
+                    session.leave(Reply(421, "4.3.2", "Closing"), "shutdown")
+                    return given[0]
+
+            wire.connection._context.tls = object()
+            with monkeypatch.context() as patch:
+                patch.setattr("pillarbox.server.connection.asyncio.get_running_loop", Loop)
+                await wire.connection._handshake(wire.transport)
+            assert session.protocol.is_closed and not session.facts.tls and loop is asyncio.get_running_loop()
+
+    run_async(main)

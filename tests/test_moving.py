@@ -141,6 +141,9 @@ def test_the_memory_store() -> None:
         other.restore([parse(lines[0])], time.time())
 
 
+IN_RECIPIENT = ("state", "address", "due_at")
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -158,6 +161,11 @@ def test_the_memory_store() -> None:
         ({"attempts": [{"number": 1e10}]}, "no number"),
         ({"recipients": [TWICE, TWICE]}, "the same number"),
         ({"address": "nobody"}, "no mailbox"),
+        ({"facts": {"n": 2**70}}, "facts"),
+        ({"facts": {"n": "\udc80"}}, "facts"),
+        ({"subject": "\udc80"}, "subject"),
+        ({"due_at": float("inf")}, "due_at"),
+        ({"attempts": [{"number": 0, "at": 1.0, "seconds": 1.0, "outcome": "deferred", "reply": "\udc80"}]}, "reply"),
     ],
 )
 def test_what_is_no_message(tmp_path: Path, change: dict[str, Any], said: str) -> None:
@@ -165,8 +173,8 @@ def test_what_is_no_message(tmp_path: Path, change: dict[str, Any], said: str) -
     filled(store)
     good = as_json(store.get("A"), store.envelope("A"), 0.0)  # type: ignore[arg-type]
     bad = json.loads(json.dumps(good))
-    bad["recipients"][0] |= {name: value for name, value in change.items() if name in ("state", "address")}
-    bad |= {name: value for name, value in change.items() if name not in ("state", "address")}
+    bad["recipients"][0] |= {name: value for name, value in change.items() if name in IN_RECIPIENT}
+    bad |= {name: value for name, value in change.items() if name not in IN_RECIPIENT}
     with pytest.raises(OptionError, match=said):
         parse(bad)
     path = tmp_path / "lines"

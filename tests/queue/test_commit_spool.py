@@ -297,3 +297,19 @@ def test_content_too_short(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"abc")
     with pytest.raises(OSError, match="too short"):
         Content(path=str(tmp_path / "x"), file_bytes=10).read()
+
+
+def test_a_file_that_is_given_up_when_the_spool_has_closed(tmp_path: Path) -> None:
+    """At the end of a server: nothing fails, and the next start collects it."""
+
+    async def main() -> None:
+        spool = Spool(str(tmp_path))
+        writer = spool.create("x.eml", lambda wants: None)
+        writer.write(b"x" * HIGH_BYTES)
+        spool.close()
+        writer.abort()
+        spool.remove(["y.eml"])
+        await until(lambda: not writer._is_writing)
+        assert spool.collect_orphans(set()) == 1
+
+    run_async(main)

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import orjson
+
 from ..errors import OptionError
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
@@ -70,7 +72,6 @@ def parse(given: Any) -> Message:
     uid = _text(given, "uid")
     if not uid or len(uid) > 64 or not uid.isascii() or not all(c.isalnum() or c in "-_." for c in uid):
         raise OptionError(f"uid: {uid!r} is not allowed: up to 64 letters, digits, '-', '_', '.'")
-    facts = given.get("facts")
     message = Message(
         uid,
         envelope,
@@ -78,11 +79,21 @@ def parse(given: Any) -> Message:
         _number(given, "received_at"),
         _number(given, "expires_at"),
         _text(given, "subject", may_miss=True) or "",
-        dict(facts) if isinstance(facts, Mapping) else {},
+        _facts(given.get("facts")),
         kept,
     )
     message.attempts = [_attempt(one) for one in _list(given, "attempts")]
     return message
+
+
+def _facts(given: Any) -> dict[str, Any]:
+    if not isinstance(given, Mapping):
+        return {}
+    try:
+        orjson.dumps(dict(given))
+    except TypeError as error:
+        raise OptionError(f"facts: no queue can hold them: {error}") from None
+    return dict(given)
 
 
 def _recipient(given: Any) -> Recipient:
@@ -92,7 +103,7 @@ def _recipient(given: Any) -> Recipient:
     if state not in _STATES:
         raise OptionError(f"state: {state!r} is not known: there are {', '.join(sorted(_STATES))}")
     _check_mailbox("address", address)
-    due_at = given.get("due_at")
+    due_at = None if given.get("due_at") is None else float(_number(given, "due_at"))
     return Recipient(
         int(_number(given, "number")),
         address,
@@ -100,7 +111,7 @@ def _recipient(given: Any) -> Recipient:
         tuple(str(word) for word in _list(given, "notify") if str(word).isalpha()),
         _one_line(given, "orcpt"),
         int(_number(given, "attempts")),
-        float(due_at) if isinstance(due_at, int | float) and state in ACTIVE else None,
+        due_at if state in ACTIVE else None,
         _text(given, "next_hop", may_miss=True),
         _text(given, "last_reply", may_miss=True),
         _text(given, "last_stage", may_miss=True),
@@ -126,6 +137,10 @@ def _text(given: Mapping[str, Any], name: str, *, may_miss: bool = False) -> Any
     value = given.get(name)
     if not isinstance(value, str) and not (value is None and may_miss):
         raise OptionError(f"{name}: {value!r} is no text")
+    try:
+        (value or "").encode()
+    except UnicodeEncodeError as error:
+        raise OptionError(f"{name}: {value!r} is no text: {error}") from None
     return value
 
 

@@ -37,13 +37,16 @@ class Spool:
     def __init__(self, folder: str) -> None:
         self.folder = folder
         self._pool = ThreadPoolExecutor(WRITERS, thread_name_prefix="pillarbox-spool")
+        self._is_closed = False
 
     def create(self, name: str, wants_reading: Callable[[bool], None]) -> SpoolWriter:
         """A new file; `wants_reading(False)` asks to stop the flow, `wants_reading(True)` to go on."""
         return SpoolWriter(self, os.path.join(self.folder, name), wants_reading)
 
     def submit(self, work: Callable[[], None], done: Callable[[BaseException | None], None]) -> None:
-        """`work` in a writer thread, then `done` in the loop."""
+        """`work` in a writer thread, then `done` in the loop. Neither once it is closed: what is left the next start collects."""
+        if self._is_closed:
+            return
         loop = asyncio.get_running_loop()
 
         def job() -> None:
@@ -59,6 +62,8 @@ class Spool:
 
     def remove(self, names: Iterable[str]) -> None:
         """Unlinks files, later, in a writer thread."""
+        if self._is_closed:
+            return
         for name in names:
             self._pool.submit(_unlink, os.path.join(self.folder, name))
 
@@ -73,6 +78,7 @@ class Spool:
 
     def close(self) -> None:
         """Waits for the writers."""
+        self._is_closed = True
         self._pool.shutdown(wait=True)
 
 

@@ -269,7 +269,8 @@ class SmtpConnection(asyncio.Protocol):
             # Some loops do not tell the protocol of a connection that ends within the handshake.
             self.connection_lost(None)
             return
-        if upgraded is None or session.is_lost:
+        if upgraded is None or session.is_lost or session.protocol.is_closed:
+            # Sent away meanwhile, say: nothing opens it again.
             return
         self._transport = upgraded
         session.tls_started(describe(upgraded.get_extra_info("ssl_object")))

@@ -102,4 +102,10 @@ class ServerContext:
 
 def facts_of_session(context: ServerContext) -> Callable[[Session], Any]:
     """For the plugin `simple`: the protocol's facts of a session, by its public side."""
-    return lambda session: context.sessions[session.client_id].protocol.facts
+
+    def facts_of(session: Session) -> Facts:
+        found = context.sessions.get(session.client_id)
+        # A plugin before it may have waited until the client was gone: nobody hears what is answered then.
+        return context.protocol_facts(session) if found is None else found.protocol.facts
+
+    return facts_of
