@@ -58,7 +58,7 @@ CUTS: dict[str, list[tuple[str, str]]] = {
             "            self._accept(envelope, content, scan)\n            return\n",
             "        self._accept(envelope, content, scan)\n        return\n        dispatcher = self._context.dispatcher\n",
         ),
-        ('    if context.dispatcher.heard["message_queued"]:\n', "    if False:\n"),
+        ('    if dispatcher.heard["message_queued"]:\n', "    if False:\n"),
     ],
 }
 

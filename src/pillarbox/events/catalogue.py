@@ -11,9 +11,10 @@ from typing import Any, ClassVar
 from ..mail.content import Content
 from ..mail.envelope import Envelope
 from ..smtp.reply import Reply
+from .queued import MessageQueued
 from .session import Endpoint, Event, Kind, Session
 
-__all__ = ["CATALOGUE", "Custom", "Endpoint", "Event", "Kind", "Session"]
+__all__ = ["CATALOGUE", "Custom", "Endpoint", "Event", "Kind", "MessageQueued", "Session"]
 
 
 @dataclass(slots=True)
@@ -353,24 +354,6 @@ class Custom:
 
     def __repr__(self) -> str:
         return f"Custom({self.name!r}, {self.args!r})"
-
-
-@dataclass(slots=True)
-class MessageQueued:
-    """A message is durable; its 250 leaves now. `client_id` is None for a message that did not come over SMTP.
-
-    `lines` counts the content's line ends.
-    """
-
-    name: ClassVar[str] = "message_queued"
-    kind: ClassVar[Kind] = Kind.SMTPD
-    client_id: str | None
-    reverse_path: str | None
-    recipients: list[str]
-    uid: str
-    lines: int
-    size_bytes: int
-    subject: str
 
 
 @dataclass(slots=True)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import types
-from collections.abc import Callable, Coroutine, Generator
+from collections.abc import Callable, Generator
 from types import CoroutineType
 from typing import Any
 
@@ -22,13 +22,21 @@ from .subscribers import Subscribers
 _log = logging.getLogger("pillarbox.plugins")
 
 
-class Parked:
-    """What dispatch gives back when a plugin suspended: the verdict comes later, through `done`."""
-
-
-PARKED = Parked()
 Verdict = Reply | Eat | None
 Done = Callable[[Verdict], None]
+
+
+class Parked:
+    """What dispatch gives back when a plugin suspended: the verdict comes in a later turn, through `done`.
+
+    Who has asked may still say so now: what nearly always is not needed need not be made before.
+    """
+
+    __slots__ = ("done",)
+
+    def __init__(self, done: Done | None) -> None:
+        self.done = done
+
 
 FAILED = Reply(451, "4.3.0", "Temporary failure: try again later")
 FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later")
@@ -55,6 +63,8 @@ class Dispatcher:
         # The same by the event's class: asking an object for what its class says costs more.
         self._steps_of: dict[type[Any], tuple[Step, ...]] = {}
         self._running: set[asyncio.Task[Any]] = set()
+        # At hand for the next coroutine, while none is driven.
+        self._driver: Generator[Any, Any, Any] | None = None
 
     def compile(self) -> None:
         """Looks at pipeline and subscribers once, so that an event need not: after each change of either."""
@@ -79,8 +89,8 @@ class Dispatcher:
     def dispatch(self, event: Any, done: Done | None = None) -> Verdict | Parked:
         """Takes the event to everyone who may see it.
 
-        A Reply: the answer. An Eat: the event was eaten without an answer. None: nobody objected. PARKED: `done` gets
-        one of these later (without `done` the rest simply happens later).
+        A Reply: the answer. An Eat: the event was eaten without an answer. None: nobody objected. A Parked: its `done` gets
+        one of these later (without one the rest simply happens later).
         """
         server, steps = self.server, self._steps_of.get(type(event))
         if steps is None:
@@ -94,14 +104,17 @@ class Dispatcher:
                 if result is None:
                     continue
                 if type(result) is CoroutineType and not step[3]:
-                    # As `_drive` does it: most have never to wait.
-                    try:
-                        result = _Suspended(result, result.send(None), is_begun=True)
-                    except StopIteration as stop:
-                        result = stop.value
-                        if result is None:
-                            continue
-                        result = self._checked(step, event, result)
+                    # As `_drive` does it: most have never to wait. (Whoever sends an event from within has another driver.)
+                    driver, self._driver = self._driver or _begun(_drive_each()), None
+                    given = driver.send(result)
+                    if given is _NOTHING:
+                        self._driver = driver
+                        continue
+                    if type(given) is not _Ended:
+                        result = _Suspended(driver, given, is_begun=True)
+                    else:
+                        self._driver = driver
+                        result = self._checked(step, event, given.value)
                         if result is None:
                             continue
             except (Exception, asyncio.CancelledError) as error:
@@ -144,8 +157,7 @@ class Dispatcher:
             if result.__class__ is not _Suspended:
                 result = self._drive(step, event, result)
             if result.__class__ is _Suspended:
-                self._park(event, steps, index, eaten, done, result)
-                return PARKED
+                return self._park(event, steps, index, eaten, done, result)
         if result is not None:
             verdict, eaten, is_over = self._judge(step, event, result, eaten)
             if is_over:
@@ -203,8 +215,9 @@ class Dispatcher:
 
     def _park(
         self, event: Any, steps: tuple[Step, ...], index: int, eaten: Eat, done: Done | None, waiting: _Suspended
-    ) -> None:
+    ) -> Parked:
         """The rest of the walk happens in a task; the plugin's deadline runs from now."""
+        parked = Parked(done)
 
         async def rest() -> None:
             step = steps[index]
@@ -216,19 +229,20 @@ class Dispatcher:
                 else:
                     verdict, now_eaten, is_over = self._judge(step, event, result, eaten)
                 if not is_over:
-                    further = self._walk(event, steps, index + 1, now_eaten, done)
+                    further = self._walk(event, steps, index + 1, now_eaten, parked.done)
                     if isinstance(further, Parked):
                         return
                     verdict = further
             except Exception:
                 _log.exception("dispatch of %s failed", event.name)
                 verdict = FAILED
-            if done is not None:
-                done(verdict)
+            if parked.done is not None:
+                parked.done(verdict)
 
         task = asyncio.get_running_loop().create_task(rest())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
+        return parked
 
     async def _wait(self, step: Step, event: Any, waiting: _Suspended) -> Verdict:
         deadline_s = getattr(step.plugin, "deadline_s", 60.0)
@@ -289,12 +303,44 @@ async def _await(awaitable: Any) -> Any:
     return await awaitable
 
 
+class _Ended:
+    """What a coroutine gave that never had to wait, where that is not None."""
+
+    __slots__ = ("value",)
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
+_NOTHING = object()
+
+
+@types.coroutine
+def _drive_each() -> Generator[Any, Any, Any]:
+    """Drives the coroutines that `send` brings, one after the other: gives _NOTHING or an _Ended for each that ends.
+
+    Anything else is what one waits for; from then on this is that one's alone. (An end that is told by StopIteration
+    costs as much as all the rest, and `yield from` hears of it without.)
+    """
+    given: Any = None
+    while True:
+        coroutine = yield given
+        value = yield from coroutine
+        given = _NOTHING if value is None else _Ended(value)
+
+
+def _begun(driver: Any) -> Generator[Any, Any, Any]:
+    driver.send(None)
+    begun: Generator[Any, Any, Any] = driver
+    return begun
+
+
 class _Suspended:
-    """A coroutine that waits; `first` is what it yielded when it was driven by hand (None also for sleep(0))."""
+    """A coroutine that waits, or its driver; `first` is what it yielded when it was driven by hand (None also for sleep(0))."""
 
     __slots__ = ("_coroutine", "_first", "_is_begun")
 
-    def __init__(self, coroutine: Coroutine[Any, Any, Any], first: Any, *, is_begun: bool) -> None:
+    def __init__(self, coroutine: Any, first: Any, *, is_begun: bool) -> None:
         self._coroutine = coroutine
         self._first = first
         self._is_begun = is_begun
@@ -307,10 +353,10 @@ class _Suspended:
 
 
 @types.coroutine
-def _resume(coroutine: Coroutine[Any, Any, Any], first: Any) -> Generator[Any, Any, Any]:
+def _resume(coroutine: Any, first: Any) -> Generator[Any, Any, Any]:
     """Yields again what the coroutine had yielded before it had a task, then goes on with it as `await` would."""
     waited = first
-    while True:
+    while waited is not _NOTHING and type(waited) is not _Ended:
         try:
             sent = yield waited
         except GeneratorExit:
@@ -326,3 +372,4 @@ def _resume(coroutine: Coroutine[Any, Any, Any], first: Any) -> Generator[Any, A
                 waited = coroutine.send(sent)
             except StopIteration as stop:
                 return stop.value
+    return waited.value if isinstance(waited, _Ended) else None

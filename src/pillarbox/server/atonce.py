@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
-from ..events.dispatch import PARKED, Verdict
+from ..events.dispatch import Parked, Verdict
 from ..smtp.command import Command
 from ..smtp.reply import Reply
 from ..smtp.state import TRANSITIONS, State
@@ -110,8 +110,8 @@ class AtOnce(Owed):
         self._waiting = self._may_answer = self._pumping = True
         reply = dispatcher.dispatch(event, self._command_decided)
         if reply.__class__ is not Reply:
-            if reply is not PARKED:
-                self._command_decided(reply)  # type: ignore[arg-type]
+            if not isinstance(reply, Parked):
+                self._command_decided(reply)
         elif not self.is_lost:
             self._may_answer = False
             verb = command.verb

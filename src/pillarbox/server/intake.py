@@ -12,7 +12,7 @@ from typing import IO, TYPE_CHECKING
 
 from ..errors import StoreError, StoreFullError
 from ..events.catalogue import MessageQueued, MessageReceived
-from ..events.dispatch import PARKED, Parked, Verdict
+from ..events.dispatch import Parked, Verdict
 from ..mail import headers, trace
 from ..mail.content import Content
 from ..mail.envelope import Envelope
@@ -243,8 +243,8 @@ class Intake:
         event = MessageReceived(session.client_id, session, envelope, content)
         seen = _Seen(content, scan)
         verdict = dispatcher.dispatch(event, lambda later: self._guarded(lambda: self._decided(event, seen, later)))
-        if verdict is not PARKED:
-            self._decided(event, seen, verdict)  # type: ignore[arg-type]
+        if not isinstance(verdict, Parked):
+            self._decided(event, seen, verdict)
 
     def _decided(self, event: MessageReceived, seen: _Seen, verdict: Verdict) -> None:
         if isinstance(verdict, Reply):
@@ -345,17 +345,6 @@ class Intake:
         context.scheduler.accepted(message)
 
 
-def count_lines(content: Content) -> int:
-    """Line ends, trace fields included; 0 where a spool file cannot be read."""
-    if content.is_plain:
-        # Each LF has its CR, and pairs are counted four times as fast.
-        return content.prefix.count(b"\r\n")
-    try:
-        return sum(piece.count(b"\n") for piece in content.chunks())
-    except OSError:
-        return 0
-
-
 def announce(context: ServerContext, message: Message, client_id: str | None) -> None:
     """The `message_queued` event and its log line."""
     envelope = message.envelope
@@ -369,15 +358,16 @@ def announce(context: ServerContext, message: Message, client_id: str | None) ->
             client_id or "-",
             extra={"session": client_id, "queue_id": message.uid, "peer": message.facts.get("peer")},
         )
-    if context.dispatcher.heard["message_queued"]:
-        context.dispatcher.post(
-            MessageQueued(
-                client_id,
-                envelope.reverse_path,
-                [r.address for r in message.recipients],
-                message.uid,
-                count_lines(message.content),
-                message.content.size_bytes,
-                message.subject,
-            )
+    dispatcher = context.dispatcher
+    if dispatcher.heard["message_queued"]:
+        content = message.content
+        recipients = [r.address for r in message.recipients]
+        event = MessageQueued(
+            client_id, envelope.reverse_path, recipients, message.uid, 0, content.size_bytes, message.subject
         )
+        if dispatcher.subscribers.by_name:
+            # They hear of it later: their events must not hold content until then.
+            event.lines = content.count_lines()
+        else:
+            event.count_later(content)
+        dispatcher.post(event)

@@ -8,7 +8,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from ..events.catalogue import Response, Session
-from ..events.dispatch import PARKED, Dispatcher, Verdict
+from ..events.dispatch import Dispatcher, Parked, Verdict
 from ..events.plugin import Eat
 from ..smtp.reply import Reply
 
@@ -25,11 +25,13 @@ def is_left(dispatcher: Dispatcher, session: AtOnce, reply: Reply, verb: str, se
     """
     facts = session.facts
     event = Response(facts.client_id, facts, reply, verb)
-    verdict = dispatcher.dispatch(event, partial(_decided, session, event, reply, send))
+    verdict = dispatcher.dispatch(event)
     if verdict is None and event.reply is reply and not session.is_lost:
         return True
-    if verdict is not PARKED:
-        _decided(session, event, reply, send, verdict)  # type: ignore[arg-type]
+    if isinstance(verdict, Parked):
+        verdict.done = partial(_decided, session, event, reply, send)
+    else:
+        _decided(session, event, reply, send, verdict)
     return False
 
 

@@ -11,7 +11,7 @@ import logging
 from typing import TYPE_CHECKING, Any
 
 from ..events import catalogue as e
-from ..events.dispatch import PARKED, Parked, Verdict
+from ..events.dispatch import Parked, Verdict
 from ..events.plugin import Eat
 from ..smtp.command import Command
 from ..smtp.reply import Reply, format_reply
@@ -255,8 +255,8 @@ class SmtpSession(AtOnce):
         event = self._event = EVENTS[command.verb](self.facts, command)
         self._waiting = self._may_answer = True
         verdict = self._dispatcher.dispatch(event, self._command_decided)
-        if verdict is not PARKED:
-            self._command_decided(verdict)  # type: ignore[arg-type]
+        if not isinstance(verdict, Parked):
+            self._command_decided(verdict)
 
     def _command_decided(self, verdict: Verdict) -> None:
         self._may_answer = False
