@@ -9,6 +9,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from typing import TYPE_CHECKING, Any
 
+from ..events.catalogue import Response
 from ..events.dispatch import Parked, Verdict
 from ..smtp.command import Command
 from ..smtp.reply import Reply
@@ -16,7 +17,7 @@ from ..smtp.state import TRANSITIONS, State
 from .commands import EVENT_NAMES, EVENTS, JUNK
 from .effects import AT_ONCE, EFFECTS
 from .owed import Owed
-from .response import is_left
+from .response import settle
 
 if TYPE_CHECKING:
     from ..events.dispatch import Dispatcher
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from .context import ServerContext
     from .intake import Intake
 
-_CLOSED = State.CLOSED
+_CLOSED, _CONTENT = State.CLOSED, State.CONTENT
 # Stands for the end of content where a reply's command is asked for.
 END = Command(".", "")
 
@@ -90,7 +91,7 @@ class AtOnce(Owed):
                         if is_junk and self._is_too_much_junk():
                             self._receive(data)
                         else:
-                            self._offer(command, following, event_of(self.facts, command))
+                            self._offer(command, following, event_of(self.facts, command), effect)
                         return
                     reply = answer if answer.__class__ is Reply else answer(self.facts, command)
                     if reply.code < 400 and not (is_junk and self._is_too_much_junk()):
@@ -101,34 +102,42 @@ class AtOnce(Owed):
             self._is_between = False
         self._receive(data)
 
-    def _offer(self, command: Command, following: State, event: Any) -> None:
+    def _offer(self, command: Command, following: State, event: Any, effect: Any) -> None:
         """A known line of which somebody else hears, too: its event goes round. What is not simple goes on the long way."""
         self.commands += 1
-        self._command, self._event = command, event
         protocol, dispatcher = self.protocol, self._dispatcher
-        protocol.owe(command, following)
-        self._waiting = self._may_answer = self._pumping = True
+        self._waiting = self._may_answer = True
         reply = dispatcher.dispatch(event, self._command_decided)
-        if reply.__class__ is not Reply:
-            if not isinstance(reply, Parked):
-                self._command_decided(reply)
-        elif not self.is_lost:
+        shown = seen = None
+        if reply.__class__ is Reply and reply.code < 400 and not self.is_lost:
             self._may_answer = False
-            verb = command.verb
-            if dispatcher.heard["response"] and not is_left(dispatcher, self, reply, verb, self._send):
-                pass
-            elif reply.code >= 400 or protocol.state is _CLOSED or (verb == "DATA" and reply.code != 354):
-                self._send(reply, is_sent=True)
-            else:
+            if dispatcher.heard["response"]:
+                facts = self.facts
+                shown = Response(facts.client_id, facts, reply, command.verb)
+                seen = dispatcher.dispatch(shown)
+            if (
+                (shown is None or (seen is None and shown.reply is reply and not self.is_lost))
+                and protocol.state is not _CLOSED
+                and (following is not _CONTENT or reply.code == 354)
+            ):
                 # In the call that began with a line alone: nothing is before it, and nothing behind.
-                self._connection.write(protocol.answer_known(reply))
-                self._command = self._event = self._early = None
-                self._waiting = self._pumping = False
+                self._connection.write(protocol.pass_to(following, reply))
+                self._early = None
+                self._waiting = False
                 # It was so before, and nothing has come since. (DATA's effect says otherwise; behind QUIT nothing is known.)
                 self._is_between = True
-                effect: Any = AT_ONCE[verb]
                 effect(self, event, reply)
                 return
+        # As the long way has it when an event is back.
+        self._command, self._event = command, event
+        protocol.owe(command, following)
+        self._pumping = True
+        if isinstance(reply, Parked):
+            pass
+        elif shown is None:
+            self._command_decided(reply)
+        else:
+            settle(self, shown, reply, self._send, seen)  # type: ignore[arg-type]
         self._end_pump()
 
     def _is_too_much_junk(self) -> bool:

@@ -28,11 +28,18 @@ def is_left(dispatcher: Dispatcher, session: AtOnce, reply: Reply, verb: str, se
     verdict = dispatcher.dispatch(event)
     if verdict is None and event.reply is reply and not session.is_lost:
         return True
+    settle(session, event, reply, send, verdict)
+    return False
+
+
+def settle(
+    session: AtOnce, event: Response, reply: Reply, send: Callable[..., None], verdict: Verdict | Parked
+) -> None:
+    """What dispatch gave for the event of a reply that is not simply left: `send` hears of it, now or when it is known."""
     if isinstance(verdict, Parked):
         verdict.done = partial(_decided, session, event, reply, send)
     else:
         _decided(session, event, reply, send, verdict)
-    return False
 
 
 def _decided(session: AtOnce, event: Response, reply: Reply, send: Callable[..., None], verdict: Verdict) -> None:
