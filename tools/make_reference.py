@@ -58,7 +58,7 @@ def events_page() -> str:
     """Every event with its fields."""
     rows = []
     for name, cls in CATALOGUE.items():
-        fields = ", ".join(f"`{field.name}`: {field.type}" for field in dataclasses.fields(cls) if field.init)
+        fields = ", ".join(f"`{field.name}`: {field.type}" for field in dataclasses.fields(cls))
         rows.append([f"`{name}`", cls.kind.value, " ".join((cls.__doc__ or "").split()), fields])
     return (
         "# Events\n\nGenerated from `events/catalogue.py` by `make docs`. A plugin's method is `on_<event>(server, event)`; a subscriber\n"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,7 @@ import pytest
 
 from pillarbox import Reply
 from pillarbox.events.catalogue import MessageQueued
-from pillarbox.mail.content import Content
-from tests.conftest import cuts, run_async, serving, wired
+from tests.conftest import Wire, cuts, run_async, serving, wired
 
 WHOLE = cuts(0)[0]
 NO = Reply(550, "5.7.1", "No")
@@ -88,8 +88,6 @@ def test_who_waits_together_ends_each_with_its_own() -> None:
             return Reply(250 + number, "2.0.0", "Ok")
 
     async def main() -> None:
-        from tests.conftest import Wire
-
         async with wired(WHOLE) as (server, _):
             server.pipeline().unshift("one", Waiting())
             wires = [Wire(server, WHOLE()) for _ in range(3)]
@@ -107,21 +105,50 @@ def test_who_waits_together_ends_each_with_its_own() -> None:
     run_async(main)
 
 
-def test_lines_are_counted_when_somebody_asks(tmp_path: Path) -> None:
-    content = Content(b"a: b\r\n\r\ntext\r\n")
-    event = MessageQueued("s1", None, ["a@b.test"], "M1", 0, content.size_bytes, "")
-    event.count_later(content)
-    twin = copy.copy(event)
-    assert (event.lines, twin.lines, event._content) == (3, 3, None)
-    assert event == MessageQueued("s1", None, ["a@b.test"], "M1", 3, content.size_bytes, "")
+def test_lines_are_counted_when_somebody_asks() -> None:
+    octets = b"a: b\r\n\r\ntext\r\n"
+    plain = MessageQueued("s1", None, ["a@b.test"], "M1", 3, len(octets), "")
+    event = MessageQueued("s1", None, ["a@b.test"], "M1", 0, len(octets), "")
+    event.count_later(octets)
+    twins = [copy.copy(event), copy.deepcopy(event), dataclasses.replace(event)]
+    assert [twin.lines for twin in (event, *twins)] == [3] * 4 and event._octets is None
+    assert event == plain and repr(event) == repr(plain) and dataclasses.asdict(event) == dataclasses.asdict(plain)
+    # As another thread finds it that has asked at the same moment.
+    assert type(event).__getattr__(event, "lines") == 3  # type: ignore[attr-defined]
     with pytest.raises(AttributeError, match="'MessageQueued' object has no attribute 'line'"):
         event.line  # type: ignore[attr-defined]  # noqa: B018
-    event.count_later(Content(path=str(tmp_path / "gone"), file_bytes=5))
-    assert event.lines == 0
 
 
-def test_events_that_wait_for_a_subscriber_hold_no_content(tmp_path: Path) -> None:
+def test_events_that_wait_for_a_subscriber_hold_no_content() -> None:
     """A subscriber may be ten thousand events behind."""
+    seen: list[Any] = []
+
+    def subscriber(event: Any) -> None:
+        """Takes its time."""
+
+    class Watching:
+        def on_message_queued(self, server: Any, event: Any) -> None:
+            seen.append(event)
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            server.pipeline().unshift("watching", Watching())
+            await wire.ask(b"HELO x.test\r\n")
+            for step in range(2):
+                for line in (
+                    b"MAIL FROM:<a@b.test>\r\n",
+                    b"RCPT TO:<c@d.test>\r\n",
+                    b"DATA\r\n",
+                    b"a: b\r\n\r\nx\r\n.\r\n",
+                ):
+                    await wire.ask(line)
+                if not step:
+                    server.register(subscriber, "message_queued")
+        assert [getattr(event, "_octets", None) is not None for event in seen] == [True, False]
+        assert seen[0].lines == seen[1].lines >= 6
+
+
+def test_lines_of_a_file_are_counted_while_it_is_there(tmp_path: Path) -> None:
     seen: list[Any] = []
 
     class Watching:
@@ -129,12 +156,10 @@ def test_events_that_wait_for_a_subscriber_hold_no_content(tmp_path: Path) -> No
             seen.append(event)
 
     async def main() -> None:
-        async with serving(tmp_path, store="memory", plugins={"watching": Watching()}) as server:
-            message = {"reverse_path": "a@b.test", "recipients": ["c@d.test"], "content": "Subject: x\n\none\ntwo\n"}
-            await server.enqueue(**message)
-            server.register(lambda event: None, "message_queued")
-            await server.enqueue(**message)
-        assert seen[0]._content is not None and seen[1]._content is None
-        assert seen[0].lines == seen[1].lines >= 4
+        async with serving(tmp_path, plugins={"watching": Watching()}, paused=True, spool_above_bytes=1000) as server:
+            await server.enqueue(reverse_path="a@b.test", recipients=["c@d.test"], content="a: b\n\n" + "x\n" * 1000)
+            (file,) = Path(server._parts.store.spool).iterdir()
+            file.unlink()
+        assert seen[0].lines == 1004
 
     run_async(main)

@@ -239,7 +239,8 @@ class Dispatcher:
             if parked.done is not None:
                 parked.done(verdict)
 
-        task = asyncio.get_running_loop().create_task(rest())
+        # Not by the loop's factory, which may be an eager one: who gets the Parked must be able to say what follows.
+        task = asyncio.Task(rest(), loop=asyncio.get_running_loop())
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         return parked

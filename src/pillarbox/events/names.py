@@ -70,5 +70,5 @@ class Names:
         try:
             return cls(*args)
         except TypeError:
-            fields = ", ".join(field.name for field in dataclasses.fields(cls) if field.init)
+            fields = ", ".join(field.name for field in dataclasses.fields(cls))
             raise OptionError(f"event {name!r} has the fields {fields}; {len(args)} values were given") from None

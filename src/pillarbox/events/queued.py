@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from ..mail.content import Content
 from .session import Kind
 
 
+class _Uncounted:
+    """Holds what is to be counted; no field of the event."""
+
+    __slots__ = ("_octets",)
+    _octets: bytes | None
+
+
 @dataclass(slots=True)
-class MessageQueued:
+class MessageQueued(_Uncounted):
     """A message is durable; its 250 leaves now. `client_id` is None for a message that did not come over SMTP.
 
     `lines` counts the content's line ends.
@@ -25,18 +31,19 @@ class MessageQueued:
     lines: int
     size_bytes: int
     subject: str
-    _content: Content | None = field(default=None, init=False, repr=False, compare=False)
 
-    def count_later(self, content: Content) -> None:
-        """`lines` is what this has, counted when somebody asks: it costs as much as the rest of the event, and few do."""
-        self._content = content
+    def count_later(self, octets: bytes) -> None:
+        """`lines` is how many these have, counted when somebody asks: it costs as much as the rest of the event, and few do."""
+        self._octets = octets  # type: ignore[misc]  # a slot of the class above
         del self.lines
 
     if not TYPE_CHECKING:
 
-        def __getattr__(self, name: str) -> int:
-            content = self._content if name == "lines" else None
-            if content is None:
-                raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}", name=name, obj=self)
-            self.lines, self._content = content.count_lines(), None
-            return self.lines
+        def __getattr__(self, name: str) -> Any:
+            octets = getattr(self, "_octets", None) if name == "lines" else None
+            if octets is None:
+                # It is not there; or it is by now, for another thread has asked, too.
+                return object.__getattribute__(self, name)
+            self.lines = lines = octets.count(b"\n")
+            self._octets = None
+            return lines

@@ -365,9 +365,9 @@ def announce(context: ServerContext, message: Message, client_id: str | None) ->
         event = MessageQueued(
             client_id, envelope.reverse_path, recipients, message.uid, 0, content.size_bytes, message.subject
         )
-        if dispatcher.subscribers.by_name:
-            # They hear of it later: their events must not hold content until then.
+        if content.path or dispatcher.subscribers.by_name:
+            # A file may be gone when somebody asks; and subscribers hear of it later: their events must not hold content.
             event.lines = content.count_lines()
         else:
-            event.count_later(content)
+            event.count_later(content.prefix)
         dispatcher.post(event)

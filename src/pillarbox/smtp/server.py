@@ -366,13 +366,8 @@ class ServerProtocol(Checks):
         return reply.wire or format_reply(reply)
 
     def owe(self, command: Command, following: State) -> None:
-        """The same for a command whose reply is not known yet: `answer_known`, or `respond`, gives it."""
+        """`pass_to` for a command whose reply is not known yet, or not simple: `respond` gives it."""
         self._owed, self._next_state = command, following
-
-    def answer_known(self, reply: Reply) -> bytes:
-        """Behind `owe`: see `pass_to`."""
-        self._owed = None
-        return self.pass_to(self._next_state, reply)
 
     def pass_to(self, state: State, reply: Reply) -> bytes:
         """`take_command` and `answer` in one, for a command of `rules.known` that leads there by a positive reply.
