@@ -6,6 +6,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ from pillarbox.errors import StoreError
 from pillarbox.mail.content import Content
 from pillarbox.queue.commit import GroupCommit
 from pillarbox.queue.company import (
+    EXPECTED_S,
     LONGEST_WAIT_S,
     MOST_BYTES,
     MOST_MESSAGES,
@@ -36,23 +38,23 @@ from tests.queue.test_store_contract import message
 def test_alone_is_at_once() -> None:
     company = Company()
     assert not company.is_worth_waiting(1, 0.0)
-    company.open = 1
+    company.latest.sessions = 1
     assert not company.is_worth_waiting(1, 0.0)
 
 
 def test_others_are_waited_for_until_they_have_come() -> None:
     company = Company()
-    company.open = 3
+    company.latest.sessions = 3
     assert company.is_worth_waiting(1, 0.0) and company.is_worth_waiting(2, 0.0)
     assert not company.is_worth_waiting(3, 0.0)
 
 
 def test_a_quiet_loop_ends_the_wait() -> None:
     company = Company()
-    company.open = 9
+    company.latest.sessions = 9
     assert company.is_worth_waiting(1, 0.0) and not company.is_worth_waiting(1, 0.0)
     company = Company()
-    company.open = 9
+    company.latest.sessions = 9
     assert company.is_worth_waiting(1, 0.0)
     # Somebody was answered, or has brought a message.
     company.moved += 1
@@ -63,17 +65,17 @@ def test_a_quiet_loop_ends_the_wait() -> None:
 
 def test_nobody_waits_long_nor_for_many() -> None:
     company = Company()
-    company.open = 10 * MOST_MESSAGES
+    company.latest.sessions = 10 * MOST_MESSAGES
     assert company.is_worth_waiting(1, 7.0)
     company.moved += 1
     assert not company.is_worth_waiting(1, 7.0 + LONGEST_WAIT_S)
     company.begin(2)
-    assert company.is_worth_waiting(1, 9.0) and not company.is_worth_waiting(MOST_MESSAGES, 9.0)
+    assert company.is_worth_waiting(1, 7.05) and not company.is_worth_waiting(MOST_MESSAGES, 7.05)
 
 
 def test_who_waits_in_vain_waits_less_and_less() -> None:
     company = Company()
-    company.open = 2
+    company.latest.sessions = 2
     waits = []
     for _ in range(2 + 3 + 5 + 9):
         waits.append(company.is_worth_waiting(1, 0.0))
@@ -102,23 +104,57 @@ def test_a_message_waits_asleep_for_those_who_have_just_come(tmp_path: Path, mon
             parts = server._parts
             company, before = parts.commit.company, parts.commit.commits
             first, second = await Client.connect(server), await Client.connect(server)
-            await until(lambda: company.open == 2)
+            await until(lambda: company.expected == 2)
             for client in (first, second):
                 await client.ask(b"EHLO x.test")
             both = await asyncio.gather(first.transaction(b"a\r\n"), second.transaction(b"b\r\n"))
             assert all(reply.startswith("250") for reply in both)
-            assert parts.commit.commits == before + 1 and company.open == 0
-            # Silent ones are not waited for, once a sweep has seen them.
-            third = await Client.connect(server)
-            await until(lambda: company.open == 1)
-            for session in list(parts.context.sessions.values()):
-                session.sweep(time.monotonic())
-            assert company.open == 0
-            third.close()
+            assert parts.commit.commits == before + 1 and company.expected == 0
             first.close()
             second.close()
             await until(lambda: not parts.context.sessions)
-            assert company.open == 0
+            assert company.expected == 0
+
+    run_async(main)
+
+
+def test_who_is_silent_is_soon_not_expected_any_more() -> None:
+    company = Company()
+    company.latest.sessions = 5000
+    waited = {now for now in range(100) if company.is_worth_waiting(20, now / 50) or company.begin(20)}
+    # Each 20 ms a commit of 20 messages: those who came within the first of them are waited for twice EXPECTED_S at most.
+    assert waited and max(waited) / 50 <= 2 * EXPECTED_S
+    assert company.expected == 0
+
+
+def test_thousands_of_silent_sessions_keep_no_message_waiting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, paused=True, max_sessions=1000, max_sessions_per_peer=1000) as server:
+            clock = 1000.0
+            monkeypatch.setattr("pillarbox.queue.commit.time", SimpleNamespace(monotonic=lambda: clock))
+            company = server._parts.commit.company
+            worth, asked = company.is_worth_waiting, 0
+
+            def counted(messages: int, now: float) -> bool:
+                nonlocal asked
+                asked += (is_worth := worth(messages, now))
+                return is_worth
+
+            monkeypatch.setattr(Company, "is_worth_waiting", lambda self, messages, now: counted(messages, now))
+            silent = [await Client.connect(server) for _ in range(300)]
+            half_way = await opened(server)
+            await until(lambda: company.expected == 301)
+            client = await Client.connect(server)
+            await client.ask(b"EHLO x.test")
+            for _ in range(20):
+                clock += EXPECTED_S / 2
+                assert (await client.transaction(b"hello\r\n")).startswith("250")
+            # Within the first 2 * EXPECTED_S they may be waited for; then nobody asks whether to.
+            assert company.expected == 0 and asked <= 4
+            for other in (client, half_way, *silent):
+                other.close()
+            await until(lambda: not server._parts.context.sessions)
+            assert company.expected == 0
 
     run_async(main)
 
@@ -222,11 +258,11 @@ def test_twenty_sessions_share_commits(tmp_path: Path) -> None:
         async with serving(tmp_path) as server:
             clients = await asyncio.gather(*(opened(server) for _ in range(20)))
             commit = server._parts.commit
-            assert commit.company.open == 20
+            assert commit.company.expected == 20
             before = commit.commits
             replies = await asyncio.gather(*(client.ask(b"Subject: x\r\n\r\nhello\r\n.") for client in clients))
             assert all(reply.startswith("250") for reply in replies)
-            assert commit.commits - before <= 4 and commit.company.open == 0
+            assert commit.commits - before <= 4 and commit.company.expected == 0
             for client in clients:
                 client.close()
 
@@ -235,7 +271,6 @@ def test_twenty_sessions_share_commits(tmp_path: Path) -> None:
 
 ENDS = {
     "RSET": b"RSET",
-    "EHLO": b"EHLO again.test",
     "QUIT": b"QUIT",
     "refused": b"half a line end\nis refused\r\n.",
     "another transaction": b"RSET\r\nMAIL FROM:<a@b.test>\r\nRSET",
@@ -251,14 +286,14 @@ def test_a_transaction_that_ends_without_a_message_is_not_waited_for(tmp_path: P
             client = await Client.connect(server)
             for line in (b"EHLO x.test", b"MAIL FROM:<a@b.test>", b"RCPT TO:<c@d.test>"):
                 await client.ask(line)
-            assert company.open == 1
+            assert company.expected == 1
             if end.endswith(b"."):
                 assert (await client.ask(b"DATA")).startswith("354")
             if end:
                 client.send(end + b"\r\n")
             else:
                 client.close()
-            await until(lambda: company.open == 0)
+            await until(lambda: company.expected == 0)
             client.close()
 
     run_async(main)

@@ -111,7 +111,7 @@ def _what_is_left(node: Node) -> dict[str, Any]:
         "sessions": len(parts.context.sessions),
         "connections": parts.lanes.connections,
         "outcomes to be written": len(parts.commit._pending) + len(parts.commit._again),
-        "open transactions": parts.context.outbox._company.open,
+        "sessions that are expected to bring a message": parts.commit.company.expected,
         "leases in hand": 0 if node.store.was_cut_off else len(node.store._hands),
     }
     return {name: count for name, count in left.items() if count}

@@ -10,6 +10,9 @@ LOOK_S = 0.002
 # As many messages share a commit at most, and none waits longer for company, whoever else may come.
 MOST_MESSAGES = 64
 LONGEST_WAIT_S = 0.005
+# Who was expected, and has brought nothing for as long as this to twice that, is not expected any more: a silent client, or
+# a slow network. Twenty sessions of a busy server take some 10 ms from coming to their message.
+EXPECTED_S = 0.1
 # After waits in vain so many commits go without one, twice as many each time: whoever is expected is in no hurry.
 MOST_SKIPPED = 64
 # The loop does not stand still for more than that: larger batches, and slow disks, are the writer thread's work. Rows are
@@ -25,18 +28,42 @@ STALLED_S = 0.1
 PAUSE_FACTOR = 200.0
 
 
+class Expected:
+    """How many of the sessions that were expected within the same time still are."""
+
+    __slots__ = ("sessions",)
+
+    def __init__(self) -> None:
+        self.sessions = 0
+
+
 class Company:
     """What the sessions tell of themselves, and how long the waiting messages have waited for the others.
 
-    `open` counts the sessions from which a message is to be expected: those that have just come, and those with an open
-    transaction, also while their message waits for the commit. `moved` changes with each turn of the loop in which a
-    client was answered.
+    A session from which a message is to be expected (it has just come, or has opened a transaction) counts itself in
+    `latest`, remembers that, and takes itself out of it when the message is stored, or will not come. When there is a
+    new `latest` the one before it counts on, for as long again; older ones do not. `moved` changes with each turn of the
+    loop in which a client was answered.
     """
 
-    __slots__ = ("_first", "_seen", "_skip", "_skipped", "_slow", "_slow_until", "_waits_until", "moved", "open")
+    __slots__ = (
+        "_before",
+        "_first",
+        "_latest_until",
+        "_seen",
+        "_skip",
+        "_skipped",
+        "_slow",
+        "_slow_until",
+        "_waits_until",
+        "latest",
+        "moved",
+    )
 
     def __init__(self) -> None:
-        self.open = 0
+        self.latest = Expected()
+        self._before = Expected()
+        self._latest_until = 0.0
         self.moved = 0
         self._seen = (0, 0)
         # How many messages there were when the wait began.
@@ -46,12 +73,20 @@ class Company:
         self._slow = 0
         self._slow_until = 0.0
 
+    @property
+    def expected(self) -> int:
+        """From so many sessions a message is expected soon; those whose message waits for the commit are among them."""
+        return self.latest.sessions + self._before.sessions
+
     def is_complete(self, messages: int) -> bool:
         """True when nobody else is expected, or enough are there."""
-        return messages >= self.open or messages >= MOST_MESSAGES
+        return messages >= MOST_MESSAGES or messages >= self.expected
 
     def is_worth_waiting(self, messages: int, now: float) -> bool:
         """Asked when `messages` begin to wait, and each LOOK_S from then on: more are about to come. `now` monotonic."""
+        if now >= self._latest_until:
+            self._before, self.latest = self.latest, Expected()
+            self._latest_until = now + EXPECTED_S
         if self._skip or self.is_complete(messages):
             return False
         if self._waits_until is None:

@@ -31,9 +31,7 @@ class Deadlines:
         self._owed_at: float | None = None
 
     def sweep(self, session: SmtpSession, now: float) -> None:
-        """Ends what has taken too long, and expects no message of those who are in no hurry."""
-        if session.facts.envelope is None:
-            session.intake.forget_expected()
+        """Ends what has taken too long."""
         arrivals = session.arrivals + session.commands
         if arrivals != self._arrivals:
             self._arrivals, self._arrived_at = arrivals, now

@@ -24,8 +24,7 @@ def _reset(session: SmtpSession, event: Any, reply: Reply) -> None:
 def _greet(session: SmtpSession, event: Any, reply: Reply) -> None:
     if session.facts.envelope is not None or session.intake.has_any():
         session.reset()
-    if not session.intake.is_expected:
-        session.intake.expect()
+    session.intake.expect()
     session.facts.helo = event.address or ""
     session.facts.is_esmtp = False
 
@@ -43,8 +42,7 @@ def _open_transaction(session: SmtpSession, event: e.CmdMail | Command, reply: R
         session.facts.envelope = Envelope(event.address, [], get("BODY", "7BIT"), is_utf8, get("RET"), get("ENVID"))
     else:
         session.facts.envelope = Envelope(event.address, [])
-    if not session.intake.is_expected:
-        session.intake.expect()
+    session.intake.expect()
 
 
 def _add_recipient(session: SmtpSession, event: e.CmdRcpt | Command, reply: Reply) -> None:

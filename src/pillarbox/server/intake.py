@@ -16,6 +16,7 @@ from ..events.dispatch import Parked, Verdict
 from ..mail import headers, trace
 from ..mail.content import Content
 from ..mail.envelope import Envelope
+from ..queue.company import Expected
 from ..queue.model import Message
 from ..queue.spool import SpoolWriter
 from ..smtp.reply import Reply
@@ -58,7 +59,7 @@ class _Seen:
 class Intake:
     """Collects content; `finish` makes a message of it and gives the session its reply."""
 
-    __slots__ = ("_context", "_diverted", "_pieces", "_session", "_size", "_writer", "is_expected")
+    __slots__ = ("_context", "_diverted", "_expected", "_pieces", "_session", "_size", "_writer")
 
     def __init__(self, context: ServerContext, session: SmtpSession) -> None:
         self._context = context
@@ -67,22 +68,25 @@ class Intake:
         self._size = 0
         self._writer: SpoolWriter | None = None
         self._diverted: Diverted | None = None
-        # It is counted as one from whom a message will come.
-        self.is_expected = False
-        # Who comes has mail, nearly always.
-        self.expect()
+        # Where it is counted as one from whom a message will come. Who comes has mail, nearly always.
+        self._expected: Expected | None = context.commit.company.latest
+        self._expected.sessions += 1
 
     def expect(self) -> None:
         """A message will want to be committed soon: a client has come, or a transaction is open."""
-        if not self.is_expected:
-            self.is_expected = True
-            self._context.commit.company.open += 1
+        latest = self._context.commit.company.latest
+        expected = self._expected
+        if expected is not latest:
+            if expected is not None:
+                expected.sessions -= 1
+            self._expected = latest
+            latest.sessions += 1
 
     def forget_expected(self) -> None:
         """It is here, or will not come so soon."""
-        if self.is_expected:
-            self.is_expected = False
-            self._context.commit.company.open -= 1
+        if self._expected is not None:
+            self._expected.sessions -= 1
+            self._expected = None
 
     def divert(self, file: IO[bytes] | None) -> bool:
         """The content of this transaction goes to the program (`data_mode`), not to the queue. False: some is here already."""
@@ -294,6 +298,8 @@ class Intake:
         if writer is not None and content.path is None:
             # A plugin has replaced the content: the file is of no use.
             writer.abort()
+        # It has come, however long ago its session was expected: others that are expected now are not taken for it.
+        self.expect()
         context.commit.accept(message, lambda error: self._committed(message, error))
 
     def _stamp(self, uid: str, envelope: Envelope, content: Content, now: float, scan: headers.Scan) -> None:
