@@ -10,8 +10,9 @@ LOOK_S = 0.002
 # As many messages share a commit at most, and none waits longer for company, whoever else may come.
 MOST_MESSAGES = 64
 LONGEST_WAIT_S = 0.005
-# Who was expected, and has brought nothing for as long as this to twice that, is not expected any more: a silent client, or
-# a slow network. Twenty sessions of a busy server take some 10 ms from coming to their message.
+# Who was expected, and has brought nothing for as long as this to twice that, is not expected any more: a silent client, a
+# slow network, a slow plugin. Twenty sessions of a busy server take some 10 ms from coming to their message. Where no
+# message asks for company, the sweep ages them: then it takes a second or two.
 EXPECTED_S = 0.1
 # After waits in vain so many commits go without one, twice as many each time: whoever is expected is in no hurry.
 MOST_SKIPPED = 64
@@ -78,15 +79,19 @@ class Company:
         """From so many sessions a message is expected soon; those whose message waits for the commit are among them."""
         return self.latest.sessions + self._before.sessions
 
+    def age(self, now: float) -> None:
+        """Time goes by: who was expected long ago is not any more. `now` monotonic."""
+        if now >= self._latest_until:
+            self._before, self.latest = self.latest, Expected()
+            self._latest_until = now + EXPECTED_S
+
     def is_complete(self, messages: int) -> bool:
         """True when nobody else is expected, or enough are there."""
         return messages >= MOST_MESSAGES or messages >= self.expected
 
     def is_worth_waiting(self, messages: int, now: float) -> bool:
         """Asked when `messages` begin to wait, and each LOOK_S from then on: more are about to come. `now` monotonic."""
-        if now >= self._latest_until:
-            self._before, self.latest = self.latest, Expected()
-            self._latest_until = now + EXPECTED_S
+        self.age(now)
         if self._skip or self.is_complete(messages):
             return False
         if self._waits_until is None:

@@ -176,6 +176,8 @@ class Listeners:
         context = self._context
         self._timer = context.clock.call_later(SWEEP_S, self._sweep)
         context.room.look()
+        # On the clock that commits look at.
+        context.commit.company.age(time.monotonic())
         now = context.clock.monotonic()
         for session in list(context.sessions.values()):
             session.sweep(now)
