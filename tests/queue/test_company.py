@@ -310,7 +310,10 @@ async def opened(server: MailServer) -> Client:
     return client
 
 
-def test_twenty_sessions_share_commits(tmp_path: Path) -> None:
+def test_twenty_sessions_share_commits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # No machine is too slow for it.
+    monkeypatch.setattr("pillarbox.queue.company.EXPECTED_S", 600.0)
+
     async def main() -> None:
         async with serving(tmp_path) as server:
             clients = await asyncio.gather(*(opened(server) for _ in range(20)))
@@ -328,6 +331,7 @@ def test_twenty_sessions_share_commits(tmp_path: Path) -> None:
 
 ENDS = {
     "RSET": b"RSET",
+    "EHLO": b"EHLO again.test",
     "QUIT": b"QUIT",
     "refused": b"half a line end\nis refused\r\n.",
     "another transaction": b"RSET\r\nMAIL FROM:<a@b.test>\r\nRSET",
@@ -336,7 +340,13 @@ ENDS = {
 
 
 @pytest.mark.parametrize("end", ENDS.values(), ids=ENDS)
-def test_a_transaction_that_ends_without_a_message_is_not_waited_for(tmp_path: Path, end: bytes) -> None:
+def test_a_transaction_that_ends_without_a_message_is_not_waited_for(
+    tmp_path: Path, end: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not end.startswith(b"EHLO"):
+        # Not by age. (Who greets anew is expected anew, and then is silent: the sweep's work.)
+        monkeypatch.setattr("pillarbox.queue.company.EXPECTED_S", 600.0)
+
     async def main() -> None:
         async with serving(tmp_path) as server:
             company = server._parts.commit.company
