@@ -19,6 +19,7 @@ import pytest
 
 from pillarbox.daemon.privileges import find_identity
 from pillarbox.errors import OptionError
+from pillarbox.queue.journal import Journal
 from tests.conftest import ROOT, Client, run_async, serving
 from tests.daemon import PILLARBOX, Daemon, pillarbox, wait_until
 from tests.test_workers import send
@@ -114,6 +115,9 @@ def test_the_service_manager_is_told(tmp_path: Path, workers: int) -> None:
             assert (
                 words[0] == "READY=1" and f"MAINPID={process.pid}" in words and words[2].startswith("STATUS=listens on")
             )
+            # What the first burst would have to wait for is there.
+            journals = [f"queue-{n}.journal" for n in range(workers)] if Journal.is_possible() else []
+            assert sorted(path.name for path in (tmp_path / "data").glob("*.journal")) == journals
             os.kill(process.pid, signal.SIGUSR2)
             assert b"READY=1" in manager.recv(4096), "after a restart of its own, too"
             process.send_signal(signal.SIGTERM)

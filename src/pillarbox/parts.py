@@ -156,7 +156,9 @@ class Parts:
             self._spool_folder = shared.spool
             return shared
         if options.store == "sqlite":
-            store = SqliteStore(options.data_dir, self._slot.number)
+            # A daemon's first burst does not wait for 32 MB of zeroes; who embeds a server has them when it is busy.
+            is_daemon = self._slot.sockets is not None
+            store = SqliteStore(options.data_dir, self._slot.number, has_journal_ready=is_daemon)
             self._spool_folder = store.spool
             return store
         # A folder of its own: the real queue of this data directory may have files in "spool".

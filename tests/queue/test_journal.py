@@ -380,6 +380,71 @@ def test_readers_see_it_soon_and_whoever_asks_the_server_at_once(
     run_async(main)
 
 
+def test_a_burst_does_not_wait_until_the_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "SOON_COMMITTED", 10)
+    monkeypatch.setattr(ahead, "BUSY_COMMITTED", 20)
+    begun, go = threading.Event(), threading.Event()
+    real = journal.Journal.make
+
+    def slow(self: journal.Journal) -> None:
+        begun.set()
+        assert go.wait(30)
+        real(self)
+
+    monkeypatch.setattr(journal.Journal, "make", slow)
+
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path))
+        store.open()
+        commit = GroupCommit(store)
+        commit.start()
+        assert await accepted(commit, *(message(f"M{n}") for n in range(10))) == [None] * 10
+        await until(begun.is_set)
+        # Busy or not: the database has them meanwhile.
+        for n in range(10, 40):
+            assert await accepted(commit, message(f"M{n}")) == [None] and not store.is_behind
+        go.set()
+        await until(lambda: store._ahead.is_on)
+        assert await accepted(commit, message("M40")) == [None] and store.is_behind
+        await commit.stop()
+        assert len(uids(store)) == 41
+        store.close()
+
+    run_async(main)
+
+
+def test_a_daemon_has_the_file_before_it_is_busy_and_no_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = SqliteStore(str(tmp_path / "a"), has_journal_ready=True)
+    store.open()
+    path = tmp_path / "a" / "queue-0.journal"
+    assert path.stat().st_size == FIRST + 2 * journal.HALF_BYTES and not store.maintains_beside
+    assert store.try_commit([message("M1")], ()) and not store.is_behind
+    # Nothing is in it, so a crash leaves nothing; and it is not made again when it is needed.
+    again = crash(store, tmp_path / "b")
+    assert uids(again) == ["M1"] and not (tmp_path / "b" / path.name).exists()
+    again.close()
+    made = path.stat().st_ino
+    store._begin_journal()
+    assert store.try_commit([message("M2")], ()) and store.is_behind and path.stat().st_ino == made
+    last = crash(store, tmp_path / "c")
+    assert uids(last) == uids(store) == ["M1", "M2"]
+    last.close()
+    store.close()
+    assert not path.exists()
+
+    def pwrite(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+    full = SqliteStore(str(tmp_path / "a"), has_journal_ready=True)
+    full.open()
+    assert "goes on without its journal" in caplog.text and not path.exists()
+    assert full.try_commit([message("M3")], ()) and not full._ahead.wants_file
+    full.close()
+
+
 def test_what_is_on_its_way_is_waited_for_and_a_failure_is_tried_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """Ahead of the database: commits that are durable in the journal, and whose rows the database gets later, many at once.
 
-Begins when a shard is busy, and not before: until then each commit is the database's own, and readers see it at once.
+Begins when a shard is busy, and not before (its file may be there): until then each commit is the database's own, and
+readers see it at once.
 From then on the commits are the loop's, and the database is the writer thread's alone; each transaction there brings
 what is in the journal first (`pending` to `done`). Must not know SQL.
 """
@@ -19,6 +20,8 @@ from .sqlite_rows import Rows
 _log = logging.getLogger("pillarbox.queue")
 # So many messages and outcomes within a second make a shard a busy one.
 BUSY_COMMITTED = 300
+# After so many it is about to be one, and the file is made: some 40 ms of writing and syncing, beside the commits.
+SOON_COMMITTED = 100
 # Commits that share so many messages anyway are cheaper at once: with 100 sessions the journal cost a tenth of their rate.
 LARGE_COMMIT = 24
 # The database is so far behind at most, while there is time for it.
@@ -36,6 +39,8 @@ class Ahead:
         # It was on, and failed: from then on all is the database's again, in the writer thread.
         self.has_failed = False
         self._is_impossible = not Journal.is_possible()
+        # Until `make` has been here.
+        self.wants_file = False
         self._pending: list[Rows] = []
         self._since = 0.0
         self._mutex = threading.Lock()
@@ -56,31 +61,46 @@ class Ahead:
             self._counted_from, self._counted, self._shape = now, 0, (0, 0)
         self._counted += messages + outcomes
         self._shape = (self._shape[0] + 1, self._shape[1] + messages)
+        if not self.journal.is_open and self._is_worth_it(SOON_COMMITTED):
+            self.wants_file = True
+
+    def _is_worth_it(self, committed: int) -> bool:
+        commits, messages = self._shape
+        if self._counted < committed or messages > commits * LARGE_COMMIT:
+            return False
+        return not (self.is_on or self._is_impossible or self.has_failed)
 
     @property
     def is_wanted(self) -> bool:
         """The shard is busy, and could have a journal."""
-        if self._counted < BUSY_COMMITTED or self.is_on:
-            return False
-        commits, messages = self._shape
-        if messages > commits * LARGE_COMMIT:
-            return False
-        return not (self._is_impossible or self.has_failed)
+        return self._is_worth_it(BUSY_COMMITTED)
+
+    def make(self) -> None:
+        """Makes the file, before it is needed; others may commit meanwhile. Where it cannot be, there is no journal."""
+        try:
+            self.journal.make()
+        except OSError as error:
+            self._give_up(error)
+        self.wants_file = False
 
     def begin(self, note: Callable[[], None]) -> None:
-        """Makes the journal, in the writer thread; `note` tells the database its key, before anything is in it.
+        """From now on there is a journal: `note` tells the database its key, before anything is in it.
 
         Where one of them cannot be, for want of room say, commits stay the database's own.
         """
         try:
-            self.journal.make()
+            if not self.journal.is_open:
+                self.journal.make()
             note()
         except (OSError, StoreError) as error:
-            self._is_impossible = True
-            self.journal.close()
-            _log.warning("the queue goes on without its journal %s: %s", self.journal.path, error)
+            self._give_up(error)
         else:
             self.is_on = True
+
+    def _give_up(self, error: Exception) -> None:
+        self._is_impossible = True
+        self.journal.close()
+        _log.warning("the queue goes on without its journal %s: %s", self.journal.path, error)
 
     # ------------------------------------------------------------ commits
 

@@ -23,6 +23,7 @@ from ..mail.envelope import Envelope
 from . import shards, sqlite_rows
 from .ahead import Ahead
 from .folder import make_folder, make_spool, take_lock
+from .journal import Journal
 from .model import IN_HAND, Action, Message, Query, Recipient, Settlement, View
 from .sql import migrations
 from .sqlite_read import SQL, SqliteReader, connect
@@ -48,12 +49,15 @@ def _translated(error: apsw.Error, path: str) -> StoreError:
 
 
 class SqliteStore:
-    """See queue.store.Store. `folder` is the data directory; the file in it is queue-<shard>.db, the lock beside it."""
+    """See queue.store.Store. `folder` is the data directory; the file in it is queue-<shard>.db, the lock beside it.
+
+    `has_journal_ready`: its file is made at the start, and not when the shard is about to be busy.
+    """
 
     is_inline = False
     suits_loop = True
 
-    def __init__(self, folder: str, shard: int = 0) -> None:
+    def __init__(self, folder: str, shard: int = 0, *, has_journal_ready: bool = False) -> None:
         self.folder = folder
         self.path = shards.database(folder, shard)
         self.spool = shards.spool_folder(folder, shard)
@@ -62,6 +66,7 @@ class SqliteStore:
         self._db: apsw.Connection
         self._read: SqliteReader
         self._ahead = Ahead(shards.journal(folder, shard))
+        self._has_journal_ready = has_journal_ready
         self._caught_up = 0
         self._told = ""
         self._last_id = 0
@@ -89,6 +94,8 @@ class SqliteStore:
             self._read = SqliteReader(self._db, self.spool)
             self._replay()
             self._last_id = next(iter(self._read.rows(SQL["highest_id"])))[0]
+            if self._has_journal_ready and Journal.is_possible():
+                self._ahead.make()
         except BaseException as error:
             self._release_lock()
             if isinstance(error, apsw.Error):
@@ -192,15 +199,20 @@ class SqliteStore:
     @property
     def maintains_beside(self) -> bool:
         """True when `maintain` may run while others commit."""
-        return self._ahead.is_on
+        return self._ahead.is_on or self._ahead.wants_file
 
     @property
     def wants_maintenance(self) -> bool:
         """True when `maintain` has work to do."""
-        return self._wal_pages >= CHECKPOINT_PAGES or self._ahead.is_due or self._ahead.is_wanted
+        ahead = self._ahead
+        return self._wal_pages >= CHECKPOINT_PAGES or ahead.is_due or ahead.is_wanted or ahead.wants_file
 
     def maintain(self) -> None:
         """To be called between two batches: catches up with the journal, writes the WAL back when it has grown."""
+        if self._ahead.wants_file:
+            # Beside the commits, so nothing of the database's; that comes in a moment.
+            self._ahead.make()
+            return
         if self._ahead.is_wanted:
             self._begin_journal()
         if self._ahead.is_due:
