@@ -56,6 +56,37 @@ def test_a_plugin_that_comes_is_asked_at_the_next_line() -> None:
     run_async(main)
 
 
+def test_whoever_came_before_other_rules_keeps_its_own() -> None:
+    """What a line means by one session's rules is not taken for what it means by another's; plugins see both."""
+
+    class Refusing:
+        def on_cmd_mail(self, server: Any, event: Any) -> Reply:
+            return Reply(450, "4.7.1", "not now")
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, before):
+            loose = b"MAIL FROM: <a@b.test>\r\n"
+            assert await say(before, b"HELO x.test\r\n", loose, b"RSET\r\n", loose, b"RSET\r\n") == ["250"] * 5
+            server.reload(strict_envelope=True)
+            behind = Wire(server, WHOLE())
+            await behind.settle()
+            behind.replies()
+            for _ in range(3):
+                assert await say(before, loose, b"RSET\r\n") == ["250", "250"]
+                assert await say(behind, b"HELO x.test\r\n", loose, TRANSACTION[0], b"RSET\r\n") == [
+                    "250",
+                    "501",
+                    "250",
+                    "250",
+                ]
+            server.pipeline().unshift("refusing", Refusing())
+            assert await say(before, loose, TRANSACTION[0]) == ["450", "450"]
+            assert await say(behind, loose, TRANSACTION[0]) == ["501", "450"]
+            behind.lose()
+
+    run_async(main)
+
+
 def test_order_is_kept_by_lines_that_are_known() -> None:
     async def main() -> None:
         async with wired(WHOLE) as (server, wire):

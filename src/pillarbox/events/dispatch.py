@@ -57,8 +57,8 @@ class Dispatcher:
         self.heard: dict[str, bool] = dict.fromkeys(CATALOGUE, False)
         self.direct: dict[str, Reply | Callable[[Any, Any], Reply] | None] = dict.fromkeys(CATALOGUE)
         self.has_direct = False
-        # What whoever answers makes of `direct`, to have it at hand: forgotten when that changes.
-        self.known: dict[str, Any] = {}
+        # What sessions make of `direct` for lines that come again, to have it at hand: forgotten when that changes.
+        self.ways: dict[bytes, Any] = {}
         self._steps: dict[str, tuple[Step, ...]] = {}
         # The same by the event's class: asking an object for what its class says costs more.
         self._steps_of: dict[type[Any], tuple[Step, ...]] = {}
@@ -68,7 +68,7 @@ class Dispatcher:
 
     def compile(self) -> None:
         """Looks at pipeline and subscribers once, so that an event need not: after each change of either."""
-        self.known.clear()
+        self.ways.clear()
         for name in CATALOGUE:
             steps, is_subscribed = self.pipeline.steps(name), self.subscribers.listens(name)
             self._steps[name] = self._steps_of[CATALOGUE[name]] = steps
@@ -80,6 +80,11 @@ class Dispatcher:
             # Somebody wants to see each reply on its way out.
             self.direct = dict.fromkeys(CATALOGUE)
         self.has_direct = any(answer is not None for answer in self.direct.values())
+
+    def begin_ways(self) -> None:
+        """Lines are read otherwise from now on: sessions that have the old `ways` find them empty for good."""
+        self.ways.clear()
+        self.ways = {}
 
     def listens(self, name: str) -> bool:
         """False when an event of that name need not even be built."""

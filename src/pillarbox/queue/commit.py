@@ -367,7 +367,7 @@ class GroupCommit:
             self._idle.clear()
 
     def _note(self, errors: list[BaseException | None]) -> None:
-        failed = next((error for error in errors if isinstance(error, StoreError)), None)
+        failed = next((error for error in errors if isinstance(error, StoreError)), None) if any(errors) else None
         if failed is not None and str(failed) != str(self.last_error):
             _log.error("%s", failed)
         self.last_error = failed

@@ -306,17 +306,17 @@ class Scheduler:
         if self._in_hand.pop(id(work), None) is not None:
             self._in_hand_bytes -= len(work.message.content.prefix)
         now = self._clock.time()
-        seconds = max(0.0, self._clock.monotonic() - work.started_clock) if work.started_clock else 0.0
+        seconds = self._clock.monotonic() - work.started_clock if work.started_clock else 0.0
         judged = []
-        for result in work.results:
-            judged.append(judge(work, result, self.policy, self._rng, now, seconds))
-        self._settling.settle(work, judged, now)
         due_at, is_news = None, False
-        for one in judged:
+        for result in work.results:
+            one = judge(work, result, self.policy, self._rng, now, seconds)
+            judged.append(one)
             settled = one.settled
             if settled.due_at is not None:
                 due_at = min(settled.due_at, due_at or settled.due_at)
             is_news = is_news or settled.is_attempt or settled.state == "expired"
+        self._settling.settle(work, judged, now)
         if due_at is not None and self._is_running and (self._armed_for is None or due_at < self._armed_for):
             self._arm(due_at)
         if is_news:

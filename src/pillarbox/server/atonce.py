@@ -13,7 +13,8 @@ from ..events.catalogue import Response
 from ..events.dispatch import Parked, Verdict
 from ..smtp.command import Command
 from ..smtp.reply import Reply
-from ..smtp.state import TRANSITIONS, State
+from ..smtp.rules import MAX_KNOWN
+from ..smtp.state import MOVES, State
 from .commands import EVENT_NAMES, EVENTS, JUNK
 from .effects import AT_ONCE, EFFECTS
 from .owed import Owed
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from .intake import Intake
 
 _CLOSED, _CONTENT = State.CLOSED, State.CONTENT
+Way = tuple[Command, dict[State, State], Any, Any, bool, Any]
 # Stands for the end of content where a reply's command is asked for.
 END = Command(".", "")
 
@@ -36,8 +38,8 @@ class AtOnce(Owed):
     """The part of a session that answers within one call."""
 
     __slots__ = (
-        "_connection", "_context", "_dispatcher", "_event", "_is_between", "_is_content", "_junk", "_known", "_pumping",
-        "_waiting", "content_bytes", "facts", "intake", "protocol", "reason",
+        "_connection", "_context", "_dispatcher", "_event", "_is_between", "_is_content", "_junk", "_pumping", "_waiting",
+        "_ways", "content_bytes", "facts", "intake", "protocol", "reason",
     )  # fmt: skip
     _connection: SmtpConnection
     _context: ServerContext
@@ -47,11 +49,11 @@ class AtOnce(Owed):
     _is_between: bool
     _is_content: bool
     _junk: int
-    # Rules.known, of the rules that this session has.
-    _known: dict[bytes, Command]
     _pumping: bool
     # Parked: nothing is taken from the protocol until whoever parked it goes on.
     _waiting: bool
+    # Dispatcher.ways: by whole lines, the command, what it moves, its answer, effect, whether it is junk, and its event.
+    _ways: dict[bytes, Way]
     content_bytes: int
     facts: Session
     intake: Intake
@@ -74,18 +76,17 @@ class AtOnce(Owed):
     def _receive(self, data: bytes) -> None: ...
 
     def receive(self, data: bytes) -> None:
-        """Octets from the wire. A line that was read before is answered here, when `_answer_at_once` has answered its verb.
+        """Octets from the wire. A line that was answered before is answered here.
 
         No clock here: the sweep looks once a second whether `commands` or `arrivals` have moved.
         """
         if self._is_between:
-            command = self._known.get(data)
-            if command is not None:
-                verb, protocol = command.verb, self.protocol
-                following = TRANSITIONS[protocol.state].get(verb)
-                known = self._dispatcher.known.get(verb)
-                if following is not None and known is not None:
-                    answer, effect, is_junk, event_of = known
+            way = self._ways.get(data)
+            if way is not None:
+                command, moves, answer, effect, is_junk, event_of = way
+                protocol = self.protocol
+                following = moves.get(protocol.state)
+                if following is not None:
                     if answer is None:
                         self._is_between = False
                         if is_junk and self._is_too_much_junk():
@@ -170,14 +171,20 @@ class AtOnce(Owed):
                 self._connection.close_when_written()
         self._is_between = self.protocol.is_between
         if verb != "DATA" or reply.code == 354:
-            self._get_to_know(verb)
+            self._get_to_know(command)
         return True
 
-    def _get_to_know(self, verb: str) -> None:
-        """From now on known lines with this verb are answered by `receive`."""
-        at_once, dispatcher = AT_ONCE.get(verb), self._dispatcher
-        if at_once is not None and self._context.wiretap is None:
-            dispatcher.known[verb] = (dispatcher.direct[EVENT_NAMES[verb]], at_once, verb in JUNK, EVENTS[verb])
+    def _get_to_know(self, command: Command) -> None:
+        """From now on `receive` answers this line, if it is one that is remembered."""
+        verb, ways, dispatcher = command.verb, self._ways, self._dispatcher
+        effect = AT_ONCE.get(verb)
+        # Who began by other rules has other ways, which stay empty.
+        if command.line and effect is not None and ways is dispatcher.ways and self._context.wiretap is None:
+            if len(ways) >= MAX_KNOWN:
+                ways.clear()
+            ways[command.line] = (
+                command, MOVES[verb], dispatcher.direct[EVENT_NAMES[verb]], effect, verb in JUNK, EVENTS[verb]
+            )  # fmt: skip
 
     def hang_up(self) -> None:
         """The client has said all it wants: closes once 221 has left."""

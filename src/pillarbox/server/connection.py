@@ -41,7 +41,7 @@ class Outbox:
 
     def __init__(self, company: Company) -> None:
         self._company = company
-        # Octets to write; b"" to end our half, None to close. Who puts the first one calls `begin`.
+        # Octets to write; b"" to end our half, None to close. Who puts the first one calls `begin`. Always the same list.
         self.writes: list[tuple[asyncio.Transport, bytes | None]] = []
         self._loop: asyncio.AbstractEventLoop | None = None
 
@@ -61,15 +61,16 @@ class Outbox:
     def flush(self) -> None:
         """Everything that waits."""
         self._company.moved += 1
-        writes, self.writes = self.writes, []
+        writes = self.writes.copy()
+        self.writes.clear()
         for transport, data in writes:
-            if data is None:
-                transport.close()
-            elif not data:
+            if data:
                 if not transport.is_closing():
-                    transport.write_eof()
+                    transport.write(data)
+            elif data is None:
+                transport.close()
             elif not transport.is_closing():
-                transport.write(data)
+                transport.write_eof()
 
 
 class SmtpConnection(asyncio.Protocol):
@@ -88,6 +89,7 @@ class SmtpConnection(asyncio.Protocol):
         "_tls_task",
         "_transport",
         "_wants_login",
+        "_writes",
         "has_eof",
         "session",
     )
@@ -105,6 +107,7 @@ class SmtpConnection(asyncio.Protocol):
         self._wants_login = wants_login
         self._context = context
         self._outbox: Outbox = context.outbox
+        self._writes = context.outbox.writes
         self._transport: asyncio.Transport | None = None
         self._stops: set[str] = set()
         self._key = ""
@@ -191,10 +194,10 @@ class SmtpConnection(asyncio.Protocol):
         transport = self._transport
         if transport is not None:
             # `put`, once for each reply.
-            outbox = self._outbox
-            if not outbox.writes:
-                outbox.begin()
-            outbox.writes.append((transport, data))
+            writes = self._writes
+            if not writes:
+                self._outbox.begin()
+            writes.append((transport, data))
 
     def stop_reading(self, why: str) -> None:
         """No more octets until every reason for stopping is gone."""

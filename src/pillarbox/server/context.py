@@ -76,6 +76,7 @@ class ServerContext:
         """Other options, for sessions that begin from now on; bounds for all."""
         self.options, self.rules = options, rules
         self._first_facts.clear()
+        self.dispatcher.begin_ways()
 
     def protocol_facts(self, session: Session) -> Facts:
         """What EHLO offers in a session that begins, in clear or with TLS."""

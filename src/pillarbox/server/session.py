@@ -65,7 +65,7 @@ class SmtpSession(AtOnce):
         self._is_content = False
         # Between two commands, greeted, and nothing waits on either side: known lines may go the short way.
         self._is_between = False
-        self._known = protocol.rules.known
+        self._ways = context.dispatcher.ways
         self._errors = 0
         self._junk = 0
         self._account: Account | None = None
@@ -329,7 +329,7 @@ class SmtpSession(AtOnce):
             if effect is not None:
                 effect(self, event, reply)
             if is_known:
-                self._get_to_know(command.verb)
+                self._get_to_know(command)
         if not self._waiting:
             self._is_between = protocol.is_between
             if not self._pumping:

@@ -24,7 +24,8 @@ class Command:
     `verb` in upper case ("" when there was none), `args` the text behind it as given. By verb: `address` is the
     reverse-path (None: null reverse-path), the recipient, or the HELO name; `parameters` the ESMTP parameters by keyword;
     `size_bytes` and `is_last` are BDAT's; `mechanism` and `initial` AUTH's. `error` is the reply for a command that is
-    malformed or out of order, else None; `is_abuse` asks to close the session after it.
+    malformed or out of order, else None; `is_abuse` asks to close the session after it. `line`: the whole line, of a
+    command that is remembered (Rules.remember).
     """
 
     # Defaults stand in the class, so that making a command sets only what it has.
@@ -36,6 +37,7 @@ class Command:
     is_abuse = False
     mechanism = ""
     initial: bytes | None = None
+    line = b""
 
     def __init__(self, verb: str, args: str) -> None:
         self.verb = verb

@@ -42,3 +42,4 @@ class Rules:
             if len(self.known) >= MAX_KNOWN:
                 self.known.clear()
             self.known[line] = command
+            command.line = line

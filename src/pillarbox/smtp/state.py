@@ -49,6 +49,12 @@ TRANSITIONS: dict[State, dict[str, State]] = {
     _S.CLOSED: {},
 }
 
+# The same by verb: MOVES[verb].get(state) is None where it is out of order.
+MOVES: dict[str, dict[State, State]] = {}
+for _state, _moves in TRANSITIONS.items():
+    for _verb, _following in _moves.items():
+        MOVES.setdefault(_verb, {})[_state] = _following
+
 # What to say for a verb out of order, where "bad sequence" alone would not help.
 ORDER_HINTS: dict[tuple[State, str], str] = {
     (_S.OPEN, "MAIL"): "send EHLO or HELO first",

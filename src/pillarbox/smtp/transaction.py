@@ -74,7 +74,7 @@ class Transaction:
     tag: object = None
     size_bytes: int = 0
     is_plain: bool = False
-    outcomes: list[Outcome | None] = field(default_factory=list)
+    outcomes: list[Outcome | None] = field(init=False)
     is_content_sent: bool = False
     is_content_begun: bool = False
     _refused: Outcome | None = None
