@@ -364,7 +364,7 @@ def test_readers_see_it_soon_and_whoever_asks_the_server_at_once(
         # Nobody is busy yet: the database has it with the 250.
         assert await accepted(commit, message("first")) == [None] and not store.is_behind
         assert await accepted(commit, *(message(f"M{n}") for n in range(22))) == [None] * 22
-        await until(lambda: store.maintains_beside)
+        await until(lambda: store.maintains_beside and not commit._lock.locked())
         path = tmp_path / "queue-0.journal"
         assert stat.S_IMODE(path.stat().st_mode) == 0o600
         assert await accepted(commit, message("asked for")) == [None] and store.is_behind
@@ -404,7 +404,8 @@ def test_a_burst_does_not_wait_until_the_file_is_made(tmp_path: Path, monkeypatc
         for n in range(10, 40):
             assert await accepted(commit, message(f"M{n}")) == [None] and not store.is_behind
         go.set()
-        await until(lambda: store._ahead.is_on)
+        # The writer thread has noted it, and has given the store back.
+        await until(lambda: store._ahead.is_on and not commit._lock.locked())
         assert await accepted(commit, message("M40")) == [None] and store.is_behind
         await commit.stop()
         assert len(uids(store)) == 41

@@ -178,16 +178,14 @@ class Scheduler:
         recipients = message.recipients
         # What is retried is routed anew: options and handlers may have changed.
         route, now = self._deliverer.next_hop, self._clock.monotonic()
-        groups: dict[str, list[Recipient]] = {}
         if len(recipients) == 1:
-            groups[route(recipients[0].address)] = recipients
+            works = [Work(message, route(recipients[0].address), recipients, 0.0, 0.0, False, now)]
         else:
+            groups: dict[str, list[Recipient]] = {}
             for recipient in recipients:
                 groups.setdefault(route(recipient.address), []).append(recipient)
-        works = []
-        for hop, group in groups.items():
-            work = Work(message, hop, group, 0.0, 0.0, False, now)
-            works.append(work)
+            works = [Work(message, hop, group, 0.0, 0.0, False, now) for hop, group in groups.items()]
+        for work in works:
             self._in_hand[id(work)] = work
             self._in_hand_bytes += len(message.content.prefix)
         for work in works:

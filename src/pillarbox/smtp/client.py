@@ -164,13 +164,13 @@ class ClientProtocol:
             self._break(Reply(451, "4.5.0", f"Protocol error by the server: {fault}"))
             return
         expected = self._expected
+        self.replies += len(replies)
         for reply in replies:
             if self._is_pipelining and expected and 200 <= reply.code < 300:
                 kind = expected[0][0]
                 if kind is _RCPT or kind is _MAIL:
                     # Taken, as nearly all: nothing follows from that before the reply to DATA.
                     expected.popleft()
-                    self.replies += 1
                     continue
             self._take(reply)
             if not expected and self.state is _CLOSED:
@@ -205,7 +205,6 @@ class ClientProtocol:
             # Unasked for: 421 before the server leaves is legal at any time (RFC 5321 section 3.8).
             self._break(reply if reply.code == 421 else Reply(451, "4.5.0", f"Reply to no command: {reply}"))
             return
-        self.replies += 1
         kind, transaction, index = self._expected.popleft()
         self.last_reply = reply
         stage, taker = _TAKERS[kind]
@@ -303,8 +302,7 @@ class ClientProtocol:
         for recipient in transaction.recipients:
             words = _words(recipient.parameters) if recipient.parameters else ""
             lines.append(f"RCPT TO:<{_check_path(recipient.address)}>{words}\r\n")
-        if self.state is not _BUSY:
-            self._enter(_BUSY)
+        self.state = _BUSY
         self.is_idle = self.can_start = False
         self._open.append(transaction)
         expected = self._expected
@@ -420,8 +418,8 @@ class ClientProtocol:
         self._done.append(transaction)
         self.events.append(_DONE)
         if not self._open:
-            self.is_idle = True
-            self._enter(_IDLE)
+            self.state = _IDLE
+            self.is_idle = self.can_start = True
 
     # --------------------------------------------------------------------- end
 
