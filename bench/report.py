@@ -19,8 +19,10 @@ on your machine, `make bench-quick` the rows that say most, in under two minutes
 
 Measured at {at} with Python {python} on {processors} processors ({system}), {rounds} rounds in which
 the peers alternate. Figures are medians; **ratio** is messages per second, or processor time per message, against Postfix with
-its defaults in the same run (against Pillarbox alone where Postfix has no part). Load generator, server and sink share the
-processors, so ratios of rates are compressed: processor time per message says more. The dots in the pictures are single runs.
+its defaults in the same round (against Pillarbox alone where Postfix has no part): the median of the rounds' own ratios, for
+the machine's pace changes from round to round; **range** is from the lowest to the highest. Load generator, server and sink
+share the processors, so ratios of rates are compressed: processor time per message says more. The dots in the pictures are
+single runs.
 
 What a peer promises when it says 250:
 
@@ -48,29 +50,41 @@ def medians(samples: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _rows(report: dict[str, Any]) -> list[tuple[str, str, dict[str, Any], float | None, float | None]]:
+def ratios(samples: list[dict[str, Any]], base: list[dict[str, Any]], name: str) -> list[float]:
+    """Of one figure, round by round, lowest first: what was measured within minutes of each other is what can be compared."""
+    # A peer that had trouble in one round has fewer of them: then nobody knows which belong together.
+    pairs = zip(samples, base, strict=True) if len(samples) == len(base) else ((one, medians(base)) for one in samples)
+    return sorted(one[name] / other[name] for one, other in pairs if other[name])
+
+
+def _rows(report: dict[str, Any]) -> list[tuple[str, str, dict[str, Any], list[float], list[float]]]:
     """(workload, peer, medians, ratios of rate and of CPU per message to Postfix, or to Pillarbox where that has no part)."""
     rows = []
     for workload, by_peer in report["samples"].items():
-        first = "postfix" if "postfix" in by_peer else "pillarbox"
-        base = medians(by_peer[first]) if first in by_peer else None
+        base = by_peer.get("postfix") or by_peer.get("pillarbox") or []
         for peer, samples in by_peer.items():
-            found = medians(samples)
-            rate = found["rate"] / base["rate"] if base else None
-            cpu = found["cpu_s_per_1000"] / base["cpu_s_per_1000"] if base and base["cpu_s_per_1000"] else None
-            rows.append((workload, peer, found, rate, cpu))
+            rate, cpu = (ratios(samples, base, name) if base else [] for name in ("rate", "cpu_s_per_1000"))
+            rows.append((workload, peer, medians(samples), rate, cpu))
     return rows
+
+
+def _median(values: list[float]) -> str:
+    return f"{statistics.median(values):.2f}x" if values else ""
+
+
+def _range(values: list[float]) -> str:
+    return f"{values[0]:.2f} to {values[-1]:.2f}" if values and values[0] < values[-1] else ""
 
 
 def table(report: dict[str, Any]) -> str:
     """For the terminal."""
-    head = f"{'':58} {'peer':16} {'msg/s':>8} {'ratio':>7} {'CPU s/1000':>11} {'ratio':>6} {'peak MB':>8} {'p50/p99 ms':>13}"
-    lines = ["", head]
-    for workload, peer, found, ratio, cpu_ratio in _rows(report):
+    head = f"{'':58} {'peer':16} {'msg/s':>8} {'ratio':>7} {'range':>14}"
+    lines = ["", f"{head} {'CPU s/1000':>11} {'ratio':>6} {'peak MB':>8} {'p50/p99 ms':>13}"]
+    for workload, peer, found, rates, cpus in _rows(report):
         times = f"{found['p50_ms']:.1f}/{found['p99_ms']:.1f}" if found["p50_ms"] else "-"
-        shown = f"{ratio:.2f}x" if ratio else "-"
-        cpu = f"{found['cpu_s_per_1000']:11.3f} {f'{cpu_ratio:.2f}x' if cpu_ratio else '-':>6}"
-        figures = f"{found['rate']:8.0f} {shown:>7} {cpu} {found['peak_mb']:8.0f} {times:>13}"
+        rate = f"{found['rate']:8.0f} {_median(rates) or '-':>7} {_range(rates):>14}"
+        cpu = f"{found['cpu_s_per_1000']:11.3f} {_median(cpus) or '-':>6}"
+        figures = f"{rate} {cpu} {found['peak_mb']:8.0f} {times:>13}"
         lines.append(f"{workload:58} {peer:16} {figures}")
         lines += [f"{'':58}   {name}: {value:.1f}" for name, value in found["notes"].items()]
     lines += ["", "What a peer promises when it says 250:"]
@@ -94,14 +108,19 @@ def page(report: dict[str, Any]) -> str:
         name = _file_name(workload)
         lines += [f"## {workload[0].upper()}{workload[1:]}", "", f"![messages per second](benchmarks/{name})", ""]
         lines += [
-            "| peer | msg/s | ratio | CPU s/1000 | ratio | peak MB | p50 ms | p99 ms |",
-            "|---|---|---|---|---|---|---|---|",
+            "| peer | msg/s | ratio | range | CPU s/1000 | ratio | peak MB | p50 ms | p99 ms |",
+            "|---|---|---|---|---|---|---|---|---|",
         ]
         notes: list[str] = []
-        for one, peer, found, ratio, cpu_ratio in _rows({"samples": {workload: by_peer}}):
+        for one, peer, found, rates, cpus in _rows({"samples": {workload: by_peer}}):
             assert one == workload
-            cells = [f"{found['rate']:,.0f}", f"{ratio:.2f}x" if ratio else "", f"{found['cpu_s_per_1000']:.3f}"]
-            cells.append(f"{cpu_ratio:.2f}x" if cpu_ratio else "")
+            cells = [
+                f"{found['rate']:,.0f}",
+                _median(rates),
+                _range(rates),
+                f"{found['cpu_s_per_1000']:.3f}",
+                _median(cpus),
+            ]
             cells += [f"{found['peak_mb']:.0f}", *(f"{found[n]:.1f}" if found[n] else "" for n in ("p50_ms", "p99_ms"))]
             lines.append(f"| {peer} | " + " | ".join(cells) + " |")
             notes += [f"- {peer}: {name}: {value:,.1f}" for name, value in found["notes"].items()]

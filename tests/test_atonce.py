@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import ssl
 import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any, ClassVar
 import pytest
 
 from pillarbox import Eat, Reply
-from tests.conftest import Wire, cuts, queued, run_async, serving, stored_content, until, wired
+from tests.conftest import Client, Wire, WireTransport, cuts, queued, run_async, serving, stored_content, until, wired
 
 WHOLE: Callable[[], Iterator[int]] = cuts(0)[0]
 TRANSACTION = (b"MAIL FROM:<a@b.test>\r\n", b"RCPT TO:<c@d.test>\r\n", b"DATA\r\n")
@@ -83,6 +84,73 @@ def test_whoever_came_before_other_rules_keeps_its_own() -> None:
             assert await say(before, loose, TRANSACTION[0]) == ["450", "450"]
             assert await say(behind, loose, TRANSACTION[0]) == ["501", "450"]
             behind.lose()
+
+    run_async(main)
+
+
+def test_what_is_known_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pillarbox.server.atonce.MAX_KNOWN", 20)
+
+    async def main() -> None:
+        async with wired(WHOLE, max_junk=1000) as (server, wire):
+            await say(wire, b"HELO x.test\r\n")
+            ways = server._parts.dispatcher.ways
+            most = 0
+            for n in range(50):
+                assert await say(wire, b"NOOP %d\r\n" % n) == ["250"]
+                most = max(most, len(ways))
+            assert most == 20 and ways is server._parts.dispatcher.ways
+
+    run_async(main)
+
+
+def test_behind_starttls_lines_that_are_known_are_out_of_order(tmp_path: Path, certificate: dict[str, str]) -> None:
+    """RFC 3207 section 4.2: nothing that was said in clear counts."""
+
+    async def main() -> None:
+        files = {"tls_cert": certificate["cert"], "tls_key": certificate["key"]}
+        async with serving(tmp_path, store="memory", **files) as server:
+            reader, writer = await asyncio.open_connection(*server.getsocknames()[0])
+            client = Client(reader, writer)
+            await client.reply()
+            for _ in range(2):
+                for line in (b"EHLO x.test", b"MAIL FROM:<a@b.test>", b"RSET"):
+                    assert (await client.ask(line)).startswith("250")
+            assert (await client.ask(b"STARTTLS")).startswith("220")
+            context = ssl.create_default_context(cafile=certificate["ca"])
+            await writer.start_tls(context, server_hostname="mx.test")
+            assert (await client.ask(b"MAIL FROM:<a@b.test>")).startswith("503")
+            assert (await client.ask(b"EHLO x.test")).startswith("250")
+            assert (await client.ask(b"MAIL FROM:<a@b.test>")).startswith("250")
+            client.close()
+
+    run_async(main)
+
+
+def test_what_is_written_while_the_turn_s_writes_leave_follows_them() -> None:
+    """Connections keep the list of writes at hand: it stays the same."""
+
+    async def main() -> None:
+        async with wired(WHOLE) as (server, wire):
+            outbox = server._parts.context.outbox
+            before, said = outbox.writes, []
+
+            class Transport(WireTransport):
+                def write(self, data: Any) -> None:
+                    said.append(bytes(data))
+                    if data == b"one":
+                        outbox.put(self, b"three")
+
+            transport = Transport()
+            outbox.put(transport, b"one")
+            outbox.put(transport, b"two")
+            outbox.put(transport, None)
+            outbox.flush()
+            assert said == [b"one", b"two"] and outbox.writes is before and transport.closed
+            transport.closed = False
+            await asyncio.sleep(0)
+            assert said == [b"one", b"two", b"three"] and not outbox.writes
+            assert await say(wire, b"HELO x.test\r\n") == ["250"]
 
     run_async(main)
 

@@ -117,7 +117,7 @@ def test_the_service_manager_is_told(tmp_path: Path, workers: int) -> None:
             )
             # What the first burst would have to wait for is there.
             journals = [f"queue-{n}.journal" for n in range(workers)] if Journal.is_possible() else []
-            assert sorted(path.name for path in (tmp_path / "data").glob("*.journal")) == journals
+            wait_until(lambda: sorted(path.name for path in (tmp_path / "data").glob("*.journal")) == journals)
             os.kill(process.pid, signal.SIGUSR2)
             assert b"READY=1" in manager.recv(4096), "after a restart of its own, too"
             process.send_signal(signal.SIGTERM)

@@ -156,7 +156,7 @@ class Parts:
             self._spool_folder = shared.spool
             return shared
         if options.store == "sqlite":
-            # A daemon's first burst does not wait for 32 MB of zeroes; who embeds a server has them when it is busy.
+            # A daemon has the 32 MB of a journal before it is busy; who embeds a server, when it is about to be.
             is_daemon = self._slot.sockets is not None
             store = SqliteStore(options.data_dir, self._slot.number, has_journal_ready=is_daemon)
             self._spool_folder = store.spool

@@ -7,6 +7,7 @@ import random
 import shutil
 import stat
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import pytest
 
 from pillarbox.errors import StoreError, StoreFullError
 from pillarbox.mail.content import Content
-from pillarbox.queue import ahead, journal, sqlite
+from pillarbox.queue import ahead, company, journal, sqlite
 from pillarbox.queue import commit as commit_module
 from pillarbox.queue.commit import GroupCommit
 from pillarbox.queue.look import ask_sql
@@ -400,18 +401,107 @@ def test_a_burst_does_not_wait_until_the_file_is_made(tmp_path: Path, monkeypatc
         commit.start()
         assert await accepted(commit, *(message(f"M{n}") for n in range(10))) == [None] * 10
         await until(begun.is_set)
-        # Busy or not: the database has them meanwhile.
+        # Busy or not: the database has them meanwhile, by either thread, and that it is slow is held against nobody.
         for n in range(10, 40):
             assert await accepted(commit, message(f"M{n}")) == [None] and not store.is_behind
+        with monkeypatch.context() as slowly:
+            slowly.setattr(company, "STALLED_S", 0.0)
+            assert await accepted(commit, message("M40")) == [None]
+        assert commit.company.suits_loop(0, 1, time.monotonic())
+        assert await commit.run(lambda _: "whatever") == "whatever"
         go.set()
         # The writer thread has noted it, and has given the store back.
         await until(lambda: store._ahead.is_on and not commit._lock.locked())
-        assert await accepted(commit, message("M40")) == [None] and store.is_behind
+        assert await accepted(commit, message("M41")) == [None] and store.is_behind
+        assert not commit._is_preparing and not store.wants_preparing
         await commit.stop()
-        assert len(uids(store)) == 41
+        assert len(uids(store)) == 42
         store.close()
 
     run_async(main)
+
+
+def test_who_stops_while_the_file_is_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ahead, "SOON_COMMITTED", 1)
+    begun, go = threading.Event(), threading.Event()
+    real = journal.Journal.make
+
+    def slow(self: journal.Journal) -> None:
+        begun.set()
+        assert go.wait(30)
+        real(self)
+
+    monkeypatch.setattr(journal.Journal, "make", slow)
+
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path))
+        store.open()
+        commit = GroupCommit(store)
+        commit.start()
+        assert await accepted(commit, message("M1")) == [None]
+        await until(begun.is_set)
+        threading.Timer(0.05, go.set).start()
+        await commit.stop()
+        store.close()
+        assert not list(tmp_path.glob("*.journal")) and not store._ahead.journal.is_open
+
+    run_async(main)
+
+
+def test_no_room_for_the_file_is_said_once_and_commits_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(ahead, "SOON_COMMITTED", 1)
+    monkeypatch.setattr(ahead, "BUSY_COMMITTED", 2)
+
+    def pwrite(*_: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", pwrite)
+
+    async def main() -> None:
+        store = SqliteStore(str(tmp_path))
+        store.open()
+        commit = GroupCommit(store)
+        commit.start()
+        for n in range(10):
+            assert await accepted(commit, message(f"M{n}")) == [None]
+        await until(lambda: "goes on without its journal" in caplog.text and not commit._is_preparing)
+        assert await accepted(commit, message("M10")) == [None]
+        assert not store.wants_preparing and not store.wants_maintenance and not store.maintains_beside
+        await commit.stop()
+        assert len(uids(store)) == 11 and caplog.text.count("goes on without its journal") == 1
+        store.close()
+
+    run_async(main)
+
+
+def test_it_is_asked_for_once_more_while_it_is_being_made(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """The loop's thread looks just before the file is there, and says so just behind."""
+    store = SqliteStore(str(tmp_path))
+    store.open()
+    store.prepare()
+    store._ahead.wants_file = True
+    store.prepare()
+    assert not store.wants_preparing and not caplog.text
+    store._begin_journal()
+    assert store.maintains_beside
+    store.close()
+
+
+def test_a_file_that_was_tidied_away_meanwhile_is_made_anew(tmp_path: Path) -> None:
+    store = SqliteStore(str(tmp_path / "a"), has_journal_ready=True)
+    store.open()
+    store.prepare()
+    path = tmp_path / "a" / "queue-0.journal"
+    path.unlink()
+    path.write_text("somebody else's")
+    store._begin_journal()
+    assert store.try_commit([message("M1")], ()) and store.is_behind
+    again = crash(store, tmp_path / "b")
+    assert uids(again) == ["M1"]
+    again.close()
+    store.close()
 
 
 def test_a_daemon_has_the_file_before_it_is_busy_and_no_journal(
@@ -419,8 +509,14 @@ def test_a_daemon_has_the_file_before_it_is_busy_and_no_journal(
 ) -> None:
     store = SqliteStore(str(tmp_path / "a"), has_journal_ready=True)
     store.open()
+    assert store.wants_preparing
+    store.prepare()
     path = tmp_path / "a" / "queue-0.journal"
-    assert path.stat().st_size == FIRST + 2 * journal.HALF_BYTES and not store.maintains_beside
+    assert (
+        not store.wants_preparing
+        and path.stat().st_size == FIRST + 2 * journal.HALF_BYTES
+        and not store.maintains_beside
+    )
     assert store.try_commit([message("M1")], ()) and not store.is_behind
     # Nothing is in it, so a crash leaves nothing; and it is not made again when it is needed.
     again = crash(store, tmp_path / "b")
@@ -441,8 +537,10 @@ def test_a_daemon_has_the_file_before_it_is_busy_and_no_journal(
     monkeypatch.setattr(os, "pwrite", pwrite)
     full = SqliteStore(str(tmp_path / "a"), has_journal_ready=True)
     full.open()
+    full.prepare()
     assert "goes on without its journal" in caplog.text and not path.exists()
-    assert full.try_commit([message("M3")], ()) and not full._ahead.wants_file
+    monkeypatch.setattr(ahead, "SOON_COMMITTED", 1)
+    assert full.try_commit([message("M3")], ()) and not full.wants_preparing
     full.close()
 
 
@@ -494,6 +592,9 @@ def test_who_shares_a_commit_with_many_needs_no_journal(tmp_path: Path) -> None:
     assert not store._ahead.is_wanted
     for n in range(8):
         assert store.try_commit([message(f"S{n}")], ())
+    # Its file first.
+    assert store.wants_preparing and not store._ahead.is_wanted
+    store.prepare()
     assert store._ahead.is_wanted
     store.close()
 

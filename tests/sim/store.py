@@ -154,7 +154,7 @@ class SimStore:
 
     is_inline = False
     suits_loop = False
-    wants_maintenance = is_behind = maintains_beside = False
+    wants_maintenance = wants_preparing = is_behind = maintains_beside = False
     spool = ""
 
     def __init__(self, disk: Disk, machine: Machine) -> None:
@@ -193,6 +193,8 @@ class SimStore:
 
     def maintain(self) -> None:
         """Nothing to do."""
+
+    prepare = maintain
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

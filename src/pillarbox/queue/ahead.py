@@ -39,7 +39,7 @@ class Ahead:
         # It was on, and failed: from then on all is the database's again, in the writer thread.
         self.has_failed = False
         self._is_impossible = not Journal.is_possible()
-        # Until `make` has been here.
+        # Set in the loop's thread, until `make` has been here.
         self.wants_file = False
         self._pending: list[Rows] = []
         self._since = 0.0
@@ -72,16 +72,18 @@ class Ahead:
 
     @property
     def is_wanted(self) -> bool:
-        """The shard is busy, and could have a journal."""
-        return self._is_worth_it(BUSY_COMMITTED)
+        """The shard is busy, and could have a journal; not while its file is being made."""
+        return not self.wants_file and self._is_worth_it(BUSY_COMMITTED)
 
     def make(self) -> None:
         """Makes the file, before it is needed; others may commit meanwhile. Where it cannot be, there is no journal."""
         try:
-            self.journal.make()
+            if not self.journal.is_open:
+                self.journal.make()
         except OSError as error:
             self._give_up(error)
-        self.wants_file = False
+        finally:
+            self.wants_file = False
 
     def begin(self, note: Callable[[], None]) -> None:
         """From now on there is a journal: `note` tells the database its key, before anything is in it.
@@ -89,7 +91,9 @@ class Ahead:
         Where one of them cannot be, for want of room say, commits stay the database's own.
         """
         try:
-            if not self.journal.is_open:
+            if not self.journal.is_in_place:
+                # Or it was made long ago, and somebody has tidied it away since.
+                self.journal.close()
                 self.journal.make()
             note()
         except (OSError, StoreError) as error:

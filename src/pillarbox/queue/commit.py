@@ -67,6 +67,8 @@ class GroupCommit:
         self._settle_timer: asyncio.TimerHandle | None = None
         self._behind_timer: asyncio.TimerHandle | None = None
         self._is_looked_after = False
+        # While the store is being prepared, which is none of its disk's fault.
+        self._is_preparing = False
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._reads: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         # The store is used by one thread at a time; `_mutex` guards `_pending` and `_busy`, for a moment only.
@@ -88,6 +90,7 @@ class GroupCommit:
                 thread = threading.Thread(target=_work, args=(jobs,), name=f"pillarbox-{name}", daemon=True)
                 thread.start()
                 self._threads.append(thread)
+            self._look_after()
 
     async def stop(self) -> None:
         """Everything that was asked for is committed first."""
@@ -231,8 +234,9 @@ class GroupCommit:
             _log.debug("a commit failed, each of it is tried alone", exc_info=True)
         finally:
             self._lock.release()
-            now = time.monotonic()
-            self.company.took(now - began, now)
+            if not self._is_preparing:
+                now = time.monotonic()
+                self.company.took(now - began, now)
         if not is_done:
             self._jobs.put(lambda: self._commit_in_thread(batch))
             return
@@ -240,6 +244,10 @@ class GroupCommit:
 
     def _look_after(self) -> None:
         """Has the store looked after when it wants that, and soon when it is behind."""
+        if self.store.wants_preparing and not self._is_preparing:
+            # Commits may need the writer's thread meanwhile; whoever reads can wait.
+            self._is_preparing = True
+            self._reads.put(self._prepare)
         if self._is_looked_after:
             return
         if self.store.wants_maintenance:
@@ -247,6 +255,16 @@ class GroupCommit:
             self._jobs.put(self._maintain)
         elif self._behind_timer is None and self.store.is_behind:
             self._behind_timer = self._loop.call_later(BEHIND_S + 0.01, self._catch_up)
+
+    def _prepare(self) -> None:
+        try:
+            self.store.prepare()
+        finally:
+            self._post(self._prepared)
+
+    def _prepared(self) -> None:
+        self._is_preparing = False
+        self._look_after()
 
     def _catch_up(self) -> None:
         self._behind_timer = None

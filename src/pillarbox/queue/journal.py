@@ -82,6 +82,16 @@ class Journal:
         return self._file is not None
 
     @property
+    def is_in_place(self) -> bool:
+        """It was made, and the file at its path is still that one."""
+        if self._file is None:
+            return False
+        try:
+            return os.path.samestat(os.stat(self.path), os.fstat(self._file))
+        except OSError:
+            return False
+
+    @property
     def is_half_full(self) -> bool:
         """It is time to turn to the other half."""
         return self._at > HALF_BYTES // 2

@@ -54,10 +54,12 @@ class MemoryStore:
         """Itself: everything happens in one thread."""
         return self
 
-    wants_maintenance = is_behind = maintains_beside = False
+    wants_maintenance = wants_preparing = is_behind = maintains_beside = False
 
     def maintain(self) -> None:
         """Nothing to do."""
+
+    prepare = maintain
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

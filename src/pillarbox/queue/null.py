@@ -13,7 +13,7 @@ class NullStore:
 
     is_inline = True
     suits_loop = True
-    wants_maintenance = is_behind = maintains_beside = False
+    wants_maintenance = wants_preparing = is_behind = maintains_beside = False
 
     def __init__(self, spool: str = "") -> None:
         self.spool = spool
@@ -29,7 +29,8 @@ class NullStore:
             empty.purge,
             empty.spool_names,
         )
-        self.maintain, self.claim_expired, self.lost = empty.maintain, empty.claim_expired, empty.lost
+        self.maintain, self.prepare = empty.maintain, empty.prepare
+        self.claim_expired, self.lost = empty.claim_expired, empty.lost
         self.envelope, self.restore = empty.envelope, lambda batch, now: self.accept(batch)
         self._count = 0
 

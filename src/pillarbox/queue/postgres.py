@@ -51,7 +51,7 @@ class PostgresStore:
     """
 
     is_inline = suits_loop = False
-    wants_maintenance = is_behind = maintains_beside = False
+    wants_maintenance = wants_preparing = is_behind = maintains_beside = False
 
     def __init__(
         self,
@@ -72,14 +72,12 @@ class PostgresStore:
         self.heart = Heart(url, node_name(worker), lease_s)
         self._lock_path = shards.lock_file(folder, worker)
         self._lock: int | None = None
-        self._is_node = is_node
-        self._has_own_clock = has_own_clock
+        self._is_node, self._has_own_clock = is_node, has_own_clock
         self._session = Session(url, self.heart.name)
         self._hands = self._session.hands
         self._pool: ConnectionPool[Connection] | None = None
         self._read = PostgresReader(self._session.lent, self.spool)
-        self._ids = Numbers("message_id")
-        self._epochs = Numbers("lease_epoch")
+        self._ids, self._epochs = Numbers("message_id"), Numbers("lease_epoch")
         # The next hop that had its turn last, where those that are skipped are first in line.
         self._behind = ""
 
@@ -152,6 +150,8 @@ class PostgresStore:
 
     def maintain(self) -> None:
         """Nothing to do: the database looks after itself."""
+
+    prepare = maintain
 
     # ------------------------------------------------------------------- writing
 

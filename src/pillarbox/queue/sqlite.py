@@ -51,7 +51,7 @@ def _translated(error: apsw.Error, path: str) -> StoreError:
 class SqliteStore:
     """See queue.store.Store. `folder` is the data directory; the file in it is queue-<shard>.db, the lock beside it.
 
-    `has_journal_ready`: its file is made at the start, and not when the shard is about to be busy.
+    `has_journal_ready`: the journal's file is wanted from the start, and not when the shard is about to be busy.
     """
 
     is_inline = False
@@ -94,8 +94,7 @@ class SqliteStore:
             self._read = SqliteReader(self._db, self.spool)
             self._replay()
             self._last_id = next(iter(self._read.rows(SQL["highest_id"])))[0]
-            if self._has_journal_ready and Journal.is_possible():
-                self._ahead.make()
+            self._ahead.wants_file = self._has_journal_ready and Journal.is_possible()
         except BaseException as error:
             self._release_lock()
             if isinstance(error, apsw.Error):
@@ -199,20 +198,15 @@ class SqliteStore:
     @property
     def maintains_beside(self) -> bool:
         """True when `maintain` may run while others commit."""
-        return self._ahead.is_on or self._ahead.wants_file
+        return self._ahead.is_on
 
     @property
     def wants_maintenance(self) -> bool:
         """True when `maintain` has work to do."""
-        ahead = self._ahead
-        return self._wal_pages >= CHECKPOINT_PAGES or ahead.is_due or ahead.is_wanted or ahead.wants_file
+        return self._wal_pages >= CHECKPOINT_PAGES or self._ahead.is_due or self._ahead.is_wanted
 
     def maintain(self) -> None:
         """To be called between two batches: catches up with the journal, writes the WAL back when it has grown."""
-        if self._ahead.wants_file:
-            # Beside the commits, so nothing of the database's; that comes in a moment.
-            self._ahead.make()
-            return
         if self._ahead.is_wanted:
             self._begin_journal()
         if self._ahead.is_due:
@@ -222,6 +216,15 @@ class SqliteStore:
             # PASSIVE never waits for a reader; what it could not do, the next one does.
             with contextlib.suppress(apsw.Error):
                 self._db.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+    @property
+    def wants_preparing(self) -> bool:
+        """True when the shard is about to be busy, and its journal has no file yet."""
+        return self._ahead.wants_file
+
+    def prepare(self) -> None:
+        """Makes the journal's file: nothing of the database's."""
+        self._ahead.make()
 
     @contextlib.contextmanager
     def transaction(self) -> Iterator[None]:

@@ -74,6 +74,13 @@ class Store(Protocol):
     def maintain(self) -> None:
         """Work that belongs between two transactions (a checkpoint)."""
 
+    @property
+    def wants_preparing(self) -> bool:
+        """True when `prepare` has work to do."""
+
+    def prepare(self) -> None:
+        """Work that takes its time and is in nobody's way: it may run beside everything else. Then it is not wanted any more."""
+
     def reader(self) -> Reader:
         """A reader for one other thread."""
 

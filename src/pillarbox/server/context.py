@@ -74,9 +74,11 @@ class ServerContext:
 
     def change(self, options: Options, rules: Rules) -> None:
         """Other options, for sessions that begin from now on; bounds for all."""
-        self.options, self.rules = options, rules
+        self.options = options
         self._first_facts.clear()
-        self.dispatcher.begin_ways()
+        if rules != self.rules:
+            self.rules = rules
+            self.dispatcher.begin_ways()
 
     def protocol_facts(self, session: Session) -> Facts:
         """What EHLO offers in a session that begins, in clear or with TLS."""
