@@ -49,6 +49,15 @@ def wait_for_port(port: int, seconds: float = 20.0) -> None:
     raise TimeoutError(f"nothing greets on port {port}")
 
 
+def wait_for_word(path: Path, word: bytes, seconds: float = 20.0) -> None:
+    """Returns when it stands in the file; TimeoutError if it does not."""
+    deadline = time.monotonic() + seconds
+    while word not in path.read_bytes():
+        if time.monotonic() > deadline:
+            raise TimeoutError(f"{path} does not say {word.decode()!r}: {path.read_text(errors='replace')[-500:]}")
+        time.sleep(0.02)
+
+
 def tool(name: str) -> str:
     """A program's path; Debian keeps Postfix's tools in sbin."""
     found = shutil.which(name, path=os.environ.get("PATH", "") + ":/usr/sbin:/usr/lib/postfix/sbin")
@@ -135,6 +144,8 @@ class Pillarbox:
             options += [f"--tls-cert={cert}", f"--tls-key={key}"]
         self._process.run([*command, *options, *where, *self._extra], folder, "pillarbox.log")
         wait_for_port(self.port)
+        # One worker greets while another is still being started: its part of the load would wait for that.
+        wait_for_word(folder / "pillarbox.log", b"ready on")
 
     def stop(self) -> None:
         """See Peer."""
