@@ -55,6 +55,21 @@ def small_files(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
             store._release_lock()
 
 
+@pytest.fixture
+def held_making(monkeypatch: pytest.MonkeyPatch) -> tuple[threading.Event, threading.Event]:
+    """The making of a journal's file sets the first when it begins, and waits for the second."""
+    begun, go = threading.Event(), threading.Event()
+    real = journal.Journal.make
+
+    def make(self: journal.Journal) -> None:
+        begun.set()
+        assert go.wait(30)
+        real(self)
+
+    monkeypatch.setattr(journal.Journal, "make", make)
+    return begun, go
+
+
 def busy(folder: Path, shard: int = 0) -> SqliteStore:
     """A store as it is on a busy server."""
     store = SqliteStore(str(folder), shard)
@@ -381,18 +396,12 @@ def test_readers_see_it_soon_and_whoever_asks_the_server_at_once(
     run_async(main)
 
 
-def test_a_burst_does_not_wait_until_the_file_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_burst_does_not_wait_until_the_file_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_making: tuple[threading.Event, threading.Event]
+) -> None:
     monkeypatch.setattr(ahead, "SOON_COMMITTED", 10)
     monkeypatch.setattr(ahead, "BUSY_COMMITTED", 20)
-    begun, go = threading.Event(), threading.Event()
-    real = journal.Journal.make
-
-    def slow(self: journal.Journal) -> None:
-        begun.set()
-        assert go.wait(30)
-        real(self)
-
-    monkeypatch.setattr(journal.Journal, "make", slow)
+    begun, go = held_making
 
     async def main() -> None:
         store = SqliteStore(str(tmp_path))
@@ -421,17 +430,11 @@ def test_a_burst_does_not_wait_until_the_file_is_made(tmp_path: Path, monkeypatc
     run_async(main)
 
 
-def test_who_stops_while_the_file_is_made_leaves_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_stops_while_the_file_is_made_leaves_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, held_making: tuple[threading.Event, threading.Event]
+) -> None:
     monkeypatch.setattr(ahead, "SOON_COMMITTED", 1)
-    begun, go = threading.Event(), threading.Event()
-    real = journal.Journal.make
-
-    def slow(self: journal.Journal) -> None:
-        begun.set()
-        assert go.wait(30)
-        real(self)
-
-    monkeypatch.setattr(journal.Journal, "make", slow)
+    begun, go = held_making
 
     async def main() -> None:
         store = SqliteStore(str(tmp_path))
