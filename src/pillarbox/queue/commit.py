@@ -3,8 +3,10 @@
 One commit is in flight at a time; what comes meanwhile is the next batch. A lone message is committed at once; where
 others are about to bring theirs they share it (company.py). Messages and outcomes are committed in the loop's own
 thread: measured with 20 sessions, the two threads' fight for the interpreter's lock cost more than the wait for the
-disk. What takes longer, or is more than a batch, goes to the writer thread. Outcomes of deliveries alone wait a few
-milliseconds for a message to ride with.
+disk. What takes longer, or is more than a batch, goes to the writer thread. Where the store has a journal the database is
+that thread's, and whatever else there is to do with it (claims, the operator's, history that goes) is done beside the
+commits: behind what was asked for before it, and holding up nothing that is asked for later. Outcomes of deliveries alone
+wait a few milliseconds for a message to ride with.
 """
 
 from __future__ import annotations
@@ -62,6 +64,8 @@ class GroupCommit:
         self._pending = _Batch()
         self._again: list[Settlement] = []
         self._busy = False
+        # Batches of other work that the writer thread has, beside the loop's commits.
+        self._beside = 0
         self._kicked = False
         self._gather_timer: asyncio.TimerHandle | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -95,7 +99,7 @@ class GroupCommit:
     async def stop(self) -> None:
         """Everything that was asked for is committed first."""
         self._settle_again()
-        while self._busy or len(self._pending):
+        while self._busy or self._beside or len(self._pending):
             waiter = self._loop.create_future()
             self._idle.append(waiter)
             self._kick()
@@ -138,7 +142,7 @@ class GroupCommit:
             self.settle(settlement)
 
     async def run(self, work: Callable[[Store], T]) -> T:
-        """Anything else that writes: `work(store)` within the next transaction."""
+        """Anything else that writes: `work(store)` in a transaction, behind all that was asked for before."""
         future: asyncio.Future[T] = self._loop.create_future()
         with self._mutex:
             self._pending.runs.append((work, future))
@@ -213,7 +217,7 @@ class GroupCommit:
 
     def _suits_loop(self, batch: _Batch) -> bool:
         """Anything else than messages and outcomes may take its time; so may much of those, or a slow disk."""
-        if batch.runs or not self.store.suits_loop:
+        if (batch.runs and not self.store.maintains_beside) or not self.store.suits_loop:
             return False
         size = rows = 0
         for message in batch.accepts:
@@ -225,22 +229,46 @@ class GroupCommit:
 
     def _commit_in_loop(self, batch: _Batch) -> None:
         """With the store's lock held; gives it up."""
+        runs, batch.runs = batch.runs, []
         began = time.monotonic()
         is_done = False
         try:
-            is_done = self.store.try_commit(batch.accepts, batch.settles)
+            is_done = not len(batch) or self.store.try_commit(batch.accepts, batch.settles)
         except Exception:
             # To find the culprit each is tried alone, and whatever made it fail may take its time: not in the loop.
             _log.debug("a commit failed, each of it is tried alone", exc_info=True)
         finally:
             self._lock.release()
-            if not self._is_preparing:
+            if len(batch) and not self._is_preparing:
                 now = time.monotonic()
                 self.company.took(now - began, now)
         if not is_done:
+            batch.runs = runs
             self._jobs.put(lambda: self._commit_in_thread(batch))
             return
+        if runs:
+            self._beside += 1
+            other = _Batch()
+            other.runs = runs
+            self._jobs.put(lambda: self._run_in_thread(other))
         self._done_at_once(batch, [(None, None)] * len(batch))
+
+    def _run_in_thread(self, batch: _Batch) -> None:
+        """Anything but messages and outcomes, which are committed beside it: the journal's are in its transaction first."""
+        with self._database():
+            results = self._execute(batch)
+        self._post(self._ran, batch, results)
+
+    def _database(self) -> contextlib.AbstractContextManager[Any]:
+        """For the writer thread: the loop keeps out, or leaves the database alone anyway."""
+        return contextlib.nullcontext() if self.store.maintains_beside else self._lock
+
+    def _ran(self, batch: _Batch, results: _Result) -> None:
+        self._beside -= 1
+        try:
+            self._finish(batch, results)
+        finally:
+            self._rest()
 
     def _look_after(self) -> None:
         """Has the store looked after when it wants that, and soon when it is behind."""
@@ -274,7 +302,8 @@ class GroupCommit:
         with self._mutex:
             self._busy = False
         try:
-            self._finish(batch, results)
+            if len(batch):
+                self._finish(batch, results)
         finally:
             self._rest()
 
@@ -297,13 +326,14 @@ class GroupCommit:
                 self._maintain()
             with self._mutex:
                 self._busy = False
-            following = self._take()
+            # What waits behind other work in line is not done before it.
+            following = None if self._beside else self._take()
         self._post(self._rest)
 
     def _maintain(self) -> None:
         self._is_looked_after = False
         try:
-            with contextlib.nullcontext() if self.store.maintains_beside else self._lock:
+            with self._database():
                 self.store.maintain()
         finally:
             # It may have come too early, or have failed.
@@ -379,7 +409,7 @@ class GroupCommit:
         self._look_after()
         if len(self._pending):
             self._kick()
-        elif not self._busy:
+        elif not self._busy and not self._beside:
             for waiter in self._idle:
                 _give(waiter, None)
             self._idle.clear()

@@ -433,9 +433,10 @@ class SqliteStore:
         """Forgets old history, a bounded piece at a time; gives the names of spool files to unlink."""
         keys = [row[0] for row in self._read.rows(SQL["purge_old"], (finished_before, limit))]
         keys += [row[0] for row in self._read.rows(SQL["purge_many"], (limit, keep))]
-        for key in dict.fromkeys(keys):
-            for name in ("forget_recipients", "forget_attempts", "forget_message"):
-                self._db.execute(SQL[name], (key,))
+        if keys:
+            # A statement for each message would give the interpreter's lock away, and wait for it, thousands of times.
+            for name in ("forget_recipients", "forget_attempts", "forget_messages"):
+                self._db.execute(SQL[name], (as_json(keys),))
         dropped = [spool for (spool,) in self._read.rows(SQL["dropped"])]
         self._db.execute(SQL["forget_dropped"])
         return dropped

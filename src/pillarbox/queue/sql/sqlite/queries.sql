@@ -218,13 +218,14 @@ SELECT id FROM message INDEXED BY message_finished WHERE finished_at IS NOT NULL
 ORDER BY finished_at DESC LIMIT ? OFFSET ?;
 
 -- name: forget_recipients
-DELETE FROM recipient WHERE message_id = ?;
+-- 1 ids as JSON, as of the two below
+DELETE FROM recipient WHERE message_id IN (SELECT value FROM json_each(?1));
 
 -- name: forget_attempts
-DELETE FROM attempt WHERE message_id = ?;
+DELETE FROM attempt WHERE message_id IN (SELECT value FROM json_each(?1));
 
--- name: forget_message
-DELETE FROM message WHERE id = ?;
+-- name: forget_messages
+DELETE FROM message WHERE id IN (SELECT value FROM json_each(?1));
 
 -- name: export_messages
 SELECT id, uid, reverse_path, body, smtputf8, ret, envid, subject, size_bytes, received_at, expires_at, finished_at, facts,
