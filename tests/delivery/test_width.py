@@ -7,18 +7,19 @@ from typing import Any
 
 import pytest
 
-from pillarbox.delivery import width
-from pillarbox.delivery.width import FIRST, PAUSE_FIRST_S, PAUSE_LONGEST_S, Width
+from pillarbox.delivery import lanes, width
+from pillarbox.delivery.client import ClientConnection
+from pillarbox.delivery.width import FIRST, PAUSE_FIRST_S, PAUSE_LONGEST_S, SOON_S, Width
 from pillarbox.queue.model import Query
 from pillarbox.testing.clock import ManualClock
-from pillarbox.testing.scripted import ScriptedServer
-from tests.conftest import lane_of, run_async, serving
+from pillarbox.testing.scripted import SILENT, ScriptedServer
+from tests.conftest import lane_of, run_async, serving, until
 
 
 def test_it_grows_with_each_success_up_to_the_limit() -> None:
-    one = Width(ManualClock())
+    one = Width(ManualClock(), lambda: None)
     assert one.now(20) == FIRST and one.now(1) == 1
-    assert one.worked(4) and one.worked(4) and not one.worked(4)
+    assert one.worked(4, 0, 1) and one.worked(4, 0, 1) and not one.worked(4, 0, 1)
     assert one.now(4) == 4 and one.now(20) == 4
     one.begin_anew()
     assert one.now(20) == FIRST
@@ -26,8 +27,8 @@ def test_it_grows_with_each_success_up_to_the_limit() -> None:
 
 def test_a_refusal_is_the_ceiling_and_one_more_is_tried_after_a_pause_that_grows() -> None:
     clock = ManualClock()
-    one = Width(clock)
-    while one.worked(20):
+    one = Width(clock, lambda: None)
+    while one.worked(20, 0, 1):
         pass
     # Several that were on their way are refused together: one refusal.
     for _ in range(4):
@@ -48,8 +49,8 @@ def test_a_refusal_is_the_ceiling_and_one_more_is_tried_after_a_pause_that_grows
 
 def test_a_next_hop_that_gives_more_again_gets_all_that_it_may_have() -> None:
     clock = ManualClock()
-    one = Width(clock)
-    while one.worked(5):
+    one = Width(clock, lambda: None)
+    while one.worked(5, 0, 1):
         pass
     one.refused(2)
     found = [one.now(5)]
@@ -66,8 +67,8 @@ def test_a_next_hop_that_gives_more_again_gets_all_that_it_may_have() -> None:
 
 def test_a_pause_that_has_grown_is_short_again_once_more_are_given() -> None:
     clock = ManualClock()
-    one = Width(clock)
-    while one.worked(20):
+    one = Width(clock, lambda: None)
+    while one.worked(20, 0, 1):
         pass
     one.refused(3)
     for _ in range(5):
@@ -84,7 +85,7 @@ def test_a_pause_that_has_grown_is_short_again_once_more_are_given() -> None:
 
 def test_a_next_hop_that_gives_one_less_than_the_limit_is_asked_less_and_less() -> None:
     clock = ManualClock()
-    one = Width(clock)
+    one = Width(clock, lambda: None)
     pauses = []
     for _ in range(4):
         one.refused(1)
@@ -93,6 +94,102 @@ def test_a_next_hop_that_gives_one_less_than_the_limit_is_asked_less_and_less() 
             clock.advance(PAUSE_FIRST_S)
         pauses.append(clock.monotonic() - began)
     assert pauses == [60, 120, 240, 480]
+
+
+def test_connections_that_work_are_enough_where_they_are_quick_and_nothing_hangs() -> None:
+    clock = ManualClock()
+    looks: list[float] = []
+    one = Width(clock, lambda: looks.append(clock.monotonic()))
+
+    def work(seconds: float, times: int = 200) -> None:
+        for _ in range(times):
+            clock.advance(seconds)
+            one.worked(20, clock.monotonic() - seconds, clock.monotonic())
+
+    assert not one.is_enough(1, 20), "nothing is known"
+    work(0.002)
+    # Each of them takes a message in 2.5 ms: two to go for each.
+    assert one.is_enough(1, 1) and one.is_enough(2, 1) and not one.is_enough(3, 1)
+    assert one.is_enough(9, 4) and not one.is_enough(10, 4)
+    assert not one.is_enough(1, 0), "somebody has to begin"
+    assert not looks
+    clock.advance(SOON_S + 0.001)
+    assert len(looks) == 1, "asked again, once"
+    assert not one.is_enough(1, 1), "perhaps it hangs"
+    work(0.002, 1)
+    assert one.is_enough(2, 1)
+    work(0.1)
+    assert not one.is_enough(1, 4) and not one.is_enough(1, 16), "a slow one: all connections it may have"
+    work(0.0)
+    assert not one.is_enough(20, 1), "nothing takes no time"
+    one.begin_anew()
+    assert not one.is_enough(1, 20)
+
+
+def test_a_quick_next_hop_gets_content_and_the_next_commands_in_one_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Whatever the machine's pace is: this next hop is a quick one.
+    monkeypatch.setattr(width, "SOON_S", 60.0)
+    writes: list[bytes] = []
+    real = ClientConnection._write
+
+    def write(self: ClientConnection, data: bytes) -> None:
+        writes.append(data)
+        real(self, data)
+
+    monkeypatch.setattr(ClientConnection, "_write", write)
+
+    async def main() -> None:
+        async with ScriptedServer() as peer:
+            async with serving(tmp_path, relay=f"127.0.0.1:{peer.port}", maxrelay_per_next_hop=20) as server:
+
+                async def send(first: int, last: int) -> None:
+                    for number in range(first, last):
+                        await server.enqueue(
+                            {"from": "a@b.test", "rcpt": [f"r{number}@c.test"], "msg": "Subject: x\r\n\r\nx\r\n"}
+                        )
+
+                await send(0, 60)
+                await peer.wait_for(60)
+                await server.pause_queue()
+                await send(60, 160)
+                before, writes[:] = peer.connections, []
+                await server.resume_queue()
+                await peer.wait_for(160)
+                assert peer.connections == before, "none was opened for those that waited"
+                both = [data for data in writes if b"\r\n.\r\nMAIL FROM" in data]
+                assert len(both) >= 90, (len(both), len(writes))
+
+    run_async(main)
+
+
+def test_mail_does_not_wait_behind_what_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A quick next hop, until it keeps a message for itself: the others go on other connections, and not by the sweep."""
+    monkeypatch.setattr(lanes, "SWEEP_S", 3600.0)
+
+    async def main() -> None:
+        async with ScriptedServer() as peer:
+            async with serving(tmp_path, relay=f"127.0.0.1:{peer.port}", maxrelay_per_next_hop=20) as server:
+
+                async def send(first: int, last: int) -> None:
+                    for number in range(first, last):
+                        await server.enqueue(
+                            {"from": "a@b.test", "rcpt": [f"r{number}@c.test"], "msg": "Subject: x\r\n\r\nx\r\n"}
+                        )
+
+                await send(0, 60)
+                await peer.wait_for(60)
+                hanging: list[str] = []
+                peer.script(".", lambda line: "250 2.0.0 OK taken" if hanging else hanging.append(line) or SILENT)
+                await send(60, 61)
+                await until(lambda: bool(hanging))
+                for number in range(61, 64):
+                    await send(number, number + 1)
+                    await peer.wait_for(number)
+                assert lane_of(server)._busy == 1
+
+    run_async(main)
 
 
 @pytest.mark.parametrize("gives", [1, 3])
@@ -144,7 +241,7 @@ def test_an_early_refusal_counts_those_that_are_on_their_way(tmp_path: Path, mon
 
 
 def test_a_few_messages_do_not_open_as_many_connections(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(width.Width, "worked", lambda self, limit: False)
+    monkeypatch.setattr(width.Width, "worked", lambda self, limit, began, ended: False)
 
     async def main() -> None:
         async with ScriptedServer() as peer:

@@ -348,7 +348,7 @@ def test_f101_a_whole_transaction_has_its_time_too(tmp_path: Path) -> None:
         for _ in range(200):
             clock.advance(100)
             # As if something had just moved.
-            connection._progress = clock.monotonic()
+            connection.progress = clock.monotonic()
             connection.sweep(clock.monotonic())
             if done:
                 break

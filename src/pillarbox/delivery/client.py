@@ -94,7 +94,7 @@ class ClientConnection(asyncio.Protocol):
         self._clock = clock
         self._transport: asyncio.Transport | None = None
         self._step: asyncio.Future[Happened] | None = None
-        self._progress = clock.monotonic()
+        self.progress = clock.monotonic()
         self._give_up_at: float | None = None
         self._is_full = False
         self._is_sending = False
@@ -245,7 +245,7 @@ class ClientConnection(asyncio.Protocol):
         before = self.smtp.replies
         self.smtp.receive_data(data)
         if self.smtp.replies != before:
-            self._progress = self._clock.monotonic()
+            self.progress = self._clock.monotonic()
         self._pump()
 
     def eof_received(self) -> bool:
@@ -268,7 +268,7 @@ class ClientConnection(asyncio.Protocol):
     def resume_writing(self) -> None:
         """It has read."""
         self._is_full = False
-        self._progress = self._clock.monotonic()
+        self.progress = self._clock.monotonic()
         if self.is_open:
             self._send_content()
 
@@ -277,7 +277,7 @@ class ClientConnection(asyncio.Protocol):
     def send(self, transaction: Transaction) -> None:
         """Begins a transaction; `smtp.can_start` was true. ClientFault when an address would break the command line."""
         if self.smtp.is_idle:
-            self._progress = self._clock.monotonic()
+            self.progress = self._clock.monotonic()
         self.smtp.start_transaction(transaction)
         self.messages += 1
         if self._give_up_at is None:
@@ -355,7 +355,7 @@ class ClientConnection(asyncio.Protocol):
         stage = Stage.CONTENT if self.smtp.is_content_wanted else self.smtp.expected_stage
         limit = STEP_S[stage]
         is_late = self._give_up_at is not None and now > self._give_up_at
-        if is_late or now - self._progress > min(limit, self._settings.time_out_s or limit):
+        if is_late or now - self.progress > min(limit, self._settings.time_out_s or limit):
             self.smtp.fail(Reply(451, "4.4.2", f"No reply from {self.target.name} in time"))
             self._pump()
             # Never used again: a late reply must not be taken for another command's (hostile row 98).

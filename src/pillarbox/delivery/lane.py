@@ -99,7 +99,7 @@ class Lane:
         # `lanes.wake` is looked up when it is called: app.py connects it last.
         self._waiting = WaitingLine(settings.waiting, settings.waiting_bytes, lambda: lanes.wake())
         # Few at first: who never answers must not have all of the server's connections.
-        self._width = Width(clock)
+        self._width = Width(clock, self.feed)
         self._has_grown = False
         self._back_off = BackOff(clock, rng)
         self._clock = clock
@@ -215,6 +215,8 @@ class Lane:
         """Work to idle connections, and to new ones while there may be more."""
         works, idle = self._waiting.works, self._idle
         while works and idle and not self._patience.is_waiting:
+            if self._width.is_enough(len(works), len(self._connections) - len(idle)):
+                return
             if idle[-1].smtp.can_start:
                 self.may_send_more(idle[-1])
             else:
@@ -223,7 +225,7 @@ class Lane:
             return
         limit = 1 if self._back_off.is_on else self._width.now(self._limit)
         there = len(self._connections) + len(self._opening)
-        if there >= limit:
+        if there >= limit or self._width.is_enough(len(works), len(self._connections)):
             return
         if self._patience.interval_s:
             # One for each turn that none of those has time for.
@@ -323,8 +325,7 @@ class Lane:
             self._connect_failed(ConnectFault(verdict, Stage.LOOKUP))
             return
         self._back_off.pass_over()
-        waiting = self._waiting.take()
-        for work in waiting:
+        for work in self._waiting.take():
             work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
             work.results = [Result(r, verdict, Stage.LOOKUP.value, is_permanent=True) for r in work.recipients]
             self._lanes.finished(work)
@@ -443,7 +444,7 @@ class Lane:
                 self._go_down()
                 self._return_all()
         else:
-            self._has_grown = self._width.worked(self._limit) or self._has_grown
+            self._has_grown |= self._width.worked(self._limit, work.started_clock, connection.progress)
             if self._back_off.is_worried:
                 self._alive()
 
@@ -489,8 +490,7 @@ class Lane:
             connection.quit()
         for task in list(self._opening):
             task.cancel()
-        loop = asyncio.get_running_loop()
-        self._calm = loop.create_future()
+        self._calm = asyncio.get_running_loop().create_future()
         if self._busy:
             await asyncio.wait([self._calm], timeout=grace_s)
         for connection in list(self._connections):
