@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import itertools
 import random
 import socket
 import ssl
@@ -19,6 +20,7 @@ from pillarbox import MailServer
 from pillarbox.errors import OptionError
 from pillarbox.options import parse_options
 from pillarbox.server import proxyproto
+from pillarbox.server.listener import ACCEPTED_A_TURN
 from pillarbox.server.proxyproto import SIGNATURE, ProxyFault, missing, parse
 from tests.conftest import Client, run_async, serving, until
 
@@ -285,3 +287,36 @@ def test_profiles_have_their_ports() -> None:
         {"listen": ["0.0.0.0", "submission://[::1]", "submissions://h"], "tls_cert": "x", "auth_file": "y"}
     )
     assert options.listeners == [("smtp", "0.0.0.0", 25), ("submission", "::1", 587), ("submissions", "h", 465)]
+
+
+# ------------------------------------------------------- many connections at once
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1:0"], ["127.0.0.1:0", "[::1]:0"]], ids=["one", "two"])
+def test_connections_that_wait_are_taken_several_a_turn(tmp_path: Path, hosts: list[str]) -> None:
+    """Sessions that begin together stay together: one after the other they would have a turn of the loop each."""
+
+    async def main() -> None:
+        async with serving(tmp_path, store="memory", listen=hosts) as server:
+            counters = server._parts.context.counters
+            for host, port in server.getsocknames():
+                # The kernel connects them; the loop has not had a turn yet.
+                clients = [socket.create_connection((host, port)) for _ in range(12)]
+                counts = [counters.sessions]
+                while counts[-1] - counts[0] < len(clients):
+                    await asyncio.sleep(0)
+                    counts.append(counters.sessions)
+                assert max(b - a for a, b in itertools.pairwise(counts)) >= ACCEPTED_A_TURN, counts
+                for client in clients:
+                    # Each was greeted once, whoever took it.
+                    client.setblocking(False)
+                    greeting = await asyncio.get_running_loop().sock_recv(client, 1000)
+                    assert greeting.startswith(b"220 ") and greeting.count(b"\r\n") == 1
+                    client.close()
+            places = server.getsocknames()
+            assert len(places) == len(hosts), "a socket with more handles is one socket"
+        for place in places:
+            with pytest.raises(ConnectionRefusedError):
+                socket.create_connection(place)
+
+    run_async(main)

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from ..clock import Timer
+from ..clock import Timer, accepts_one_by_one
 from ..errors import ListenError
 from ..events.catalogue import Endpoint
 from ..options import parse_networks
@@ -33,6 +33,9 @@ SWEEP_S = 1.0
 SILENT_S = 0.25
 LAST_MESSAGES_S = 2.0
 BACKLOG = 1024
+# So many connections are taken in one turn of the loop, where others wait behind the first: sessions that begin together
+# stay together, and share turns and commits. More of them cost more questions in vain than they save.
+ACCEPTED_A_TURN = 4
 _LEAVING = Reply(421, "4.3.2", "Shutting down: try again later")
 
 
@@ -64,6 +67,8 @@ class Listeners:
         self._sockets = sockets
         self._failed = failed
         self._servers: list[asyncio.Server | ProxyAcceptor] = []
+        # Further handles on their sockets.
+        self._beside: list[asyncio.Server] = []
         # Closed, with connections whose session has not begun.
         self._acceptors: list[ProxyAcceptor] = []
         self._timer: Timer | None = None
@@ -121,23 +126,27 @@ class Listeners:
             keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
             assert sock is not None
             server = await loop.create_unix_server(make, sock=sock.dup(), backlog=BACKLOG, **keep)
-        elif sock is not None:
-            # A copy: closing ours leaves the other one, and what waits in the socket's queue.
-            own = sock.dup()
-            server = await loop.create_server(
-                make, sock=own, backlog=BACKLOG, ssl=tls, ssl_handshake_timeout=handshake_s
-            )
         else:
-            server = await loop.create_server(
-                make,
-                host,
-                port,
-                backlog=BACKLOG,
-                reuse_address=True,
-                ssl=tls,
-                ssl_handshake_timeout=handshake_s,
-            )
+            how: dict[str, Any] = {"backlog": BACKLOG, "ssl": tls, "ssl_handshake_timeout": handshake_s}
+            if sock is not None:
+                # A copy: closing ours leaves the other one, and what waits in the socket's queue.
+                server = await loop.create_server(make, sock=sock.dup(), **how)
+            else:
+                server = await loop.create_server(make, host, port, reuse_address=True, **how)
+            self._add(server, place)
+            await self._listen_beside(server, make, how)
+            return
         self._add(server, place)
+
+    async def _listen_beside(
+        self, server: asyncio.Server, make: Callable[[], SmtpConnection], how: dict[str, Any]
+    ) -> None:
+        """More handles on the same sockets, where the loop takes one connection a turn from each."""
+        loop = asyncio.get_running_loop()
+        if accepts_one_by_one(loop):
+            for sock in list(server.sockets) * (ACCEPTED_A_TURN - 1):
+                own = socket.socket(fileno=os.dup(sock.fileno()))
+                self._beside.append(await loop.create_server(make, sock=own, **how))
 
     def _add(self, server: asyncio.Server | ProxyAcceptor, place: _Place) -> None:
         self._servers.append(server)
@@ -159,9 +168,10 @@ class Listeners:
         self._is_over = True
 
     async def _undo(self) -> None:
-        for server in self._servers:
+        for server in (*self._servers, *self._beside):
             server.close()
         self._servers.clear()
+        self._beside.clear()
 
     def names(self) -> list[tuple[str, int]]:
         """(host, port) of every socket that is bound."""
@@ -189,11 +199,12 @@ class Listeners:
         """
         context = self._context
         context.is_closing = True
-        for server in self._servers:
+        for server in (*self._servers, *self._beside):
             server.close()
             if isinstance(server, ProxyAcceptor):
                 self._acceptors.append(server)
         self._servers.clear()
+        self._beside.clear()
         if grace_s > 0:
             # Who was accepted in this turn of the loop has its session in the next.
             await asyncio.sleep(0)
