@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +134,119 @@ def test_it_is_done_in_the_order_in_which_it_was_asked_for(tmp_path: Path) -> No
                     await asyncio.sleep(0)
             await asyncio.gather(*runs)
             assert order == list(range(200))
+
+    run_async(main)
+
+
+@needs_journal
+def test_what_waits_for_the_writer_thread_is_one_transaction(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each has its flush: mail that the program itself queues would have one in each turn of the loop."""
+    begun: list[int] = []
+    real = SqliteStore.transaction
+
+    @contextmanager
+    def transaction(self: SqliteStore) -> Iterator[None]:
+        begun.append(1)
+        with real(self):
+            yield
+
+    async def main() -> None:
+        async with working(tmp_path) as (_, commit):
+            held = Held()
+            first = asyncio.create_task(commit.run(held))
+            await until(held.begun.is_set)
+            monkeypatch.setattr(SqliteStore, "transaction", transaction)
+            runs = []
+            for n in range(300):
+                one = message(f"M{n:03}")
+                runs.append(asyncio.create_task(commit.run(lambda s, one=one: s.accept([one]))))
+                await asyncio.sleep(0)
+            held.go.set()
+            await first
+            await asyncio.gather(*runs)
+            assert len(await commit.run(uids)) == 300
+            assert len(begun) <= 3, "what waited, and the look at it"
+
+    run_async(main)
+
+
+@needs_journal
+def test_nothing_is_taken_before_what_the_writer_thread_has_in_line(tmp_path: Path) -> None:
+    """Between two batches of the writer thread the loop puts work in line, and more is asked for."""
+
+    async def main() -> None:
+        async with working(tmp_path) as (_, commit):
+            at, go, has_taken = threading.Event(), threading.Event(), threading.Event()
+            real = commit._take
+
+            def take(**how: Any) -> Any:
+                if threading.current_thread() is not threading.main_thread() and not at.is_set():
+                    at.set()
+                    assert go.wait(30)
+                    taken = real(**how)
+                    has_taken.set()
+                    return taken
+                return real(**how)
+
+            commit._take = take  # type: ignore[method-assign]
+            order: list[str] = []
+            large = message("large", content=Content(b"x" * (ahead.MOST_BYTES + 1)))
+            commit.accept(large, lambda error: None)
+            await until(at.is_set)
+            one = asyncio.create_task(commit.run(lambda _: order.append("one")))
+            await until(lambda: commit._beside == 1)
+            two = asyncio.create_task(commit.run(lambda _: order.append("two")))
+            await asyncio.sleep(0)
+            go.set()
+            # The loop has no turn until then.
+            assert has_taken.wait(30)
+            await asyncio.gather(one, two)
+            assert order == ["one", "two"]
+
+    run_async(main)
+
+
+@needs_journal
+def test_nothing_joins_what_is_in_line_before_a_commit_of_that_thread(tmp_path: Path) -> None:
+    async def main() -> None:
+        async with working(tmp_path) as (_, commit):
+            held = Held()
+            order: list[Any] = []
+            runs = [asyncio.create_task(commit.run(held))]
+            await until(held.begun.is_set)
+            runs.append(asyncio.create_task(commit.run(lambda _: order.append(1))))
+            await until(lambda: commit._beside == 2)
+            large = message("large", content=Content(b"x" * (ahead.MOST_BYTES + 1)))
+            commit.accept(large, lambda error: order.append(error))
+            runs.append(asyncio.create_task(commit.run(lambda _: order.append(2))))
+            await until(lambda: commit._busy)
+            for n in (3, 4):
+                runs.append(asyncio.create_task(commit.run(lambda _, n=n: order.append(n))))
+                await asyncio.sleep(0)
+            held.go.set()
+            await asyncio.gather(*runs)
+            assert [n for n in order if n] == [1, 2, 3, 4] and None in order
+
+    run_async(main)
+
+
+def test_without_a_journal_no_thread_is_at_the_database_beside_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def main() -> None:
+        async with working(tmp_path, is_busy=False) as (store, commit):
+            held = Held()
+            monkeypatch.setattr(SqliteStore, "wants_maintenance", True)
+            monkeypatch.setattr(store, "maintain", lambda: held(store))
+            results: list[Any] = []
+            commit.accept(message("A"), results.append)
+            await until(lambda: results == [None] and held.begun.is_set())
+            commit.accept(message("B"), results.append)
+            await until(lambda: commit._busy)
+            assert commit._lock.locked() and results == [None]
+            monkeypatch.setattr(SqliteStore, "wants_maintenance", False)
+            held.go.set()
+            await until(lambda: results == [None, None])
 
     run_async(main)
 

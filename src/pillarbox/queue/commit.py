@@ -64,8 +64,10 @@ class GroupCommit:
         self._pending = _Batch()
         self._again: list[Settlement] = []
         self._busy = False
-        # Batches of other work that the writer thread has, beside the loop's commits.
+        # Batches of other work that the writer thread has in line, beside the loop's commits; and the last of them, while
+        # more may join it.
         self._beside = 0
+        self._joinable: _Batch | None = None
         self._kicked = False
         self._gather_timer: asyncio.TimerHandle | None = None
         self._settle_timer: asyncio.TimerHandle | None = None
@@ -247,14 +249,28 @@ class GroupCommit:
             self._jobs.put(lambda: self._commit_in_thread(batch))
             return
         if runs:
-            self._beside += 1
-            other = _Batch()
-            other.runs = runs
-            self._jobs.put(lambda: self._run_in_thread(other))
+            self._put_beside(runs)
         self._done_at_once(batch, [(None, None)] * len(batch))
+
+    def _put_beside(self, runs: list[tuple[Callable[[Any], Any], asyncio.Future[Any]]]) -> None:
+        """One transaction for all that comes until the writer thread has time for it.
+
+        While that thread has a commit in line nothing comes here, so what joins gets before nobody.
+        """
+        with self._mutex:
+            if self._joinable is not None:
+                self._joinable.runs += runs
+                return
+            self._beside += 1
+            self._joinable = batch = _Batch()
+            batch.runs = runs
+        self._jobs.put(lambda: self._run_in_thread(batch))
 
     def _run_in_thread(self, batch: _Batch) -> None:
         """Anything but messages and outcomes, which are committed beside it: the journal's are in its transaction first."""
+        with self._mutex:
+            if self._joinable is batch:
+                self._joinable = None
         with self._database():
             results = self._execute(batch)
         self._post(self._ran, batch, results)
@@ -307,10 +323,13 @@ class GroupCommit:
         finally:
             self._rest()
 
-    def _take(self) -> _Batch | None:
-        """What waits, for whoever is not busy; None when there is nothing, or somebody is at it."""
+    def _take(self, *, is_thread: bool = False) -> _Batch | None:
+        """What waits, for whoever is not busy; None when there is nothing, or somebody is at it.
+
+        The writer thread takes nothing that would get before other work that it has in line.
+        """
         with self._mutex:
-            if self._busy or not len(self._pending):
+            if self._busy or not len(self._pending) or (is_thread and self._beside):
                 return None
             batch, self._pending, self._busy = self._pending, _Batch(), True
             return batch
@@ -326,8 +345,7 @@ class GroupCommit:
                 self._maintain()
             with self._mutex:
                 self._busy = False
-            # What waits behind other work in line is not done before it.
-            following = None if self._beside else self._take()
+            following = self._take(is_thread=True)
         self._post(self._rest)
 
     def _maintain(self) -> None:
