@@ -7,12 +7,22 @@ from typing import Any
 
 import pytest
 
+from pillarbox import MailServer
 from pillarbox.delivery import lanes, width
 from pillarbox.delivery.client import ClientConnection
-from pillarbox.delivery.width import FIRST, PAUSE_FIRST_S, PAUSE_LONGEST_S, SOON_S, Width
+from pillarbox.delivery.width import (
+    FIRST,
+    PAUSE_FIRST_S,
+    PAUSE_LONGEST_S,
+    SHORTEST_S,
+    SOON_S,
+    STALL_PAUSE_S,
+    STALLED_S,
+    Width,
+)
 from pillarbox.queue.model import Query
 from pillarbox.testing.clock import ManualClock
-from pillarbox.testing.scripted import SILENT, ScriptedServer
+from pillarbox.testing.scripted import HANG, ScriptedServer
 from tests.conftest import lane_of, run_async, serving, until
 
 
@@ -122,6 +132,19 @@ def test_connections_that_work_are_enough_where_they_are_quick_and_nothing_hangs
     assert not one.is_enough(1, 4) and not one.is_enough(1, 16), "a slow one: all connections it may have"
     work(0.0)
     assert not one.is_enough(20, 1), "nothing takes no time"
+    assert one.is_enough(1, 1)
+    work(STALLED_S + 0.01, 1)
+    work(0.002)
+    assert not one.is_enough(1, 4), "it may happen again"
+    assert one.stalled(0.0 - STALL_PAUSE_S), "of a quick one that is odd"
+    work(STALLED_S / 2)
+    assert not one.stalled(0.0 - STALL_PAUSE_S), "of this one it is not"
+    work(0.002)
+    work(STALLED_S + 0.01, 1)
+    work(0.002)
+    clock.advance(STALL_PAUSE_S)
+    work(0.002, 1)
+    assert one.is_enough(1, 4)
     one.begin_anew()
     assert not one.is_enough(1, 20)
 
@@ -164,30 +187,100 @@ def test_a_quick_next_hop_gets_content_and_the_next_commands_in_one_write(
     run_async(main)
 
 
+async def send(server: MailServer, first: int, last: int) -> None:
+    for number in range(first, last):
+        await server.enqueue({"from": "a@b.test", "rcpt": [f"r{number}@c.test"], "msg": "Subject: x\r\n\r\nx\r\n"})
+
+
 def test_mail_does_not_wait_behind_what_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A quick next hop, until it keeps a message for itself: the others go on other connections, and not by the sweep."""
     monkeypatch.setattr(lanes, "SWEEP_S", 3600.0)
+    monkeypatch.setattr(width, "SOON_S", 0.2)
 
     async def main() -> None:
         async with ScriptedServer() as peer:
             async with serving(tmp_path, relay=f"127.0.0.1:{peer.port}", maxrelay_per_next_hop=20) as server:
-
-                async def send(first: int, last: int) -> None:
-                    for number in range(first, last):
-                        await server.enqueue(
-                            {"from": "a@b.test", "rcpt": [f"r{number}@c.test"], "msg": "Subject: x\r\n\r\nx\r\n"}
-                        )
-
-                await send(0, 60)
+                await send(server, 0, 60)
                 await peer.wait_for(60)
+                # Whatever the machine's pace is: this next hop is a quick one.
+                lane_of(server)._width._works_s = SHORTEST_S
                 hanging: list[str] = []
-                peer.script(".", lambda line: "250 2.0.0 OK taken" if hanging else hanging.append(line) or SILENT)
-                await send(60, 61)
+                peer.script(".", lambda line: "250 2.0.0 OK taken" if hanging else hanging.append(line) or HANG)
+                await send(server, 60, 61)
                 await until(lambda: bool(hanging))
                 for number in range(61, 64):
-                    await send(number, number + 1)
+                    await send(server, number, number + 1)
                     await peer.wait_for(number)
-                assert lane_of(server)._busy == 1
+                peer.go_on()
+                await peer.wait_for(64)
+
+    run_async(main)
+
+
+def test_what_went_ahead_behind_a_message_that_hangs_goes_another_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its commands were behind the other's content, and an idle connection was there: it takes that one, and none does it again."""
+    monkeypatch.setattr(width, "SOON_S", 60.0)
+
+    async def main() -> None:
+        hanging: list[str] = []
+        async with ScriptedServer() as peer:
+            async with serving(tmp_path, relay=f"127.0.0.1:{peer.port}", maxrelay_per_next_hop=20) as server:
+                await server.pause_queue()
+                await send(server, 0, 100)
+                await server.resume_queue()
+                await peer.wait_for(100)
+                lane = lane_of(server)
+                await until(lambda: len(lane._idle) == len(lane._connections) > 1)
+                lane._width._works_s = SHORTEST_S
+                peer.script(".", lambda line: "250 2.0.0 OK taken" if hanging else hanging.append(line) or HANG)
+                await server.pause_queue()
+                await send(server, 100, 102)
+                await server.resume_queue()
+                await until(lambda: bool(hanging))
+                # One of them hangs. The other one's commands were behind it; then it came on another connection.
+                await peer.wait_for(101)
+                assert lane._width._quick_from > server._parts.clock.monotonic()
+                assert sum(line.startswith(("RCPT TO:<r100@", "RCPT TO:<r101@")) for line in peer.lines) == 2
+                await server.pause_queue()
+                await send(server, 102, 122)
+                await server.resume_queue()
+                await peer.wait_for(121)
+                peer.go_on()
+                await peer.wait_for(122)
+                taken = sorted(recipients[0] for _, recipients, _ in peer.messages)
+                assert taken == sorted(f"RCPT TO:<r{n}@c.test>" for n in range(122)), "none twice, none missing"
+                # The connection of the one that hung has ended with it: the server waited for content there.
+                await until(lambda: lane._busy == 0 and len(lane._idle) == len(lane._connections))
+
+    run_async(main)
+
+
+def test_a_slow_next_hop_has_all_its_connections(tmp_path: Path) -> None:
+    """It answers to no message before ten wait for their answer: fewer connections, and none would ever be."""
+
+    async def main() -> None:
+        waiting: list[str] = []
+
+        def end(line: str) -> str:
+            waiting.append(line)
+            if len(waiting) >= 10:
+                peer.go_on()
+            return HANG
+
+        async with ScriptedServer() as peer:
+            async with serving(tmp_path, relay=f"127.0.0.1:{peer.port}", maxrelay_per_next_hop=20) as server:
+                await send(server, 0, 60)
+                await peer.wait_for(60)
+                lane = lane_of(server)
+                # It was quick until now, and less quick than no time at all.
+                assert lane._width._works_s > SHORTEST_S
+                peer.script(".", end)
+                await server.pause_queue()
+                await send(server, 60, 80)
+                await server.resume_queue()
+                await peer.wait_for(80)
 
     run_async(main)
 

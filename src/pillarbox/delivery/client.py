@@ -18,6 +18,7 @@ from ..smtp.sasl import Credentials, choose_mechanism
 from ..smtp.state import ClientState
 from .route import Target
 from .tlspolicy import ResumingContext, TlsPolicy
+from .width import STALLED_S
 
 _log = logging.getLogger("pillarbox.delivery")
 CONNECT_S = 30.0
@@ -360,6 +361,10 @@ class ClientConnection(asyncio.Protocol):
             self._pump()
             # Never used again: a late reply must not be taken for another command's (hostile row 98).
             self.abort()
+
+    def is_stalled(self, now: float) -> bool:
+        """True when the server has been silent for longer than a quick one is. `now` monotonic."""
+        return self.is_open and not self.smtp.is_idle and now - self.progress > STALLED_S
 
     def quit(self) -> None:
         """Says QUIT and closes; 221 is not waited for."""

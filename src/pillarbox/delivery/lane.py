@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Awaitable, Callable, Collection
-from dataclasses import dataclass
-from typing import Any, Protocol
+from collections.abc import Collection
+from typing import Any
 
 from ..clock import Clock
 from ..queue.work import Result, Work, give_back
@@ -20,8 +19,9 @@ from ..smtp.client import ClientFault, Stage, Transaction
 from ..smtp.reply import Reply
 from ..smtp.state import ClientState
 from .backoff import BackOff
-from .client import ClientConnection, ClientSettings, ConnectFault
+from .client import ClientConnection, ConnectFault
 from .route import Target
+from .terms import Lanes, LaneSettings
 from .tlspolicy import TlsPolicy
 from .transaction import build_transaction, result_of
 from .turns import Patience
@@ -40,49 +40,6 @@ WHOLE_STAGES = REACHING_STAGES | {"connection"}
 _NOT_REACHABLE = Reply(451, "4.4.1", "The next hop is not reachable")
 # So long may it take until one of a next hop's servers takes a connection.
 OPEN_S = 900.0
-
-FindTargets = Callable[[], Awaitable[list[Target] | Reply]]
-
-
-class Lanes(Protocol):
-    """What a lane needs of the whole."""
-
-    finished: Callable[[Work], None]
-    wake: Callable[[], None]
-    is_back: Callable[[str, Collection[str]], None]
-
-    def may_open(self, lane: Lane) -> bool:
-        """Counts a connection in, if there may be one more of all."""
-
-    def allowed(self, key: str, wanted: int) -> int:
-        """How many connections a next hop may have now; it wants so many."""
-
-    def turn(self, key: str, waiting: int) -> float:
-        """0.0 when a next hop with a rate may have one more message now; or after how many seconds to ask again."""
-
-    def may_begin(self) -> bool:
-        """False when others may have taken over what this server has in hand."""
-
-    def has_closed(self) -> None:
-        """Counts it out."""
-
-    def has_idle(self, lane: Lane) -> None:
-        """A connection has nothing to do: another lane may want one in its place."""
-
-
-@dataclass(frozen=True, slots=True)
-class LaneSettings:
-    """How one lane works: connections at once, messages and octets that may wait in memory, how connections are made.
-
-    `interval_s`: between two messages, where the operator has set a rate.
-    """
-
-    limit: int
-    waiting: int
-    waiting_bytes: int
-    client: ClientSettings
-    find_targets: FindTargets
-    interval_s: float = 0.0
 
 
 class Lane:
@@ -157,11 +114,13 @@ class Lane:
         there = len(self._connections) + len(self._opening)
         if not self._waiting or self._idle or self._patience.is_waiting:
             return False
-        return there < self._width.now(self._limit)
+        return there < self._width.now(self._limit) and not self._width.is_enough(len(self._waiting), there)
 
     def spare(self) -> bool:
         """Closes an idle connection, for another lane to have one; False when there is none."""
-        if not self._idle or (self._waiting and not self._patience.is_waiting):
+        working = len(self._connections) - len(self._idle)
+        is_content = self._patience.is_waiting or self._width.is_enough(len(self._waiting), working)
+        if not self._idle or (self._waiting and not is_content):
             return False
         self._idle[0].quit()
         return True
@@ -466,6 +425,8 @@ class Lane:
             self._patience.stop()
         for connection in list(self._connections):
             connection.sweep(now)
+            if connection.is_stalled(now):
+                self._stalled(connection, now)
         for connection in list(self._idle):
             if now - connection.idle_since > IDLE_S:
                 connection.quit()
@@ -480,6 +441,14 @@ class Lane:
                 self._spawn_open()
         elif self._waiting and not self.is_down and not self._is_stopping:
             # Whatever made nobody open a connection for it.
+            self.feed()
+
+    def _stalled(self, connection: ClientConnection, now: float) -> None:
+        """What has gone ahead on it, and could go on another one at once, does: where the others are quick."""
+        is_odd = self._width.stalled(now)
+        if is_odd and self._idle and not self._is_stopping and (ahead := connection.smtp.take_back()) is not None:
+            self._busy -= 1
+            self._waiting.push_first(ahead.tag)  # type: ignore[arg-type]
             self.feed()
 
     async def stop(self, grace_s: float) -> None:

@@ -17,9 +17,10 @@ from ..queue.work import Result, Work
 from ..smtp.reply import Reply
 from .client import ClientSettings
 from .handlers import HandlerLane, Handlers
-from .lane import Lane, LaneSettings
+from .lane import Lane
 from .mx import MxLookup
 from .route import HANDLER, MX, NOWHERE, Router, Target
+from .terms import LaneSettings
 from .turns import Turns
 
 SWEEP_S = 1.0

@@ -38,6 +38,11 @@ class WaitingLine:
         self.works.append(work)
         self._bytes += _size(work)
 
+    def push_first(self, work: Work) -> None:
+        """What was popped, and has not begun."""
+        self.works.appendleft(work)
+        self._bytes += _size(work)
+
     def pop(self) -> Work:
         """The first."""
         work = self.works.popleft()

@@ -19,6 +19,10 @@ SOON_S = 0.006
 # Nothing takes less than this; and before anything is known, so long.
 SHORTEST_S = 0.0005
 UNKNOWN_S = 1.0
+# Longer than this is a stall. Where there was one, a quick next hop is as any other for the time behind it: what goes ahead
+# of another message's final reply would wait for it, too.
+STALLED_S = 0.25
+STALL_PAUSE_S = 60.0
 # One more than the next hop gave is tried after this; twice as long each time that it refuses, up to the longest.
 PAUSE_FIRST_S = 60.0
 PAUSE_LONGEST_S = 960.0
@@ -28,17 +32,9 @@ class Width:
     """One lane's. `go_on` is called where waiting was in vain."""
 
     __slots__ = (
-        "_ceiling",
-        "_clock",
-        "_go_on",
-        "_is_trying",
-        "_late",
-        "_pause_s",
-        "_until",
-        "_width",
-        "_worked_at",
+        "_ceiling", "_clock", "_go_on", "_is_trying", "_late", "_pause_s", "_quick_from", "_until", "_width", "_worked_at",
         "_works_s",
-    )
+    )  # fmt: skip
 
     def __init__(self, clock: Clock, go_on: Callable[[], None]) -> None:
         self._clock = clock
@@ -52,6 +48,7 @@ class Width:
         # How long a transaction takes, about, and when the last one ended.
         self._works_s = UNKNOWN_S
         self._worked_at = 0.0
+        self._quick_from = 0.0
         self._late: Timer | None = None
 
     def now(self, limit: int) -> int:
@@ -82,7 +79,10 @@ class Width:
 
         Where nothing has come to its end just now nothing is known: perhaps those that work hang. So it is asked again soon.
         """
-        if waiting * self._works_s > working * SOON_S or self._clock.monotonic() - self._worked_at >= SOON_S:
+        if waiting * self._works_s > working * SOON_S:
+            return False
+        now = self._clock.monotonic()
+        if now - self._worked_at >= SOON_S or now < self._quick_from:
             return False
         if self._late is None:
             self._late = self._clock.call_later(SOON_S, self._look_again)
@@ -97,10 +97,17 @@ class Width:
         # The mean of the last eight or so.
         self._works_s += (ended - began + SHORTEST_S - self._works_s) * 0.125
         self._worked_at = ended
+        if ended - began > STALLED_S:
+            self.stalled(ended)
         if self._width >= limit:
             return False
         self._width += 1
         return True
+
+    def stalled(self, at: float) -> bool:
+        """A transaction takes longer than those of a quick next hop do. `at` monotonic. True when this is one otherwise."""
+        self._quick_from = at + STALL_PAUSE_S
+        return self._works_s < STALLED_S / 10
 
     def refused(self, working: int) -> None:
         """A connection was refused, and `working` others go on, or are on their way."""

@@ -131,7 +131,7 @@ class ClientProtocol:
         self.replies = 0
         self._is_pipelining = False
         self.is_idle = True
-        self.can_start = self.is_content_wanted = False
+        self.can_start = self.is_content_wanted = self._is_last = False
 
     # ------------------------------------------------------------------- state
 
@@ -420,6 +420,20 @@ class ClientProtocol:
         if not self._open:
             self.state = _IDLE
             self.is_idle = self.can_start = True
+            if self._is_last:
+                self._break(Reply(451, "4.4.2", "Connection ended"))
+
+    def take_back(self) -> Transaction | None:
+        """The transaction whose commands went ahead of another's final reply, while that is all that went; else None.
+
+        It may go another way. The connection ends with that reply: the server would wait for content that does not come.
+        """
+        if len(self._open) < 2 or self._open[-1].is_content_begun:
+            return None
+        transaction = self._open.pop()
+        self._expected = deque(entry for entry in self._expected if entry[1] is not transaction)
+        self._is_last = True
+        return transaction
 
     # --------------------------------------------------------------------- end
 

@@ -12,6 +12,9 @@ CLOSE = "close"
 SILENT = "silent"
 """As a reply: say nothing, and go on reading."""
 
+HANG = "hang"
+"""As a reply: say nothing, and read nothing more on this connection, until `go_on` is called."""
+
 _DEFAULTS = {
     "CONNECT": "220 scripted.test ESMTP",
     "EHLO": "250-scripted.test\r\n250-PIPELINING\r\n250-8BITMIME\r\n250-DSN\r\n250-SMTPUTF8\r\n250 SIZE 100000000",
@@ -42,6 +45,11 @@ class ScriptedServer:
         self._server: asyncio.AbstractServer | None = None
         self._writers: set[asyncio.StreamWriter] = set()
         self._arrived = asyncio.Event()
+        self._goes_on = asyncio.Event()
+
+    def go_on(self) -> None:
+        """What hangs goes on, as if it had been answered by default."""
+        self._goes_on.set()
 
     def script(self, verb: str, reply: str | Callable[[str], str]) -> None:
         """Sets the reply of one verb ("." too)."""
@@ -56,6 +64,7 @@ class ScriptedServer:
         """Closes the listener and every connection."""
         if self._server is not None:
             self._server.close()
+            self._goes_on.set()
             for writer in list(self._writers):
                 writer.transport.abort()
             await asyncio.sleep(0)
@@ -90,8 +99,11 @@ class ScriptedServer:
             with contextlib.suppress(OSError):
                 writer.close()
 
-    def _say(self, writer: asyncio.StreamWriter, verb: str, line: str) -> str:
+    async def _say(self, writer: asyncio.StreamWriter, verb: str, line: str) -> str:
         reply = self._reply(verb, line)
+        if reply == HANG:
+            await self._goes_on.wait()
+            reply = _DEFAULTS[verb]
         if reply == CLOSE:
             raise _Closed
         if reply != SILENT:
@@ -99,21 +111,21 @@ class ScriptedServer:
         return reply
 
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._say(writer, "CONNECT", "")
+        await self._say(writer, "CONNECT", "")
         sender = ""
         recipients: list[str] = []
         while raw := await reader.readline():
             line = raw.decode("utf-8", "surrogateescape").rstrip("\r\n")
             self.lines.append(line)
             verb = line.partition(" ")[0].upper()
-            reply = self._say(writer, verb, line)
+            reply = await self._say(writer, verb, line)
             if verb == "MAIL":
                 sender, recipients = line, []
             elif verb == "RCPT" and reply.startswith("2"):
                 recipients.append(line)
             elif verb == "DATA" and reply.startswith("3"):
                 content = await reader.readuntil(b".\r\n") if not recipients else await self._content(reader)
-                reply = self._say(writer, ".", "")
+                reply = await self._say(writer, ".", "")
                 if reply.startswith("2") and recipients:
                     self.messages.append((sender, recipients, content))
                     self._arrived.set()
