@@ -55,6 +55,12 @@ class Held:
         assert self.go.wait(30)
         return uids(store)
 
+    async def begin(self, commit: GroupCommit) -> asyncio.Task[list[str]]:
+        """The writer thread is at it when this returns."""
+        run = asyncio.create_task(commit.run(self))
+        await until(self.begun.is_set)
+        return run
+
 
 @needs_journal
 def test_no_message_waits_for_it(tmp_path: Path) -> None:
@@ -62,8 +68,7 @@ def test_no_message_waits_for_it(tmp_path: Path) -> None:
         async with working(tmp_path) as (store, commit):
             held = Held()
             assert await accepted(commit, message("before")) == [None]
-            run = asyncio.create_task(commit.run(held))
-            await until(held.begun.is_set)
+            run = await held.begin(commit)
             for n in range(30):
                 assert await accepted(commit, message(f"M{n:02}")) == [None]
             assert not run.done()
@@ -153,8 +158,7 @@ def test_what_waits_for_the_writer_thread_is_one_transaction(tmp_path: Path, mon
     async def main() -> None:
         async with working(tmp_path) as (_, commit):
             held = Held()
-            first = asyncio.create_task(commit.run(held))
-            await until(held.begun.is_set)
+            first = await held.begin(commit)
             monkeypatch.setattr(SqliteStore, "transaction", transaction)
             runs = []
             for n in range(300):
@@ -212,8 +216,7 @@ def test_nothing_joins_what_is_in_line_before_a_commit_of_that_thread(tmp_path: 
         async with working(tmp_path) as (_, commit):
             held = Held()
             order: list[Any] = []
-            runs = [asyncio.create_task(commit.run(held))]
-            await until(held.begun.is_set)
+            runs: list[asyncio.Task[Any]] = [await held.begin(commit)]
             runs.append(asyncio.create_task(commit.run(lambda _: order.append(1))))
             await until(lambda: commit._beside == 2)
             large = message("large", content=Content(b"x" * (ahead.MOST_BYTES + 1)))
@@ -256,8 +259,7 @@ def test_the_end_waits_for_it(tmp_path: Path) -> None:
     async def main() -> None:
         async with working(tmp_path) as (store, commit):
             held = Held()
-            run = asyncio.create_task(commit.run(held))
-            await until(held.begun.is_set)
+            run = await held.begin(commit)
             stop = asyncio.create_task(commit.stop())
             assert await accepted(commit, message("at the last moment")) == [None]
             assert not stop.done() and not run.done()
@@ -296,8 +298,7 @@ def test_the_journal_fails_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyP
     async def main() -> None:
         async with working(tmp_path) as (store, commit):
             held = Held()
-            run = asyncio.create_task(commit.run(held))
-            await until(held.begun.is_set)
+            run = await held.begin(commit)
 
             def broken(*_: Any) -> None:
                 raise OSError(5, "Input/output error")

@@ -118,10 +118,12 @@ class Lane:
 
     def spare(self) -> bool:
         """Closes an idle connection, for another lane to have one; False when there is none."""
-        working = len(self._connections) - len(self._idle)
-        is_content = self._patience.is_waiting or self._width.is_enough(len(self._waiting), working)
-        if not self._idle or (self._waiting and not is_content):
+        if not self._idle:
             return False
+        if self._waiting and not self._patience.is_waiting:
+            working = len(self._connections) - len(self._idle)
+            if not self._width.is_enough(len(self._waiting), working):
+                return False
         self._idle[0].quit()
         return True
 
@@ -447,8 +449,10 @@ class Lane:
         """What has gone ahead on it, and could go on another one at once, does: where the others are quick."""
         is_odd = self._width.stalled(now)
         if is_odd and self._idle and not self._is_stopping and (ahead := connection.smtp.take_back()) is not None:
+            work = ahead.tag
+            assert isinstance(work, Work)
             self._busy -= 1
-            self._waiting.push_first(ahead.tag)  # type: ignore[arg-type]
+            self._waiting.push_first(work)
             self.feed()
 
     async def stop(self, grace_s: float) -> None:
