@@ -229,6 +229,19 @@ def test_a_server_that_closes_hears_who_was_on_the_way(tmp_path: Path) -> None:
     run_async(main)
 
 
+def test_no_balancer_speaks_on_a_unix_socket(tmp_path: Path) -> None:
+    """There the client is greeted at once: no header comes before its session."""
+
+    async def main() -> None:
+        path = f"{tmp_path}/s"
+        async with behind_balancer(tmp_path, listen=[f"unix:{path}", "127.0.0.1:0"]):
+            client = Client(*await asyncio.open_unix_connection(path))
+            assert (await client.reply()).startswith("220")
+            client.close()
+
+    run_async(main)
+
+
 # ------------------------------------------------------------------------ profiles
 
 
@@ -292,16 +305,26 @@ def test_profiles_have_their_ports() -> None:
 # ------------------------------------------------------- many connections at once
 
 
-@pytest.mark.parametrize("hosts", [["127.0.0.1:0"], ["127.0.0.1:0", "[::1]:0"]], ids=["one", "two"])
+def connected(host: str, port: int) -> socket.socket:
+    """To that address, or to a unix socket, whose port is 0."""
+    if port:
+        return socket.create_connection((host, port))
+    client = socket.socket(socket.AF_UNIX)
+    client.connect(host)
+    return client
+
+
+@pytest.mark.parametrize("hosts", [["127.0.0.1:0"], ["127.0.0.1:0", "[::1]:0"], ["unix:s"]], ids=["one", "two", "unix"])
 def test_connections_that_wait_are_taken_several_a_turn(tmp_path: Path, hosts: list[str]) -> None:
     """Sessions that begin together stay together: one after the other they would have a turn of the loop each."""
+    hosts = [host.replace("unix:", f"unix:{tmp_path}/") for host in hosts]
 
     async def main() -> None:
         async with serving(tmp_path, store="memory", listen=hosts) as server:
             counters = server._parts.context.counters
             for host, port in server.getsocknames():
                 # The kernel connects them; the loop has not had a turn yet.
-                clients = [socket.create_connection((host, port)) for _ in range(12)]
+                clients = [connected(host, port) for _ in range(12)]
                 counts = [counters.sessions]
                 while counts[-1] - counts[0] < len(clients):
                     await asyncio.sleep(0)
@@ -316,7 +339,7 @@ def test_connections_that_wait_are_taken_several_a_turn(tmp_path: Path, hosts: l
             places = server.getsocknames()
             assert len(places) == len(hosts), "a socket with more handles is one socket"
         for place in places:
-            with pytest.raises(ConnectionRefusedError):
-                socket.create_connection(place)
+            with pytest.raises((ConnectionRefusedError, FileNotFoundError)):
+                connected(*place)
 
     run_async(main)

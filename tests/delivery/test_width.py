@@ -24,6 +24,8 @@ from pillarbox.queue.model import Query
 from pillarbox.testing.clock import ManualClock
 from pillarbox.testing.scripted import HANG, ScriptedServer
 from tests.conftest import lane_of, run_async, serving, until
+from tests.delivery.test_direct import direct
+from tests.dnsserver import nameserver
 
 
 def test_it_grows_with_each_success_up_to_the_limit() -> None:
@@ -254,6 +256,50 @@ def test_what_went_ahead_behind_a_message_that_hangs_goes_another_way(
                 assert taken == sorted(f"RCPT TO:<r{n}@c.test>" for n in range(122)), "none twice, none missing"
                 # The connection of the one that hung has ended with it: the server waited for content there.
                 await until(lambda: lane._busy == 0 and len(lane._idle) == len(lane._connections))
+
+    run_async(main)
+
+
+def test_a_lane_with_enough_gives_an_idle_connection_to_one_that_has_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of two connections, all that there may be, one works and the other idles, though a message waits: it can be spared."""
+    monkeypatch.setattr(lanes, "SWEEP_S", 3600.0)
+    monkeypatch.setattr(width, "SOON_S", 60.0)
+    records = {"quick.test": {"A": ["127.0.0.61"]}, "other.test": {"A": ["127.0.0.62"]}}
+
+    async def main() -> None:
+        quick, other = ScriptedServer(), ScriptedServer()
+        await quick.start(host="127.0.0.61")
+        await other.start(quick.port, host="127.0.0.62")
+        with nameserver(records) as (address, _):
+            async with direct(tmp_path, address, quick.port, maxrelay=2) as server:
+
+                async def send(*recipients: str) -> None:
+                    for one in recipients:
+                        await server.enqueue(
+                            reverse_path="a@b.test", recipients=[one], content="Subject: x\r\n\r\nx\r\n"
+                        )
+
+                await server.pause_queue()
+                await send("r1@quick.test", "r2@quick.test")
+                await server.resume_queue()
+                await quick.wait_for(2)
+                lane = server._parts.lanes._lane("mx:quick.test")
+                await until(lambda: len(lane._idle) == len(lane._connections) == 2)
+                hanging: list[str] = []
+                quick.script(".", lambda line: hanging.append(line) or HANG)
+                await send("r3@quick.test")
+                await until(lambda: bool(hanging))
+                await send("r4@quick.test")
+                await until(lambda: lane.waiting == 1)
+                await send("r5@other.test")
+                await other.wait_for(1)
+                assert lane.connections == 1
+                quick.go_on()
+                await quick.wait_for(4)
+        await quick.stop()
+        await other.stop()
 
     run_async(main)
 

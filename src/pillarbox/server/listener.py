@@ -13,7 +13,7 @@ import stat
 import sys
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 from ..clock import Timer, accepts_one_by_one
@@ -118,35 +118,25 @@ class Listeners:
                 own.listen(BACKLOG)
                 self._add(ProxyAcceptor(own, make, tls, self._is_balancer), place)
             return
-        server: asyncio.Server
-        if scheme == "unix" and sock is None:
-            server = await _listen_unix(make, host)
-        elif scheme == "unix":
-            # The path is whoever's who bound it: since Python 3.13 closing would remove it.
+        listen: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
+        how: dict[str, Any] = {"backlog": BACKLOG, "ssl": tls, "ssl_handshake_timeout": handshake_s}
+        if scheme == "unix":
+            # The path is whoever's who bound it: since Python 3.13 closing a handle on it would remove it.
             keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-            assert sock is not None
-            server = await loop.create_unix_server(make, sock=sock.dup(), backlog=BACKLOG, **keep)
+            listen, how = loop.create_unix_server, {"backlog": BACKLOG, **keep}
+        if sock is not None:
+            # A copy: closing ours leaves the other one, and what waits in the socket's queue.
+            server = await listen(make, sock=sock.dup(), **how)
+        elif scheme == "unix":
+            server = await _listen_unix(make, host)
         else:
-            how: dict[str, Any] = {"backlog": BACKLOG, "ssl": tls, "ssl_handshake_timeout": handshake_s}
-            if sock is not None:
-                # A copy: closing ours leaves the other one, and what waits in the socket's queue.
-                server = await loop.create_server(make, sock=sock.dup(), **how)
-            else:
-                server = await loop.create_server(make, host, port, reuse_address=True, **how)
-            self._add(server, place)
-            await self._listen_beside(server, make, how)
-            return
+            server = await listen(make, host, port, reuse_address=True, **how)
         self._add(server, place)
-
-    async def _listen_beside(
-        self, server: asyncio.Server, make: Callable[[], SmtpConnection], how: dict[str, Any]
-    ) -> None:
-        """More handles on the same sockets, where the loop takes one connection a turn from each."""
-        loop = asyncio.get_running_loop()
         if accepts_one_by_one(loop):
-            for sock in list(server.sockets) * (ACCEPTED_A_TURN - 1):
-                own = socket.socket(fileno=os.dup(sock.fileno()))
-                self._beside.append(await loop.create_server(make, sock=own, **how))
+            # More handles on the same sockets, for the loop takes one connection a turn from each.
+            for bound in list(server.sockets) * (ACCEPTED_A_TURN - 1):
+                own = socket.socket(fileno=os.dup(bound.fileno()))
+                self._beside.append(await listen(make, sock=own, **how))
 
     def _add(self, server: asyncio.Server | ProxyAcceptor, place: _Place) -> None:
         self._servers.append(server)
