@@ -189,7 +189,7 @@ class WithPlugin(Pillarbox):
     """The same with one plugin on every event, plain ("sync") or "async"."""
 
     def __init__(self, kind: str) -> None:
-        super().__init__(f"pillarbox+{kind}", 2604)
+        super().__init__(f"pillarbox+{kind}", 2604 if kind == "sync" else 2614)
         self._kind = kind
 
     def start(self, folder: Path, *, relay_to: int | None) -> None:

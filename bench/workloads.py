@@ -92,7 +92,7 @@ WORKLOADS = [
     Workload("fan-out, 200 messages to 50 recipients each", "fanout", SERVERS, 10, 200, is_reused=True),
     Workload("20 sessions, new connections, beside 5,000 idle ones", "idle", (Pillarbox,), 20, 4000),
     Workload("a million queued: relay", "million", (Pillarbox,), 20, 4000),
-    Workload("plugins on every event, 20 sessions, reused connections", "accept", OWN, 20, 20000, is_reused=True),
+    Workload("plugins on every event, 20 sessions, reused connections", "turns", OWN, 20, 20000, is_reused=True),
     Workload("watched, 20 sessions, new connections", "accept", (Pillarbox, Watched), 20, 6000),
     Workload("watched, 20 sessions, reused connections", "accept", (Pillarbox, Watched), 20, 10000, is_reused=True),
 ]

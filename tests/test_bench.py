@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import pytest
+
+import bench.__main__
+from bench.load import Sample
 from bench.report import page, ratios, table
+from bench.workloads import Workload
 
 
 def sample(rate: float, cpu: float = 1.0) -> dict[str, Any]:
@@ -32,3 +38,46 @@ def test_a_ratio_is_of_what_was_measured_in_the_same_round() -> None:
 def test_where_a_round_is_missing_the_median_stands_for_all() -> None:
     assert ratios([sample(2000), sample(4000)], [sample(1000), sample(500), sample(2000)], "rate") == [2.0, 4.0]
     assert ratios([sample(1, 0.5)], [sample(1, 0.0)], "cpu_s_per_1000") == []
+
+
+class Standing:
+    """A peer that only says what becomes of it."""
+
+    promise = "none"
+    port = 0
+
+    def __init__(self, name: str, told: list[str]) -> None:
+        self.name = name
+        self._told = told
+
+    def start(self, folder: Path, *, relay_to: int | None) -> None:
+        if self.name == "broken":
+            raise TimeoutError("nothing greets")
+        self._told.append(f"{self.name} starts, in its own folder: {folder.name == self.name and folder.is_dir()}")
+
+    def stop(self) -> None:
+        self._told.append(f"{self.name} stops")
+
+    def pids(self) -> list[int]:
+        return []
+
+
+def test_peers_that_are_compared_closely_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+
+    def run(peer: Standing, *, sessions: int, count: int, is_reused: bool) -> Sample:
+        told.append(f"{peer.name} takes {count}")
+        return Sample(100.0 if peer.name == "a" else 200.0, 0.0, 0.0)
+
+    monkeypatch.setattr(bench.__main__, "accept_run", run)
+    workload = Workload("w", "turns", (), 20, 1000)
+    makes = [lambda: Standing("a", told), lambda: Standing("b", told)]
+    found = bench.__main__.run_in_turns(makes, workload, tmp_path)
+    assert {name: round(sample.rate) for name, sample in found.items()} == {"a": 100, "b": 200}
+    starts = [f"{name} starts, in its own folder: True" for name in "ab"]
+    assert told == [*starts, *["a takes 100", "b takes 100"] * 10, "a stops", "b stops"]
+    told.clear()
+    with pytest.raises(TimeoutError):
+        bench.__main__.run_in_turns([makes[0], lambda: Standing("broken", told)], workload, tmp_path)
+    assert told == [starts[0], "a stops", "broken stops"], "none is left behind"
+    assert not list(tmp_path.iterdir())
