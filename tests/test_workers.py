@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pytest
 
+from pillarbox.daemon import giveway
 from pillarbox.daemon.sockets import bind_all, close_all
 from pillarbox.errors import ListenError
 from pillarbox.options import parse_options
@@ -289,6 +290,43 @@ def test_a_resumed_queue_stays_so_when_a_worker_dies(tmp_path: Path) -> None:
         daemon.process.send_signal(signal.SIGUSR2)
         wait_until(lambda: first not in workers_of(daemon.process.pid) and len(workers_of(daemon.process.pid)) == 2)
         assert json.loads(ask_status(daemon))["paused"] is False
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_push_nobody_off_a_processor(tmp_path: Path, workers: int) -> None:
+    """Where nobody filters system calls. One alone has nothing of it, and the supervisor is there at once."""
+    is_free = any(line.split() == ["Seccomp:", "0"] for line in Path("/proc/self/status").read_text().splitlines())
+    wanted = os.SCHED_BATCH if workers > 1 and is_free else os.SCHED_OTHER
+    with Daemon(tmp_path, f"--workers={workers}", "--paused") as daemon:
+        assert os.sched_getscheduler(daemon.process.pid) == os.SCHED_OTHER
+        for pid in workers_of(daemon.process.pid):
+            # The threads of the queue, too.
+            threads = [int(name) for name in os.listdir(f"/proc/{pid}/task")]
+            assert len(threads) > 1 and {os.sched_getscheduler(thread) for thread in threads} == {wanted}
+
+
+def test_what_somebody_else_decided_about_processors_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda pid, policy, param: calls.append(policy))
+    status = tmp_path / "status"
+    monkeypatch.setattr(giveway, "_STATUS", status)
+    assert not giveway.give_way(), "nothing is known"
+    status.write_text("Name:\tx\nSeccomp:\t2\nSeccomp_filters:\t1\n")
+    assert not giveway.give_way(), "whoever tries might be killed"
+    status.write_text("Name:\tx\nSeccomp:\t0\nSeccomp_filters:\t0\n")
+    monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_IDLE)
+    assert not giveway.give_way()
+    assert not calls
+    monkeypatch.setattr(os, "sched_getscheduler", lambda pid: os.SCHED_OTHER)
+    assert giveway.give_way() and calls == [os.SCHED_BATCH]
+
+    def refuse(pid: int, policy: int, param: object) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    assert not giveway.give_way()
+    monkeypatch.delattr(os, "SCHED_BATCH")
+    assert not giveway.give_way(), "no Linux"
 
 
 def ask_status(daemon: Daemon) -> str:

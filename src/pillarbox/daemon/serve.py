@@ -22,6 +22,7 @@ from ..places import Slot, hide_password
 from ..queue.whole import is_paused
 from ..server.tls import server_context
 from .config import Config, DaemonOptions, Setting, admin_address, find_file, load
+from .giveway import give_way
 from .handover import Handover, Trial, become_new, hold_signals, is_check, let_signals, received
 from .loading import resolve
 from .logs import configure_logs
@@ -336,6 +337,9 @@ def _work(running: _Running, slot: Slot, ready: Ready, life: int) -> None:
     if running.pid_file is not None:
         # The lock says which process is the server: that is the supervisor, over its restarts too.
         os.close(running.pid_file)
+    if slot.count > 1:
+        # Two workers, 20 sessions, new connections: 5 to 7 % more messages. One alone gains nothing.
+        give_way()
 
     async def announce(server: MailServer) -> None:
         # One is enough: it looks at all of them.
