@@ -78,6 +78,7 @@ WORKLOADS = [
     *_accept(100, 4000),
     Workload("workers: accept, 20 sessions, new connections", "accept", (Pillarbox, two_workers), 20, 6000),
     Workload("workers: accept, 20 sessions, reused connections", "accept", (Pillarbox, two_workers), 20, 10000, True),
+    Workload("workers: accept, 100 sessions, new connections", "accept", (Pillarbox, two_workers), 100, 6000),
     *_accept(500, 4000, BOTH),
     *_accept(20, 800, (Postfix, Pillarbox, SinkPeer), 100 * KB)[1:],
     *_accept(20, 150, (Postfix, Pillarbox, SinkPeer), MB)[1:],

@@ -65,11 +65,12 @@ class Standing:
 def test_peers_that_are_compared_closely_stand_side_by_side(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
 
-    def run(peer: Standing, *, sessions: int, count: int, is_reused: bool) -> Sample:
+    def run(peer: Standing, *, sessions: int, count: int, is_reused: bool, size: int) -> Sample:
         told.append(f"{peer.name} takes {count}")
         return Sample(100.0 if peer.name == "a" else 200.0, 0.0, 0.0)
 
     monkeypatch.setattr(bench.__main__, "accept_run", run)
+    monkeypatch.setattr(bench.__main__, "SETTLES_S", 0.0)
     workload = Workload("w", "turns", (), 20, 1000)
     makes = [lambda: Standing("a", told), lambda: Standing("b", told)]
     found = bench.__main__.run_in_turns(makes, workload, tmp_path)

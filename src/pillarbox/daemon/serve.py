@@ -338,7 +338,7 @@ def _work(running: _Running, slot: Slot, ready: Ready, life: int) -> None:
         # The lock says which process is the server: that is the supervisor, over its restarts too.
         os.close(running.pid_file)
     if slot.count > 1:
-        # Two workers, 20 sessions, new connections: 5 to 7 % more messages. One alone gains nothing.
+        # Two workers, 20 sessions, new connections: 5 to 10 % more messages. One alone gains nothing.
         give_way()
 
     async def announce(server: MailServer) -> None:
