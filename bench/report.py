@@ -34,9 +34,10 @@ that live longer, and more connections out. `smtp-sink` stores nothing at all: i
 can do. Exim and OpenSMTPD are Debian's, fetched and not installed; they accept on reused connections only, for new ones stall
 them. Exim's processor time in relay-through and fan-out leaves out its delivery processes, which nobody waits for. Haraka runs
 two processes. aiosmtpd, Exim and Haraka are given a quarter of the messages. `pillarbox-slots` is Pillarbox
-with the places cut out of its source where plugins might stand; the servers of that row stand side by side and take the
-load in ten pieces by turns, for what a few percent are is less than what the machine changes between two runs. The rows of
-STARTTLS have certificates with P-256 keys and TLS 1.3; their client is written in Python.
+with the places cut out of its source where plugins might stand; the servers of that row stand side by side, take the load
+in pieces by turns, and are started four times a round, for a few percent are less than what the machine changes between two
+runs, and no more than what the same server differs from itself. The rows of STARTTLS have certificates with P-256 keys and
+TLS 1.3; their client is written in Python.
 """
 
 

@@ -70,15 +70,24 @@ def test_peers_that_are_compared_closely_stand_side_by_side(tmp_path: Path, monk
         return Sample(100.0 if peer.name == "a" else 200.0, 0.0, 0.0)
 
     monkeypatch.setattr(bench.__main__, "accept_run", run)
-    monkeypatch.setattr(bench.__main__, "SETTLES_S", 0.0)
+    monkeypatch.setattr(bench.__main__, "LIVES", 2)
+    monkeypatch.setattr(bench.__main__, "TURNS", 5)
     workload = Workload("w", "turns", (), 20, 1000)
     makes = [lambda: Standing("a", told), lambda: Standing("b", told)]
     found = bench.__main__.run_in_turns(makes, workload, tmp_path)
     assert {name: round(sample.rate) for name, sample in found.items()} == {"a": 100, "b": 200}
-    starts = [f"{name} starts, in its own folder: True" for name in "ab"]
-    assert told == [*starts, *["a takes 100", "b takes 100"] * 10, "a stops", "b stops"]
+    starts = {name: f"{name} starts, in its own folder: True" for name in "ab"}
+    lives = [
+        [
+            *[starts[name] for name in order],
+            *[f"{name} takes 100" for name in order] * 5,
+            *[f"{n} stops" for n in order],
+        ]
+        for order in ("ab", "ba")
+    ]
+    assert told == lives[0] + lives[1]
     told.clear()
     with pytest.raises(TimeoutError):
         bench.__main__.run_in_turns([makes[0], lambda: Standing("broken", told)], workload, tmp_path)
-    assert told == [starts[0], "a stops", "broken stops"], "none is left behind"
+    assert told == [starts["a"], "a stops", "broken stops"], "none is left behind"
     assert not list(tmp_path.iterdir())
