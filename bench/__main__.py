@@ -62,25 +62,30 @@ def run_in_turns(makes: list[Make], workload: Workload, scratch: Path) -> dict[s
     And within those of a process: the very same server, started twice, takes 3 or 4 % more time for a message here than
     there. So each of them lives several times, in one order and in the other.
     """
-    parts: dict[str, list[tuple[float, Sample]]] = {}
+    piece = workload.count // (LIVES * TURNS)
+    lives: dict[str, list[Life]] = {}
     for life in range(LIVES):
         folder = Path(tempfile.mkdtemp(dir=scratch))
         folder.chmod(0o755)
         try:
-            _live(makes[:: -1 if life % 2 else 1], workload, folder, parts)
+            _live(makes[:: -1 if life % 2 else 1], replace(workload, count=piece), folder, lives)
         finally:
             shutil.rmtree(folder, ignore_errors=True)
     found = {}
-    for name, lives in parts.items():
-        rate = workload.count / LIVES * len(lives) / sum(seconds for seconds, _ in lives)
-        cpu = sum(sample.cpu_s_per_1000 for _, sample in lives) / len(lives)
-        found[name] = Sample(rate, cpu, max(sample.peak_mb for _, sample in lives))
+    for name, all_ in lives.items():
+        seconds, cpu, peak = zip(*all_, strict=True)
+        sent = piece * TURNS * LIVES
+        found[name] = Sample(sent / sum(seconds), sum(cpu) / sent * 1000, max(peak))
     return found
 
 
-def _live(makes: list[Make], workload: Workload, folder: Path, parts: dict[str, list[tuple[float, Sample]]]) -> None:
+# Seconds of load, seconds of processor time, MB at most.
+Life = tuple[float, float, float]
+
+
+def _live(makes: list[Make], workload: Workload, folder: Path, lives: dict[str, list[Life]]) -> None:
+    """One life of each peer; `workload` is that of one piece."""
     standing: list[Peer] = []
-    piece = workload.count // (LIVES * TURNS)
     try:
         for make in makes:
             peer = make()
@@ -93,13 +98,11 @@ def _live(makes: list[Make], workload: Workload, folder: Path, parts: dict[str, 
         for _ in range(TURNS):
             # Always in this order: whoever had two pieces running would be warm for the second.
             for peer in standing:
-                run = accept_run(
-                    peer, sessions=workload.sessions, count=piece, is_reused=workload.is_reused, size=workload.size
-                )
-                seconds[peer.name] += piece / run.rate
+                sessions, count = workload.sessions, workload.count
+                run = accept_run(peer, sessions=sessions, count=count, is_reused=workload.is_reused, size=workload.size)
+                seconds[peer.name] += count / run.rate
         for name, meter in meters.items():
-            cpu = meter.cpu_s() / (piece * TURNS) * 1000
-            parts.setdefault(name, []).append((seconds[name], Sample(0.0, cpu, meter.peak_mb())))
+            lives.setdefault(name, []).append((seconds[name], meter.cpu_s(), meter.peak_mb()))
     finally:
         for peer in standing:
             peer.stop()
