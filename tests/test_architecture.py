@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"smtp"},
     {"mail"},
-    {"clock", "places"},
+    {"clock", "places", "log"},
     {"watchdog"},
     {"options"},
     {"events", "queue", "dns"},

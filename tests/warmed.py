@@ -3,7 +3,6 @@
 import dns.asyncresolver
 import idna
 import psycopg_pool
-import structlog
 import typer.main
 import uvloop
 
@@ -14,7 +13,7 @@ import pillarbox.queue.postgres
 import pillarbox.queue.whole
 from pillarbox.cli.main import app
 
-__all__ = ["dns", "idna", "pillarbox", "psycopg_pool", "structlog", "uvloop"]
+__all__ = ["dns", "idna", "pillarbox", "psycopg_pool", "uvloop"]
 
 # The table of commands and options, made of the functions' annotations: a sixteenth of a second.
 _command = typer.main.get_command(app)

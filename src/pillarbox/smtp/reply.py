@@ -29,16 +29,19 @@ class Reply:
     `enhanced` is a string such as "5.7.1", or None. `lines` holds at least one line of text, without line ends.
     Raises ValueError for a code outside 200..599, a class digit that does not fit the code, and for CR, LF or other
     control characters in the text. Immutable.
+
+    `reason` is a word for log lines and metrics, never sent: `Reply(450, "4.7.1", "Try later", reason="greylisted")`.
     """
 
-    __slots__ = ("code", "enhanced", "lines", "wire")
+    __slots__ = ("code", "enhanced", "lines", "reason", "wire")
     code: int
     enhanced: str | None
     lines: tuple[str, ...]
+    reason: str
     # Its octets, once format_reply has made them.
     wire: bytes | None
 
-    def __init__(self, code: int, enhanced: str | None = None, *lines: str) -> None:
+    def __init__(self, code: int, enhanced: str | None = None, *lines: str, reason: str = "") -> None:
         if not isinstance(code, int) or not 200 <= code <= 599:
             raise ValueError(f"reply code {code!r}: give a number from 200 to 599")
         if enhanced is not None and not enhanced_fits(code, enhanced):
@@ -51,6 +54,7 @@ class Reply:
         _set_code(self, code)
         _set_enhanced(self, enhanced)
         _set_lines(self, lines or (_DEFAULT_TEXT.get(code, "OK" if code < 400 else "Error"),))
+        _set_reason(self, reason)
         _set_wire(self, None)
 
     @classmethod
@@ -60,15 +64,16 @@ class Reply:
         _set_code(reply, 250)
         _set_enhanced(reply, "2.0.0")
         _set_lines(reply, (text,))
+        _set_reason(reply, "")
         _set_wire(reply, b"250 2.0.0 %b\r\n" % text.encode())
         return reply
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a Reply does not change; make a new one instead of setting {name}")
 
-    def __reduce__(self) -> tuple[type[Reply], tuple[Any, ...]]:
+    def __reduce__(self) -> tuple[Any, tuple[Any, ...]]:
         # Copies and pickles are made anew, by the constructor.
-        return Reply, (self.code, self.enhanced, *self.lines)
+        return _remake, (self.reason, self.code, self.enhanced, *self.lines)
 
     @property
     def is_positive(self) -> bool:
@@ -108,9 +113,15 @@ class Reply:
 
 
 # The slots themselves: a Reply lets nobody set an attribute.
-_set_code, _set_enhanced, _set_lines, _set_wire = (
-    vars(Reply)[name].__set__ for name in ("code", "enhanced", "lines", "wire")
+_set_code, _set_enhanced, _set_lines, _set_reason, _set_wire = (
+    vars(Reply)[name].__set__ for name in ("code", "enhanced", "lines", "reason", "wire")
 )
+
+
+def _remake(reason: str, code: int, enhanced: str | None, *lines: str) -> Reply:
+    return Reply(code, enhanced, *lines, reason=reason)
+
+
 _DEFAULT_TEXT = {250: "OK", 354: "End data with <CR><LF>.<CR><LF>", 221: "Bye", 451: "Try again later"}
 
 
