@@ -23,11 +23,12 @@ def test_smtp_source_into_three_nodes(tmp_path: Path, database: str) -> None:
         nodes = [Daemon(tmp_path / name, *options) for name in "abc"]
         try:
             pillarbox("queue", "pause", "--queue", database)
-            wait_until(lambda: "paused" in nodes[2].pillarbox("list").stdout)
+            wait_until(lambda: "paused" in nodes[2].pillarbox("list").stderr)
             for one in nodes:
                 assert smtp_source(one.port, 100, "-s", "10").returncode == 0
-            listed = pillarbox("queue", "list", "--queue", database).stdout
-            assert "300 messages" in listed and "is paused" in listed
+            listed = pillarbox("queue", "list", "--queue", database)
+            assert len(listed.stdout.splitlines()) == 300
+            assert "300 messages" in listed.stderr and "is paused" in listed.stderr
             uid = nodes[0].queue("--limit", "1")[0]["uid"]
             assert "1 message held" in nodes[1].pillarbox("hold", uid).stdout
             assert (
@@ -62,7 +63,7 @@ def test_export_and_import_between_queues(tmp_path: Path, database: str) -> None
     back = tmp_path / "back"
     pillarbox("queue", "export", str(tmp_path / "again"), "--queue", database)
     pillarbox("queue", "import", str(tmp_path / "again"), f"--data-dir={back}")
-    assert "20 messages" in pillarbox("queue", "list", f"--data-dir={back}").stdout
+    assert "20 messages" in pillarbox("queue", "list", f"--data-dir={back}").stderr
 
 
 def test_what_is_wrong_is_said(tmp_path: Path, database: str) -> None:

@@ -131,7 +131,7 @@ def test_queue_commands_running_and_stopped(tmp_path: Path) -> None:
         assert "1 message released" in server.pillarbox("release", "--all").stdout
         assert "1 message due now" in server.pillarbox("retry", "--to", "r3@").stdout
         assert server.queue("--older-than", "1h") == [] and len(server.queue("--from", "a@b")) == 4
-        assert "queue is paused" in server.pillarbox("list").stdout
+        assert "queue is paused" in server.pillarbox("list").stderr
         shown = json.loads(server.pillarbox("show", uids[0], "--json").stdout)
         assert shown["subject"] == "Number 0" and shown["recipients"][0]["state"] == "queued"
         for arguments, code in (
@@ -157,13 +157,13 @@ def test_queue_commands_running_and_stopped(tmp_path: Path) -> None:
     assert "not running" in server.pillarbox("show", uids[0]).stdout
     server.pillarbox("resume")
     again = Daemon(tmp_path)
-    assert "paused" not in again.pillarbox("list").stdout
+    assert "paused" not in again.pillarbox("list").stderr
     again.pillarbox("pause")
     assert again.stop() == 0
     third = Daemon(tmp_path)
-    assert "paused" in third.pillarbox("list").stdout, "a pause outlives a restart"
+    assert "paused" in third.pillarbox("list").stderr, "a pause outlives a restart"
     assert "3 messages cancelled" in third.pillarbox("cancel", "--all").stdout
-    assert third.queue() == [] and "empty" in third.pillarbox("list").stdout
+    assert third.queue() == [] and "empty" in third.pillarbox("list").stderr
     done = pillarbox("serve", "--listen=127.0.0.1:0", f"--data-dir={third.data}", ok=False)
     assert done.returncode == 1 and "pid" in done.stderr, "one server per directory"
     assert third.stop() == 0

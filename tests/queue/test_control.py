@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 from pillarbox.errors import StoreError
-from pillarbox.queue.control import MAX_REQUEST_BYTES, ControlServer, StoppedSteering, ask, parse_query, perform
+from pillarbox.queue.control import MAX_REQUEST_BYTES, ControlServer, ask, parse_query, perform
 from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import Query
+from pillarbox.queue.stopped import StoppedSteering
 from tests.conftest import Client, run_async, serving
 from tests.queue.test_store_contract import NOW, accept, message
 

@@ -168,7 +168,18 @@ class SimStore:
         self.was_cut_off = False
         self._hands: dict[Lease, int] = {}
         self._doubtful: dict[Lease, tuple[int, int]] = {}
-        for name in ("get", "content", "search", "counts", "next_hops", "flag", "nodes", "health", "spool_names"):
+        for name in (
+            "get",
+            "content",
+            "search",
+            "count",
+            "counts",
+            "next_hops",
+            "flag",
+            "nodes",
+            "health",
+            "spool_names",
+        ):
             setattr(self, name, getattr(disk.db, name))
 
     def open(self) -> None:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import time
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import typer
 
 from ..errors import OptionError, StoreError
 from ..places import default_data_dir
-from ..queue.control import StoppedSteering, perform
+from ..queue.control import perform
+from ..queue.pages import list_queue, list_store
 from ..queue.shards import has_queue
 from ..queue.shared import open_postgres
+from ..queue.stopped import StoppedSteering
 from ..queue.whole import ask_queue
 
 DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")]
@@ -34,6 +38,20 @@ def ask(data_dir: str | None, url: str | None, request: dict[str, Any]) -> Any:
         if url and data_dir is None:
             return ask_shared(url, request)
         return ask_queue(folder_of(data_dir), request)
+    except ValueError as error:
+        raise OptionError(str(error)) from None
+
+
+def list_rows(data_dir: str | None, url: str | None, query: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yields the rows of the queue that is meant, page by page. Errors as in `ask`."""
+    try:
+        if not url or data_dir is not None:
+            yield from list_queue(folder_of(data_dir), query)
+            return
+        check_url(url)
+        with contextlib.closing(open_postgres(url)) as store:
+            store.open()
+            yield from list_store(store, query)
     except ValueError as error:
         raise OptionError(str(error)) from None
 

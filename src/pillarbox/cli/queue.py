@@ -6,15 +6,20 @@ A running server owns the queue's lock and is asked through its control socket; 
 from __future__ import annotations
 
 import json
+import sys
 import time
+from collections.abc import Iterable
 from typing import Annotated, Any
 
+import orjson
 import typer
 
+from ..daemon.logs import escape_controls
 from ..errors import OptionError, StoreError
+from ..queue.paused import is_next_hop
 from . import mailbox, sql
-from .place import DataDir, QueueUrl, ask
-from .tables import print_list, print_message
+from .place import DataDir, QueueUrl, ask, list_rows
+from .tables import print_list, print_message, print_notes
 
 queue_app = typer.Typer(no_args_is_help=True, help="Look into the queue and steer it.")
 
@@ -37,6 +42,8 @@ queue_app.command("export")(mailbox.export)
 queue_app.command("import")(mailbox.import_)
 queue_app.command("sql")(sql.sql)
 
+_TERMINAL_ROWS = 100
+_MOST_REASONS = 20
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -78,23 +85,67 @@ def list_(
     next_hop: NextHop = None,
     older_than: OlderThan = None,
     everything: Annotated[bool, typer.Option("--all", help="Finished messages, too.")] = False,
-    limit: Annotated[int | None, typer.Option("--limit", metavar="N", help="At most so many, oldest first.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", metavar="N", help="At most N messages, oldest first. [default: 100 on a terminal]"),
+    ] = None,
     data_dir: DataDir = None,
     queue: QueueUrl = None,
     as_json: Json = False,
 ) -> None:
-    """List messages, oldest first; only those that are not final, unless --all."""
+    """List messages, oldest first; only those that are not final, unless --all.
+
+    A pipe or a file gets one line per message, without a header; notes go to stderr. --json prints an array, one message
+    per line.
+    """
     query = _query(uids, state, sender, to, next_hop, older_than)
     if everything:
         query["is_all"] = True
-    if limit is not None:
-        query["limit"] = limit
-    rows = ask(data_dir, queue, {"verb": "list", "query": query})
+    if limit is None and sys.stdout.isatty() and not as_json:
+        limit = _TERMINAL_ROWS
+    rows = list_rows(data_dir, queue, query if limit is None else {**query, "limit": limit})
     if as_json:
-        print(json.dumps(rows, indent=2))
-    else:
-        status = ask(data_dir, queue, {"verb": "status"})
-        print_list(rows, status)
+        _print_array(rows)
+        return
+    status = ask(data_dir, queue, {"verb": "status"})
+    shown = print_list(rows, status)
+    total = shown
+    if shown == limit or not shown:
+        total = ask(data_dir, queue, {"verb": "count", "query": query})
+    elsewhere = None if total else _what_else(data_dir, queue, query)
+    print_notes(shown, total, status, elsewhere)
+
+
+def _print_array(rows: Iterable[dict[str, Any]]) -> None:
+    """Prints a JSON array as its rows arrive."""
+    before = "["
+    for row in rows:
+        print(before, orjson.dumps(row).decode(), sep="\n", end="")
+        before = ","
+    print("[]" if before == "[" else "\n]")
+
+
+def _what_else(data_dir: str | None, queue: str | None, query: dict[str, Any]) -> str:
+    """What to say where a list is empty: the queue is, or the filter matches no message."""
+
+    def count(fields: dict[str, Any]) -> int:
+        return int(ask(data_dir, queue, {"verb": "count", "query": fields}))
+
+    waiting = count({})
+    if not query.keys() - {"is_all"}:
+        finished = 0 if query else count({"is_all": True})
+        ended = f" {_messages(finished)} finished: --all shows them." if finished else ""
+        return f"The queue is empty.{ended}"
+    hint = ""
+    if (hop := query.get("next_hop")) and not is_next_hop(hop):
+        hint = f" A next hop is named with its kind, for example mx:{hop}."
+    elif not query.get("is_all") and count({**query, "is_all": True}):
+        hint = " Finished messages match: --all shows them."
+    return f"No message matches. {_messages(waiting)} in the queue.{hint}"
+
+
+def _messages(count: int) -> str:
+    return f"{count:,} message{'' if count == 1 else 's'}"
 
 
 @queue_app.command()
@@ -131,11 +182,19 @@ def _steer(
     else:
         print(f"{len(changed)} message{'' if len(changed) == 1 else 's'} {done}")
     missing = [uid for uid in query.get("uids", ()) if uid not in changed]
-    if missing or (not changed and not everything):
-        what = ", ".join(missing) or "nothing"
-        raise StoreError(
-            f"not {done}: {what} (unknown, final, or not in a state for it); see `pillarbox queue list --all`"
-        )
+    if missing:
+        raise StoreError("\n".join(f"not {done}: {_why_not(place, uid)}" for uid in missing[:_MOST_REASONS]))
+    if not changed and not everything:
+        raise StoreError(f"not {done}: no message matches the filter in a state that allows it; see `queue list`")
+
+
+def _why_not(place: tuple[str | None, str | None], uid: str) -> str:
+    row = ask(*place, {"verb": "show", "uid": uid})
+    if row is None:
+        return f"{uid}: no such message"
+    if row["state"] == "held":
+        return f"{uid} is held: `pillarbox queue release {uid}` comes first"
+    return f"{uid} is {row['state']}"
 
 
 def _steering_command(verb: str, done: str, help_text: str) -> None:
@@ -178,14 +237,14 @@ OneHop = Annotated[
 def pause(next_hop: OneHop = None, data_dir: DataDir = None, queue: QueueUrl = None) -> None:
     """Stop sending: what runs finishes; mail is accepted and kept, also over a restart, until `resume`."""
     _pause("pause", next_hop, data_dir, queue)
-    print(f"{next_hop or 'the queue'} is paused")
+    print(f"{escape_controls(next_hop or 'the queue')} is paused")
 
 
 @queue_app.command()
 def resume(next_hop: OneHop = None, data_dir: DataDir = None, queue: QueueUrl = None) -> None:
     """Send again; next hops that were paused by name are resumed by name."""
     _pause("resume", next_hop, data_dir, queue)
-    print(f"{next_hop or 'the queue'} is not paused any more")
+    print(f"{escape_controls(next_hop or 'the queue')} is resumed")
 
 
 def _pause(verb: str, next_hop: str | None, data_dir: str | None, queue: str | None) -> None:

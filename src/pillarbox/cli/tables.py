@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 from rich.console import Console
@@ -52,42 +54,90 @@ def _when(at: float | None, now: float) -> str:
     return f"in {age(at - now)}" if at > now + 1 else "now"
 
 
-def print_list(rows: list[dict[str, Any]], status: dict[str, Any]) -> None:
-    """One line a message, then what holds the queue up, if anything does."""
-    console, now = _console(), time.time()
-    if not rows:
-        console.print("The queue is empty.")
+_COLUMNS = ("UID", "STATE", "AGE", "SIZE", "FROM", "TO", "NEXT", "LAST REPLY")
+# The last column of a line in a pipe: a reply has up to 1,000 characters.
+_REPLY_CHARACTERS = 200
+
+
+def print_list(rows: Iterable[dict[str, Any]], status: dict[str, Any]) -> int:
+    """Prints one line per message and returns how many: a table on a terminal, padded text in a pipe as the rows arrive."""
+    now = time.time()
+    if sys.stdout.isatty():
+        return _print_table([_row(row, status, now) for row in rows])
+    count = 0
+    for count, row in enumerate(rows, 1):  # noqa: B007
+        uid, state, *cells, reply = _row(row, status, now)
+        print(
+            f"{uid:16} {state:9} {cells[0]:>4} {cells[1]:>8} {cells[2]} {cells[3]} {cells[4]:9} {reply[:_REPLY_CHARACTERS]}"
+        )
+    return count
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> int:
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in _COLUMNS:
+        # FROM, TO and LAST REPLY share what the narrow columns leave, each on one line.
+        is_wide = name in ("FROM", "TO", "LAST REPLY")
+        ratio = {"FROM": 3, "TO": 3, "LAST REPLY": 5}.get(name)
+        table.add_column(name, no_wrap=True, overflow="ellipsis" if is_wide else "fold", ratio=ratio)
+    for uid, state, *cells in rows:
+        table.add_row(uid, _state(state), *map(escape, cells))
+    if rows:
+        table.expand = True
+        _console().print(table)
+    return len(rows)
+
+
+def print_notes(shown: int, total: int, status: dict[str, Any], instead: str | None) -> None:
+    """Prints the total and what holds the queue up; to stderr where stdout is a pipe, which gets messages alone."""
+    console = Console(highlight=False, stderr=not sys.stdout.isatty(), soft_wrap=True)
+    if instead is not None:
+        console.print(escape(escape_controls(instead)))
+    elif shown == total:
+        console.print(f"{total:,} message{'' if total == 1 else 's'}")
     else:
-        table = Table(box=None, pad_edge=False, header_style="bold")
-        for name in ("UID", "STATE", "AGE", "SIZE", "FROM", "TO", "NEXT", "LAST REPLY"):
-            table.add_column(name, no_wrap=name in ("UID", "STATE", "AGE", "SIZE", "NEXT"), overflow="fold")
-        for row in rows:
-            table.add_row(*_row(row, now))
-        console.print(table)
-        console.print(f"{len(rows)} message{'' if len(rows) == 1 else 's'}")
+        console.print(f"{shown:,} of {total:,} messages; --limit shows more")
     if status.get("paused"):
         console.print("[yellow]The queue is paused: `pillarbox queue resume` goes on.[/yellow]")
-    elif rows and status.get("waiting_for"):
-        console.print(f"[yellow]Waiting: {_safe(status['waiting_for'])}[/yellow]")
+    elif total and status.get("waiting_for"):
+        reasons = str(status["waiting_for"])
+        more = " ... (`pillarbox top` shows all)" if len(reasons) > _REPLY_CHARACTERS else ""
+        console.print(f"[yellow]Waiting: {_safe(reasons[:_REPLY_CHARACTERS])}{more}[/yellow]")
 
 
-def _row(row: dict[str, Any], now: float) -> list[str]:
+def _row(row: dict[str, Any], status: dict[str, Any], now: float) -> tuple[str, ...]:
+    """The cells of one message, as text of one line each, without markup."""
     recipients = row["recipients"]
-    first = recipients[0] if recipients else {"address": "", "due_at": None, "last_reply": None}
-    to = _safe(first["address"]) + (f" (+{len(recipients) - 1})" if len(recipients) > 1 else "")
-    due = min((r["due_at"] for r in recipients if r["due_at"] is not None), default=None)
-    next_ = "sending" if any(r["in_flight"] for r in recipients) else _when(due, now)
-    reply = next((r["last_reply"] for r in recipients if r["last_reply"]), None)
-    return [
+    # A message is in the state that says most; the recipients in that state say why.
+    those = [r for r in recipients if r["state"] == row["state"]] or recipients
+    to = escape_controls(those[0]["address"]) if those else ""
+    if len(recipients) > 1:
+        to += f" (+{len(recipients) - 1})"
+    reply = next((r["last_reply"] for r in those if r["last_reply"]), None)
+    if reply and len(those) < len(recipients):
+        reply = f"({len(those)} of {len(recipients)}) {reply}"
+    return (
         row["uid"],
-        _state(row["state"]),
+        row["state"],
         age(now - row["received_at"]),
-        size(row["size_bytes"]),
-        _safe(row["reverse_path"] if row["reverse_path"] is not None else "<>"),
+        size(row["size_bytes"]).replace(" ", ""),
+        escape_controls(row["reverse_path"] if row["reverse_path"] is not None else "<>"),
         to,
-        next_,
-        _safe(reply or "-"),
-    ]
+        _next(recipients, status, now),
+        escape_controls(reply or "-"),
+    )
+
+
+def _next(recipients: list[dict[str, Any]], status: dict[str, Any], now: float) -> str:
+    """When the next recipient is tried: "sending", "paused", "in 5m", "now" or "-"."""
+    if any(r["in_flight"] for r in recipients):
+        return "sending"
+    waiting = [r for r in recipients if r["due_at"] is not None]
+    paused = set(status.get("paused_next_hops") or ())
+    free = [r for r in waiting if r["next_hop"] not in paused]
+    if waiting and (status.get("paused") or not free):
+        return "paused"
+    return _when(min((r["due_at"] for r in free), default=None), now)
 
 
 def print_message(row: dict[str, Any]) -> None:

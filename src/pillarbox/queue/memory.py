@@ -23,6 +23,7 @@ from .model import (
     Settled,
     Settlement,
     View,
+    first_page,
     matches,
 )
 
@@ -240,6 +241,7 @@ class MemoryStore:
             m.facts,
             [copy.copy(r) for r in m.recipients],
             finished_at=self._finished.get(m.key),
+            position=(m.received_at, m.key),
         )
 
     def content(self, uid: str) -> Content | None:
@@ -255,8 +257,11 @@ class MemoryStore:
 
     def search(self, query: Query) -> list[View]:
         """Oldest first."""
-        found = [v for v in map(self._view, self._messages.values()) if matches(query, v)]
-        return found[: query.limit]
+        return first_page(query, (v for v in map(self._view, self._messages.values()) if matches(query, v)))
+
+    def count(self, query: Query) -> int:
+        """See Reader."""
+        return sum(matches(query, view) for view in map(self._view, self._messages.values()))
 
     def change(self, action: Action, query: Query, now: float) -> list[str]:
         """Steers what the query means."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -125,9 +125,11 @@ class Action(Enum):
 
 @dataclass(slots=True)
 class Query:
-    """Which messages are meant; what is None does not narrow. Addresses match whole, or by `@domain`, or as a part.
+    """Selects messages; a field that is None does not narrow. An address matches in whole or in part, in any case.
 
-    `is_all` takes those in a final state, too. `older_than_s` counts from `now`.
+    `is_all` includes messages in a final state. `after` is the `View.position` of the last row of the previous page.
+    A search stops at `limit` messages, or behind the message that reaches `most_recipients` recipients in all, so that a
+    page has a bounded size.
     """
 
     uids: Sequence[str] = ()
@@ -138,6 +140,8 @@ class Query:
     received_before: float | None = None
     is_all: bool = False
     limit: int | None = None
+    after: tuple[float, int] | None = None
+    most_recipients: int | None = None
 
     @property
     def is_narrow(self) -> bool:
@@ -162,7 +166,10 @@ class Attempt:
 
 @dataclass(slots=True)
 class View:
-    """A message as people and programs look at it: no content, all recipients, and (from `get`) all attempts."""
+    """A message as people and programs look at it: no content, all recipients, and (from `get`) all attempts.
+
+    `position` is its place in the order of a search, oldest first: (received_at, the store's number).
+    """
 
     uid: str
     reverse_path: str | None
@@ -174,6 +181,7 @@ class View:
     recipients: list[Recipient]
     attempts: list[Attempt] = field(default_factory=list)
     finished_at: float | None = None
+    position: tuple[float, int] = (0.0, 0)
 
     @property
     def state(self) -> str:
@@ -226,8 +234,24 @@ def view_as_json(view: View) -> dict[str, Any]:
     }
 
 
+def first_page(query: Query, views: Iterable[View]) -> list[View]:
+    """Returns the views up to the bounds of `query` (`limit`, `most_recipients`)."""
+    page: list[View] = []
+    recipients = 0
+    for view in views:
+        if query.limit is not None and len(page) >= query.limit:
+            break
+        page.append(view)
+        recipients += len(view.recipients)
+        if query.most_recipients is not None and recipients >= query.most_recipients:
+            break
+    return page
+
+
 def matches(query: Query, view: View) -> bool:
     """The meaning of a Query, for stores without SQL."""
+    if query.after is not None and view.position <= query.after:
+        return False
     if query.uids and view.uid not in query.uids:
         return False
     if not query.is_all and not query.uids and query.state is None and view.finished_at is not None:

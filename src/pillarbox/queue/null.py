@@ -21,6 +21,7 @@ class NullStore:
         self.open, self.close, self.transaction = empty.open, empty.close, empty.transaction
         self.claim, self.renew, self.recover = empty.claim, empty.renew, empty.recover
         self.get, self.content, self.search, self.change = empty.get, empty.content, empty.search, empty.change
+        self.count = empty.count
         self.wake, self.counts, self.next_due = empty.wake, empty.counts, empty.next_due
         self.next_hops, self.nodes, self.health = empty.next_hops, empty.nodes, empty.health
         self.flag, self.set_flag, self.purge, self.spool_names = (

@@ -6,7 +6,13 @@ import json
 from collections.abc import Collection
 
 PAUSED = "paused"
+NEXT_HOP_KINDS = ("mx:", "relay:", "handler:")
 PAUSED_HOPS = "paused_next_hops"
+
+
+def is_next_hop(key: str) -> bool:
+    """True for the key of a next hop: `mx:DOMAIN`, `relay:HOST:PORT` or `handler:PATTERN`."""
+    return any(key.startswith(kind) and len(key) > len(kind) for kind in NEXT_HOP_KINDS)
 
 
 def parse_hops(flag: str | None) -> set[str]:

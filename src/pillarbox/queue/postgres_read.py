@@ -13,12 +13,14 @@ from typing import Any
 
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
-from .model import Attempt, Message, Query, Recipient, View
+from .model import Attempt, Message, Query, Recipient, View, first_page
 from .pgnode import SQL, Connection
 
 _log = logging.getLogger("pillarbox.queue")
 # The size of a piece of a content. What is no larger is held in memory, too.
 PIECE_BYTES = 256 * 1024
+# Messages whose recipients are fetched in one query.
+_TOGETHER = 50
 # So many that are due are looked through for one whose next hop is not skipped, before they are stepped over.
 WITHIN = 2000
 _COLUMNS = (
@@ -75,9 +77,15 @@ class PostgresReader:
         """Messages, oldest first, with all their recipients."""
         where, given = _conditions(query)
         limit = f" LIMIT {int(query.limit)}" if query.limit is not None else ""
-        return self._views(
-            self.rows(f"SELECT {_COLUMNS} FROM message m WHERE {where} ORDER BY received_at, id{limit}", given)
-        )
+        rows = self.rows(f"SELECT {_COLUMNS} FROM message m WHERE {where} ORDER BY received_at, id{limit}", given)
+        # The recipients of a few messages at a time: a page that is full early does not fetch those of the rest.
+        parts = (rows[first : first + _TOGETHER] for first in range(0, len(rows), _TOGETHER))
+        return first_page(query, (view for part in parts for view in self._views(part)))
+
+    def count(self, query: Query) -> int:
+        """Returns the number of messages that a query selects, whatever its limit."""
+        where, given = _conditions(query)
+        return int(self.rows(f"SELECT count(*) FROM message m WHERE {where}", given)[0][0])
 
     def ids(self, query: Query) -> list[tuple[int, str]]:
         """(id, uid) of what a query means."""
@@ -103,6 +111,7 @@ class PostgresReader:
                 facts,
                 recipients[key],
                 finished_at=finished_at,
+                position=(received_at, key),
             )
             for key, uid, reverse_path, size_bytes, received_at, expires_at, subject, facts, finished_at in rows
         ]
@@ -241,6 +250,9 @@ def _conditions(query: Query) -> tuple[str, dict[str, Any]]:
         given["uids"] = list(query.uids)
     elif not query.is_all and query.state is None:
         parts.append("NOT EXISTS (SELECT 1 FROM finished f WHERE f.message_id = m.id)")
+    if query.after is not None:
+        parts.append("(m.received_at, m.id) > (%(after_at)s, %(after_id)s)")
+        given |= {"after_at": query.after[0], "after_id": query.after[1]}
     if query.received_before is not None:
         parts.append("m.received_at < %(before)s")
         given["before"] = query.received_before

@@ -14,7 +14,7 @@ import apsw
 
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
-from .model import Attempt, Message, Query, Recipient, View
+from .model import Attempt, Message, Query, Recipient, View, first_page
 from .sql import named_queries
 
 SQL = named_queries("sqlite")
@@ -70,7 +70,12 @@ class SqliteReader:
         where, bindings = _conditions(query)
         limit = f" LIMIT {int(query.limit)}" if query.limit is not None else ""
         sql = f"SELECT {_COLUMNS} FROM message WHERE {where} ORDER BY id{limit}"
-        return [self._view(row) for row in list(self.rows(sql, bindings))]
+        return first_page(query, map(self._view, list(self.rows(sql, bindings))))
+
+    def count(self, query: Query) -> int:
+        """Returns the number of messages that a query selects, whatever its limit."""
+        where, bindings = _conditions(query)
+        return int(next(self.rows(f"SELECT count(*) FROM message WHERE {where}", bindings))[0])
 
     def ids(self, query: Query) -> list[tuple[int, str]]:
         """(id, uid) of what a query means."""
@@ -92,6 +97,7 @@ class SqliteReader:
             json.loads(facts),
             recipients,
             finished_at=finished_at,
+            position=(received_at, key),
         )
 
     def content(self, uid: str) -> Content | None:
@@ -214,6 +220,9 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
         add("uid IN (SELECT value FROM json_each(?))", json.dumps(list(query.uids)))
     elif not query.is_all and query.state is None:
         add("finished_at IS NULL")
+    if query.after is not None:
+        # Ids grow in the order of arrival.
+        add("id > ?", query.after[1])
     if query.received_before is not None:
         add("received_at < ?", query.received_before)
     if query.sender == "<>":

@@ -31,6 +31,9 @@ class Reader(Protocol):
     def search(self, query: Query) -> list[View]:
         """Messages, oldest first, with all their recipients, without attempts."""
 
+    def count(self, query: Query) -> int:
+        """Returns the number of messages that a query selects, whatever its limit."""
+
     def counts(self) -> dict[str, int]:
         """Recipients by state."""
 

@@ -20,12 +20,13 @@ import apsw
 from ..errors import StateError, StoreError, StoreLockedError
 from ..mail.content import Content
 from .commit import GroupCommit
-from .control import LiveSteering, Rows, StoppedSteering, Uids, ask, perform
+from .control import LiveSteering, Rows, Uids, ask, perform
 from .model import Action, Query, View
 from .paused import PAUSED, PAUSED_HOPS, parse_hops
 from .shards import database, find_shards, journal, spool_folder
 from .sqlite import SqliteStore
 from .sqlite_read import SqliteReader, connect
+from .stopped import StoppedSteering
 
 _log = logging.getLogger("pillarbox.queue")
 T = TypeVar("T")
@@ -139,6 +140,8 @@ def merge(request: dict[str, Any], answers: list[Any]) -> Any:
         return _merge_status(answers)
     if verb == "live":
         return _merge_live(answers)
+    if verb == "count":
+        return sum(answers)
     if verb in ("pause", "resume"):
         return None
     return [uid for uids in answers for uid in uids]
@@ -292,6 +295,16 @@ class WholeQueue:
         """Oldest first."""
         rows: Rows = await self._ask({"verb": "list", "query": _fields(query)})
         return rows
+
+    async def page(self, query: Query) -> dict[str, Any]:
+        """A page of this worker's shard, or of a shared queue; `queue.pages` merges the pages of several shards."""
+        page: dict[str, Any] = await self._own.page(query)
+        return page
+
+    async def count(self, query: Query) -> int:
+        """The number of messages that the query selects, in every shard."""
+        count: int = await self._ask({"verb": "count", "query": _fields(query)})
+        return count
 
     async def show(self, uid: str) -> dict[str, Any] | None:
         """One message, its attempts, and why it waits."""
