@@ -20,6 +20,7 @@ FLOORS: list[set[str]] = [
     {"mail"},
     {"clock", "places", "log"},
     {"watchdog"},
+    {"config"},
     {"options"},
     {"events", "queue", "dns"},
     {"server", "delivery", "plugins", "capture"},

@@ -25,7 +25,7 @@ BROKEN: dict[str, tuple[str, list[tuple[int, str, str]]]] = {
     "unknown key": ("# first\nhostnam = 'a.test'\n", [(2, "hostnam", "did you mean 'hostname'")]),
     "far from any key": ("zzzz = 1\n", [(1, "zzzz", "config init")]),
     "two at once": ("prot = 25\n\nmax_session = 1\n", [(1, "prot", "'port'"), (3, "max_session", "'max_sessions'")]),
-    "no number": ("max_sessions = 'many'\n", [(1, "max_sessions", "integer")]),
+    "no number": ("max_sessions = 'many'\n", [(1, "max_sessions", "whole number")]),
     "below its bound": ("\n\nmax_recipients = 5\n", [(3, "max_recipients", "100")]),
     "no TOML": ("hostname = mail.test\n", [(1, "hostname", "TOML")]),
     "no TOML, further down": ("port = 25\nlisten = [\n  'x'\nport2 = 1\n", [(4, "port2", "TOML")]),

@@ -6,11 +6,11 @@ Run by `make docs`; CI checks that what is committed is what the code says.
 from __future__ import annotations
 
 import dataclasses
-import re
 import sys
 from pathlib import Path
 from typing import Any
 
+from pillarbox.config.faults import kind_of
 from pillarbox.daemon.config import DaemonOptions
 from pillarbox.events.catalogue import CATALOGUE
 from pillarbox.options import Options
@@ -71,8 +71,7 @@ def option_rows(fields: dict[str, Any]) -> list[list[str]]:
     """A row for each option."""
     rows = []
     for name, field in fields.items():
-        kind = str(field.annotation) if not isinstance(field.annotation, type) else field.annotation.__name__
-        kind = re.sub(r"typing\.|collections\.abc\.", "", kind)
+        kind = kind_of(field)
         if field.default_factory is not None:
             default = {
                 "hostname": "the machine's full name",
@@ -89,7 +88,7 @@ def options_page() -> str:
     """Every option."""
     head = ["option", "type", "default", "meaning", "changed by"]
     return (
-        "# Options\n\nGenerated from `options.py` and `daemon/config.py` by `make docs`. Sizes in octets, times in seconds.\n\n"
+        "# Options\n\nGenerated from `options.py` and `daemon/config.py` by `make docs`. Sizes are octets, or a text such as `512kB`,\n`10MB` or `64MiB`; times are seconds, or a text such as `30s`, `5m`, `1h30m` or `4d`.\n\n"
         "These are keyword arguments of `MailServer(...)`, `MailServer.spawn(...)` and `MailServer.run(...)`, keys of `pillarbox.toml`\n"
         "(but `resolver`, which is an object), and environment variables (`PILLARBOX_MAX_SESSIONS=100`, lists with commas); `pillarbox\n"
         "serve --help` shows the flags. What a [reload](../guides/configuration.md) changes is in force for new sessions and connections.\n\n"

@@ -5,25 +5,30 @@ Must not build anything: it only judges what was given, and says what is wrong a
 
 from __future__ import annotations
 
-import difflib
 import ipaddress
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from . import __version__
+from .config.faults import fault_text, unknown_text
+from .config.units import Octets, PathText, Seconds, SecondsOrNone, interval_s, none_of
 from .errors import OptionError
 from .places import LOGIN_SCHEMES, TLS_SCHEMES, default_data_dir, default_hostname, parse_endpoint
 from .smtp.address import comparable_domain, is_address_literal, is_domain
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+# Booleans as text: what pydantic takes for the other options.
+_YES, _NO = ("true", "yes", "on", "1", "y", "t"), ("false", "no", "off", "0", "n", "f")
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
 class Options(BaseModel):
-    """All options. Sizes in octets, times in seconds. `model_fields` holds help and defaults for the documentation."""
+    """All options. Sizes in octets or as "10MB", times in seconds or as "5m".
+
+    `model_fields` holds help and defaults for the documentation.
+    """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True, allow_inf_nan=False)
 
@@ -42,8 +47,8 @@ class Options(BaseModel):
     )
     hostname: str = Field(default_factory=default_hostname, description="our name in greeting, Received and EHLO")
     version: str = Field(f"Pillarbox {__version__}", description="the text behind ESMTP in the greeting; empty: hidden")
-    tls_cert: str | None = Field(None, description="PEM file with the certificate chain; enables STARTTLS")
-    tls_key: str | None = Field(None, description="PEM file with the private key; default: the certificate's file")
+    tls_cert: PathText | None = Field(None, description="PEM file with the certificate chain; enables STARTTLS")
+    tls_key: PathText | None = Field(None, description="PEM file with the private key; default: the certificate's file")
 
     # ---- who may send what
     domains: list[str] = Field(
@@ -55,7 +60,7 @@ class Options(BaseModel):
     authenticator: Callable[..., Any] | None = Field(
         None, description="(username, password) -> bool or Account, plain or async: offers AUTH under TLS"
     )
-    auth_file: str | None = Field(
+    auth_file: PathText | None = Field(
         None, description="file of accounts made by `pillarbox passwd`: offers AUTH under TLS"
     )
     auth_in_clear: bool = Field(False, description="offer AUTH without TLS, too: passwords are readable; for test nets")
@@ -66,21 +71,23 @@ class Options(BaseModel):
         description="DNS list or lists, with weights (zone: 1.0); a client is refused when the sum reaches 1",
     )
     dnsbl_allow: list[str] = Field(default_factory=list, description="networks (CIDR) that no list is asked about")
-    dnsbl_time_out: float = Field(5.0, gt=0, description="a list that has not answered by then counts as clean")
+    dnsbl_time_out: Seconds = Field(5.0, gt=0, description="a list that has not answered by then counts as clean")
     sender_verify: Literal[False, "mail", "rcpt"] = Field(
         False, description="refuse senders whose domain takes no mail, at MAIL (true) or at each RCPT"
     )
     origin: bool = Field(False, description="strip the Received fields of every message, and add none")
 
     # ---- the queue
-    data_dir: str = Field(default_factory=default_data_dir, description="folder of the queue, the spool and the socket")
+    data_dir: PathText = Field(
+        default_factory=default_data_dir, description="folder of the queue, the spool and the socket"
+    )
     store: Literal["sqlite", "memory", "null"] = Field("sqlite", description="memory and null keep nothing: for tests")
     queue: str | None = Field(
         None,
         repr=False,
         description="a queue on PostgreSQL that many servers share: postgresql://USER@HOST/DATABASE; default: in data_dir",
     )
-    node_lease_s: float = Field(
+    node_lease_s: Seconds = Field(
         30.0,
         gt=0,
         description="with queue: so long after a server has died others have its mail, at the latest",
@@ -90,16 +97,16 @@ class Options(BaseModel):
         False, description="hold every message in the inbox, deliver none until it is released: for development"
     )
     capture_messages: int = Field(1000, ge=1, description="messages in that inbox at most; the oldest makes room")
-    retry_first_s: float = Field(300.0, gt=0, description="pause after the first failed attempt")
-    retry_longest_s: float = Field(4 * 3600.0, gt=0, description="longest pause between two attempts")
-    expire_s: float = Field(4 * 86400.0, gt=0, description="a message is given up after this, and bounced")
-    delay_notice_s: float | None = Field(None, gt=0, description="tell the sender of a delay after this; None: never")
-    history_s: float = Field(7 * 86400.0, ge=0, description="how long finished messages stay in `queue list --all`")
+    retry_first_s: Seconds = Field(300.0, gt=0, description="pause after the first failed attempt")
+    retry_longest_s: Seconds = Field(4 * 3600.0, gt=0, description="longest pause between two attempts")
+    expire_s: Seconds = Field(4 * 86400.0, gt=0, description="a message is given up after this, and bounced")
+    delay_notice_s: SecondsOrNone = Field(None, gt=0, description="tell the sender of a delay after this; None: never")
+    history_s: Seconds = Field(7 * 86400.0, ge=0, description="how long finished messages stay in `queue list --all`")
     history_messages: int = Field(10_000, ge=0, description="how many finished messages stay there at most")
-    reserve_bytes: int = Field(
+    reserve_bytes: Octets = Field(
         64 << 20, ge=0, description="MAIL is refused (452) while the queue's disk has less room than this; 0: never"
     )
-    spool_above_bytes: int = Field(128 * 1024, ge=0, description="content beyond this is streamed to a file")
+    spool_above_bytes: Octets = Field(128 * 1024, ge=0, description="content beyond this is streamed to a file")
 
     # ---- relaying
     relay: list[str] = Field(
@@ -113,11 +120,13 @@ class Options(BaseModel):
     relay_tls: Literal["none", "may", "encrypt", "verify"] | None = Field(
         None, description="TLS to the smart host; default: verify with relay_user, else may"
     )
-    relay_ca: str | None = Field(None, description="PEM file of CAs that the smart host's certificate may come from")
+    relay_ca: PathText | None = Field(
+        None, description="PEM file of CAs that the smart host's certificate may come from"
+    )
     relay_auth_in_clear: bool = Field(
         False, description="allow AUTH at the smart host without TLS: the password is readable"
     )
-    time_out: float | None = Field(
+    time_out: SecondsOrNone = Field(
         None, gt=0, description="ceiling of every step of sending; None: RFC 5321 section 4.5.3.2"
     )
     maxrelay: int = Field(100, ge=1, description="outgoing connections at once")
@@ -143,16 +152,18 @@ class Options(BaseModel):
     resolver: Any = Field(None, description="an object of the Resolver protocol, instead of nameservers")
 
     # ---- bounds of the receiving side
-    max_size_bytes: int = Field(64 << 20, ge=1024, description="largest message")
+    max_size_bytes: Octets = Field(64 << 20, ge=1024, description="largest message")
     max_recipients: int = Field(1000, ge=100, description="recipients of one message (RFC 5321: 100 or more)")
-    max_line_bytes: int = Field(2048, ge=512, description="longest command line")
-    max_header_bytes: int = Field(128 * 1024, ge=1024, le=128 * 1024, description="largest header section")
+    max_line_bytes: Octets = Field(2048, ge=512, description="longest command line")
+    max_header_bytes: Octets = Field(128 * 1024, ge=1024, le=128 * 1024, description="largest header section")
     max_sessions: int = Field(10_000, ge=1, description="sessions at once")
     max_sessions_per_peer: int = Field(50, ge=1, description="sessions at once of one IPv4 address or IPv6 /64")
     max_errors: int = Field(20, ge=1, description="refused commands of one session, then 421")
     max_junk: int = Field(100, ge=1, description="NOOP, RSET, VRFY and the like between two messages, then 421")
-    client_time_out: float = Field(300.0, gt=0, description="seconds for a command, and between two pieces of content")
-    min_rate_bytes_s: int = Field(100, ge=0, description="content must come at this rate on average; 0: no bound")
+    client_time_out: Seconds = Field(
+        300.0, gt=0, description="seconds for a command, and between two pieces of content"
+    )
+    min_rate_bytes_s: Octets = Field(100, ge=0, description="content must come at this rate on average; 0: no bound")
     bare_line_ends: Literal["refuse", "normalise"] = Field("refuse", description="content with a bare CR or LF")
     bare_lf_commands: Literal["refuse", "accept"] = Field("refuse", description="command lines that end in LF alone")
     local_parts: bool = Field(
@@ -210,8 +221,9 @@ class Options(BaseModel):
     @field_validator("sender_verify", mode="before")
     @classmethod
     def _check_sender_verify(cls, value: Any) -> Any:
-        known = {True: "mail", "true": "mail", "false": False, None: False}
-        return known.get(value, value) if isinstance(value, bool | str | None) else value
+        known: dict[Any, Any] = {True: "mail", None: False, **dict.fromkeys(_YES, "mail"), **dict.fromkeys(_NO, False)}
+        word = value.lower() if isinstance(value, str) else value
+        return known.get(word, value) if isinstance(word, bool | str | None) else value
 
     @field_validator("dnsbl", mode="before")
     @classmethod
@@ -229,6 +241,11 @@ class Options(BaseModel):
             if not isinstance(weight, (int, float)) or isinstance(weight, bool) or not weight > 0:
                 raise ValueError(f"{zone}: the weight {weight!r} is not a number above 0")
         return value
+
+    @field_validator("rate_per_next_hop", mode="before")
+    @classmethod
+    def _check_none(cls, value: Any) -> Any:
+        return none_of(value)
 
     @field_validator("rate_per_next_hop")
     @classmethod
@@ -365,19 +382,6 @@ class Options(BaseModel):
         ]
 
 
-_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-def interval_s(rate: str) -> float:
-    """Seconds between two events at a rate such as "600/m". ValueError says what is wrong with it."""
-    found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*([smhd])\s*", rate)
-    if found is None or int(found[1]) == 0:
-        raise ValueError(
-            "a rate is a number of messages, at least 1, and a unit of time: 10/s, 600/m, 5000/h or 20000/d"
-        )
-    return _UNITS_S[found[2]] / int(found[1])
-
-
 def _is_network(text: str) -> bool:
     try:
         ipaddress.ip_network(text, strict=False)
@@ -406,25 +410,31 @@ def parse_nameserver(text: str) -> tuple[str, int]:
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
-    """Options from keyword arguments. Raises OptionError with a line for each fault: option, value, what is allowed."""
+    """Options from keyword arguments. Raises OptionError with a line for each fault: option, value, expected form."""
     try:
         return Options(**given)
     except ValidationError as error:
-        raise OptionError("; ".join(_explain(fault) for fault in error.errors())) from None
+        texts = dict.fromkeys(_explain(fault, given) for fault in error.errors())
+        raise OptionError("; ".join(texts)) from None
 
 
-def _explain(fault: Any) -> str:
-    path = ".".join(str(part) for part in fault["loc"][:1]) or "options"
-    if fault["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(path, Options.model_fields, 1)
-        return f"option {path!r} is not known" + (f"; did you mean {near[0]!r}?" if near else "")
+# Options of the daemon alone, by name: daemon/config.py has them. A program that gives one learns where it belongs.
+DAEMON_ALONE = frozenset(
+    (
+        "workers", "admin", "admin_hosts", "user", "grace_s", "log_level", "log_format", "relay_pass_file", "python_path",
+    )
+)  # fmt: skip
+SECRETS = frozenset(("relay_pass", "queue"))
+
+
+def _explain(fault: Any, given: Mapping[str, Any]) -> str:
     if not fault["loc"]:
         return "; ".join(str(fault["msg"]).removeprefix("Value error, ").splitlines())
-    text = str(fault["msg"]).removeprefix("Value error, ")
-    secret = path in ("relay_pass", "queue")
-    given = "***" if secret else repr(fault["input"])
-    return f"option {path!r}: {_hidden(given) if path in ('relay', 'listen') else given} is not allowed: {text}"
-
-
-def _hidden(text: str) -> str:
-    return re.sub(r"(//)[^'\"]*@", r"\1***@", text)
+    name = str(fault["loc"][0])
+    if fault["type"] != "extra_forbidden":
+        return fault_text(fault, Options.model_fields[name], given[name], is_secret=name in SECRETS)
+    if name in DAEMON_ALONE:
+        return (
+            f"option {name!r} is one of the daemon: `pillarbox serve` and pillarbox.toml take it, MailServer does not"
+        )
+    return unknown_text("option", name, Options.model_fields)

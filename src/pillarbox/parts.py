@@ -15,6 +15,7 @@ from typing import Any
 
 from .capture.inbox import CAPTURED, Inbox
 from .clock import Clock, UidSource
+from .config.units import interval_s
 from .delivery.bounce import BounceMaker
 from .delivery.client import ClientSettings
 from .delivery.handlers import Handlers
@@ -26,7 +27,7 @@ from .delivery.tlspolicy import TlsPolicy, client_context
 from .dns import CachingResolver, DnsResolver, Resolver
 from .events.dispatch import Dispatcher
 from .events.pipeline import SIMPLE
-from .options import Options, interval_s, parse_networks
+from .options import Options, parse_networks
 from .places import Slot
 from .plugins.dnsbl import DnsblPlugin
 from .plugins.sender_verify import SenderVerifyPlugin

@@ -122,19 +122,15 @@ def serve(
     maxrelay: Annotated[
         int | None, typer.Option(metavar="N", help="Outgoing connections at once. [default: 100]")
     ] = None,
-    max_size: Annotated[int | None, typer.Option(metavar="OCTETS", help="Largest message. [default: 64 MiB]")] = None,
+    max_size: Annotated[str | None, typer.Option(metavar="SIZE", help="Largest message. [default: 64MiB]")] = None,
     max_sessions: Annotated[int | None, typer.Option(metavar="N", help="Sessions at once. [default: 10000]")] = None,
     retry_first: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Pause after the first try. [default: 300]")
+        str | None, typer.Option(metavar="TIME", help="Pause after the first try: 90s, 5m. [default: 5m]")
     ] = None,
-    retry_longest: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Longest pause. [default: 14400]")
-    ] = None,
-    expire: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Give up after this. [default: 4 days]")
-    ] = None,
+    retry_longest: Annotated[str | None, typer.Option(metavar="TIME", help="Longest pause. [default: 4h]")] = None,
+    expire: Annotated[str | None, typer.Option(metavar="TIME", help="Give up after this. [default: 4d]")] = None,
     delay_notice: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="Tell senders of a delay after this.")
+        str | None, typer.Option(metavar="TIME", help="Tell senders of a delay after this.")
     ] = None,
     bare_line_ends: Annotated[
         str | None, typer.Option(metavar="POLICY", help="refuse or normalise bare CR and LF in content.")
@@ -156,9 +152,7 @@ def serve(
         str | None,
         typer.Option(metavar="USER[:GROUP]", help="Become this user once the ports are bound (start as root)."),
     ] = None,
-    grace: Annotated[
-        float | None, typer.Option(metavar="SECONDS", help="How long SIGTERM lets running work go on.")
-    ] = None,
+    grace: Annotated[str | None, typer.Option(metavar="TIME", help="How long SIGTERM lets running work go on.")] = None,
     log_level: Annotated[str | None, typer.Option(metavar="LEVEL", help=", ".join(LEVELS))] = None,
 ) -> None:
     """Run the server until SIGTERM or Ctrl-C. Prints a line with the address once it listens."""

@@ -6,19 +6,20 @@ not build a server: `loading.py` finds the objects that the file names.
 
 from __future__ import annotations
 
-import difflib
 import os
 import re
 import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from ..config.faults import fault_text, unknown_text
+from ..config.units import PathText, Seconds
 from ..errors import OptionError
-from ..options import Options
+from ..options import SECRETS, Options
 from ..places import hide_password, parse_endpoint
 from .tomllines import key_lines
 
@@ -28,7 +29,6 @@ ENVIRONMENT = "PILLARBOX_"
 NAMED = ("plugins", "handlers", "authenticator")
 # Objects of a program; a file has none.
 _NOT_IN_FILES = ("resolver",)
-SECRETS = frozenset(("relay_pass", "queue"))
 # Options that are files of the operator's: relative to the configuration file.
 PATHS = frozenset(("tls_cert", "tls_key", "auth_file", "relay_ca", "relay_pass_file", "data_dir"))
 
@@ -48,7 +48,10 @@ class DaemonOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    workers: int | Literal["auto"] = Field(1, ge=1, le=64, description="worker processes; auto: one for each processor")
+    # The bounds belong to the number: pydantic cannot apply them to the word.
+    workers: Annotated[int, Field(ge=1, le=64)] | Literal["auto"] = Field(
+        1, description="worker processes; auto: one for each processor"
+    )
     admin: str | None = Field(
         None,
         description="HOST:PORT of the admin API and dashboard, or off; default: 127.0.0.1:8025, or a free port if that is taken",
@@ -56,7 +59,7 @@ class DaemonOptions(BaseModel):
     user: str | None = Field(
         None, description="USER or USER:GROUP to become once the ports are bound, for a start as root"
     )
-    grace_s: float = Field(30.0, ge=0, description="how long SIGTERM lets running work go on")
+    grace_s: Seconds = Field(30.0, ge=0, description="how long SIGTERM lets running work go on")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="JSON lines or text for people; auto: text on a terminal"
@@ -66,14 +69,19 @@ class DaemonOptions(BaseModel):
         default_factory=list, description="names by which the admin API is called, beside its address and hostname"
     )
 
+    @field_validator("admin_hosts", "python_path", mode="before")
+    @classmethod
+    def _listed(cls, value: Any) -> Any:
+        return [value] if isinstance(value, (str, os.PathLike)) else value
+
     @field_validator("admin")
     @classmethod
     def _check_admin(cls, value: str | None) -> str | None:
         admin_address(value)
         return value
 
-    relay_pass_file: str | None = Field(None, description="file whose first line is the password for relay_user")
-    python_path: list[str] = Field(
+    relay_pass_file: PathText | None = Field(None, description="file whose first line is the password for relay_user")
+    python_path: list[PathText] = Field(
         default_factory=list, description="folders where plugins and handlers are looked for"
     )
 
@@ -171,12 +179,33 @@ def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Setti
     for name, field_info in known_keys().items():
         variable = ENVIRONMENT + name.upper()
         text = environment.get(variable)
-        if text is None or name in ("plugins", "handlers", "options"):
-            continue
-        kinds = (field_info.annotation, *get_args(field_info.annotation))
-        is_list = any(get_origin(kind) is list for kind in kinds)
-        value = [word.strip() for word in text.split(",") if word.strip()] if is_list or name == "dnsbl" else text
-        yield name, Setting(value, f"environment {variable}")
+        if text is not None and name not in _TABLES:
+            yield name, Setting(_environment_value(name, field_info.annotation, text), f"environment {variable}")
+
+
+# Tables of objects: only a file has them.
+_TABLES = ("plugins", "handlers")
+
+
+def _environment_value(name: str, annotation: Any, text: str) -> Any:
+    """A list from words with commas, None from nothing, a table from words with "="; any other text as it is."""
+    kinds = (annotation, *get_args(annotation))
+    words = [word.strip() for word in text.split(",") if word.strip()]
+    if name == "options":
+        return {word.partition("=")[0].strip(): word.partition("=")[2].strip() or "true" for word in words}
+    if name == "dnsbl":
+        pairs = [word.rpartition("=") if "=" in word else (word, "=", "1") for word in words]
+        return {zone.strip(): _number(weight) for zone, _, weight in pairs}
+    if any(get_origin(kind) is list for kind in kinds):
+        return words
+    return None if not text.strip() and type(None) in kinds else text
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
 
 
 def _of_file(path: str, faults: list[Fault]) -> Iterator[tuple[str, Setting]]:
@@ -200,7 +229,9 @@ def _of_file(path: str, faults: list[Fault]) -> Iterator[tuple[str, Setting]]:
     for key, value in found.items():
         place = f"{path}:{lines.get((key,), 1)}"
         if key not in known:
-            faults.append(Fault(place, _unknown("option", key, known)))
+            faults.append(
+                Fault(place, unknown_text("option", key, known, "`pillarbox config init -` shows all that there are"))
+            )
         elif key in ("plugins", "handlers"):
             yield key, Setting([_Entry(one, *_lines_of(lines, key, n)) for n, one in enumerate(_list(value))], place)
         else:
@@ -264,12 +295,6 @@ def _toml_fault(path: str, text: str, message: str) -> Fault:
 # ----------------------------------------------------------------------- judging
 
 
-def _unknown(what: str, key: str, known: Mapping[str, Any]) -> str:
-    near = difflib.get_close_matches(key, known, 1)
-    hint = f"did you mean {near[0]!r}?" if near else "`pillarbox config init -` shows all that there are"
-    return f"{what} {key!r} is not known; {hint}"
-
-
 def _judge(config: Config, faults: list[Fault]) -> None:
     """Types and bounds of every option, by the models that have them."""
     given: dict[str, Any] = {name: setting.value for name, setting in config.settings.items()}
@@ -280,8 +305,6 @@ def _judge(config: Config, faults: list[Fault]) -> None:
         # Whatever it is: there is one. loading.py finds it.
         given["authenticator"] = bool
     _outrank(config, given, faults)
-    if isinstance(ours.get("workers"), str) and ours["workers"].isdigit():
-        ours["workers"] = int(ours["workers"])
     try:
         config.daemon = DaemonOptions(**ours)
     except ValidationError as error:
@@ -322,23 +345,18 @@ def _faults_of(config: Config, error: ValidationError) -> list[Fault]:
     for one in error.errors():
         path = one["loc"]
         key = str(path[0]) if path else ""
-        text = str(one["msg"]).removeprefix("Value error, ")
         if not key:
-            for words in text.splitlines():
+            for words in str(one["msg"]).removeprefix("Value error, ").splitlines():
                 # About several options together: it stands where the first of them is that the file has.
                 named = [name for name in re.findall(r"\w+", words) if name in config.settings]
                 found[words] = Fault(config.place(named[0]) if named else "", words)
             continue
-        shown = "***" if key in SECRETS else repr(_plain(one["input"]))
-        if key in ("relay", "listen"):
-            shown = re.sub(r"(//)[^'\"]*@", r"\1***@", shown)
         # Of the alternatives of a union one line is enough.
-        found.setdefault(key, Fault(config.place(key), f"option {key!r}: {shown} is not allowed: {text}"))
+        setting = config.settings.get(key)
+        shown = one["input"] if setting is None else setting.value
+        text = fault_text(one, known_keys()[key], shown, is_secret=key in SECRETS)
+        found.setdefault(key, Fault(config.place(key), text))
     return list(found.values())
-
-
-def _plain(value: Any) -> Any:
-    return value if len(repr(value)) < 200 else f"{repr(value)[:200]}..."
 
 
 def _take_secret(path: str | None, config: Config, given: dict[str, Any], faults: list[Fault]) -> None:

@@ -1,0 +1,1 @@
+"""How options are written: units, paths, and the texts that say what is wrong with one."""
