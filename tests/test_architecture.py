@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"smtp"},
     {"mail"},
-    {"clock", "places", "log"},
+    {"clock", "nameservers", "places", "log"},
     {"watchdog"},
     {"config"},
     {"options"},

@@ -16,6 +16,7 @@ from enum import Enum
 from typing import Any, Protocol
 
 from .clock import Clock
+from .nameservers import RESOLV_CONF, SystemNameservers, failure_reason, new_resolver
 from .options import parse_nameserver
 from .smtp.address import comparable_domain
 
@@ -63,25 +64,19 @@ class Resolver(Protocol):
 
 
 class DnsResolver:
-    """Asks real nameservers: those of the system, or `nameservers` (ADDRESS[:PORT], [IPV6]:PORT)."""
+    """Asks real nameservers: `nameservers` (ADDRESS[:PORT], [IPV6]:PORT), or those that resolv.conf names at the time."""
 
-    def __init__(self, nameservers: Sequence[str] = (), time_out_s: float = TIME_OUT_S) -> None:
-        import dns.asyncresolver
-        import dns.nameserver
-        import dns.resolver
-
-        try:
-            resolver = dns.asyncresolver.Resolver(configure=not nameservers)
-        except dns.resolver.NoResolverConfiguration as error:
-            _log.error("no nameservers: %s; see the option nameservers", error)
-            resolver = dns.asyncresolver.Resolver(configure=False)
+    def __init__(
+        self, nameservers: Sequence[str] = (), time_out_s: float = TIME_OUT_S, resolv_conf: str = RESOLV_CONF
+    ) -> None:
+        self._system: SystemNameservers | None = None
         if nameservers:
-            resolver.nameservers = [dns.nameserver.Do53Nameserver(*parse_nameserver(text)) for text in nameservers]
-        resolver.lifetime = time_out_s
-        resolver.timeout = min(3.0, time_out_s)
-        # No search list: a name is what it says.
-        resolver.search = []
-        self._resolver = resolver
+            import dns.nameserver
+
+            given = [dns.nameserver.Do53Nameserver(*parse_nameserver(text)) for text in nameservers]
+            self._fixed = new_resolver(given, time_out_s)
+        else:
+            self._system = SystemNameservers(time_out_s, resolv_conf)
 
     async def resolve(self, name: str, kind: str) -> Answer:
         """See Resolver."""
@@ -93,13 +88,16 @@ class DnsResolver:
             asked = dns.name.from_text(name)
         except (dns.exception.DNSException, UnicodeError, ValueError) as error:
             # What cannot be asked for does not exist.
-            return Answer(Status.NO_NAME, reason=_reason(error))
+            return Answer(Status.NO_NAME, reason=failure_reason(error))
+        resolver = self._fixed if self._system is None else self._system.current()
         try:
-            found = await self._resolver.resolve(asked, kind, raise_on_no_answer=False, search=False)
+            found = await resolver.resolve(asked, kind, raise_on_no_answer=False, search=False)
         except dns.resolver.NXDOMAIN as error:
             return Answer(Status.NO_NAME, ttl_s=_negative_ttl(error.kwargs.get("responses")))
         except (dns.exception.DNSException, OSError, ValueError) as error:
-            return Answer(Status.FAILED, reason=_reason(error))
+            if self._system is not None:
+                self._system.failed()
+            return Answer(Status.FAILED, reason=failure_reason(error))
         if found.rrset is None:
             ttl = _negative_ttl({name: found.response})
             return Answer(Status.NO_DATA, ttl_s=ttl, canonical=_canonical(found, name))
@@ -118,10 +116,6 @@ def _record(kind: str, data: Any) -> Any:
     if kind == "TXT":
         return b"".join(data.strings).decode("utf-8", "replace")
     return data.to_text().rstrip(".").lower()
-
-
-def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:300]
 
 
 def _negative_ttl(responses: Any) -> float:
@@ -176,7 +170,7 @@ class CachingResolver:
             if isinstance(error, asyncio.CancelledError) and task is not None and task.cancelling():
                 raise
             _log.warning("the resolver failed on %s %s: %r", *key, error)
-            answer = Answer(Status.FAILED, reason=_reason(error))
+            answer = Answer(Status.FAILED, reason=failure_reason(error))
         ttl = answer.ttl_s
         if answer.status is Status.FAILED:
             ttl = FAILURE_S

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from ..dns import Answer, Resolver, Status
+from ..nameservers import bounded
 from ..options import Network
 from ..smtp.address import parse_address_literal
 from ..smtp.reply import Reply
@@ -199,5 +200,4 @@ def _is_name(host: str) -> bool:
 
 
 def _failed(domain: str, reason: str) -> Reply:
-    printable = "".join(c if c.isprintable() else "?" for c in reason)[:200]
-    return Reply(451, "4.4.3", f"The nameservers give no answer for {domain}: {printable or 'time-out'}")
+    return Reply(451, "4.4.3", f"DNS look-up of {domain} failed: {bounded(reason) or 'no answer in time'}")
