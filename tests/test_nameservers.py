@@ -142,7 +142,7 @@ def test_name_that_cannot_be_asked_for_is_explained(name: str, text: str) -> Non
 def test_reasons_are_one_bounded_line_without_class_names() -> None:
     long = ValueError("no\n\tanswer " * 60)
     text = failure_reason(long)
-    assert len(text) <= 165 and text.endswith("answer ...") and text.isprintable()
+    assert len(text) <= 165 and text.endswith(" ...") and text.isprintable()
     assert failure_reason(dns.exception.FormError()) == "the nameserver's answer cannot be read"
     assert failure_reason(TimeoutError()) == "no answer in time"
     assert failure_reason(ConnectionRefusedError(111, "Connection refused")) == "Connection refused"

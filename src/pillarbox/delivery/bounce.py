@@ -58,7 +58,7 @@ class BounceMaker:
                 None,
                 [EnvelopeRecipient(to, notify=("NEVER",))],
                 "7BIT" if octets.isascii() else "8BITMIME",
-                is_smtputf8=not to.isascii(),
+                is_smtputf8=dsn.is_global_report(to),
             ),
             Content(octets),
             now,

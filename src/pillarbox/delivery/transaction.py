@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from ..queue.work import Result, Work
+from ..smtp.address import ascii_mailbox
 from ..smtp.client import ClientProtocol, Outcome, Recipient, Stage, Transaction
-from ..smtp.extension import format_xtext
+from ..smtp.extension import format_utf8_xtext, format_xtext
 from ..smtp.reply import Reply
 
 # Asking a member for its value goes through a property.
@@ -25,11 +26,13 @@ def build_transaction(work: Work, smtp: ClientProtocol) -> Transaction | Reply:
             words.append("BODY=8BITMIME")
         elif not all(piece.isascii() for piece in content.chunks()):
             return _NEEDS_8BIT
-    if envelope.is_smtputf8:
-        if "SMTPUTF8" in has:
-            words.append("SMTPUTF8")
-        elif _needs_utf8(work):
-            return _NEEDS_UTF8
+    # A domain goes in A-labels where SMTPUTF8 is missing; a local-part and header fields have no such form.
+    has_utf8_local_part = not all(ascii_mailbox(address).isascii() for address in _addresses(work))
+    is_utf8 = "SMTPUTF8" in has and (envelope.is_smtputf8 or has_utf8_local_part)
+    if is_utf8:
+        words.append("SMTPUTF8")
+    elif has_utf8_local_part or (envelope.is_smtputf8 and not content.header_section.isascii()):
+        return _NEEDS_UTF8
     has_dsn = "DSN" in has
     if has_dsn:
         if envelope.ret:
@@ -38,25 +41,33 @@ def build_transaction(work: Work, smtp: ClientProtocol) -> Transaction | Reply:
             words.append(f"ENVID={format_xtext(envelope.envid)}")
     recipients = []
     for r in work.recipients:
-        recipients.append(Recipient(r.address, _rcpt_words(r.notify, r.orcpt) if has_dsn else ()))
+        address = r.address if is_utf8 else ascii_mailbox(r.address)
+        recipients.append(Recipient(address, _rcpt_words(r.notify, r.orcpt, is_utf8=is_utf8) if has_dsn else ()))
     size, is_plain = content.size_bytes, content.is_plain
     # The very octets that were judged, whoever may change the content meanwhile.
     octets = (content.prefix,) if is_plain else content.chunks()
-    return Transaction(envelope.reverse_path, recipients, octets, tuple(words), work, size, is_plain)
+    reverse_path = envelope.reverse_path
+    if reverse_path is not None and not is_utf8:
+        reverse_path = ascii_mailbox(reverse_path)
+    return Transaction(reverse_path, recipients, octets, tuple(words), work, size, is_plain)
 
 
-def _needs_utf8(work: Work) -> bool:
-    addresses = [work.message.envelope.reverse_path or "", *(r.address for r in work.recipients)]
-    return not all(address.isascii() for address in addresses) or not work.message.content.header_section.isascii()
+def _addresses(work: Work) -> list[str]:
+    return [work.message.envelope.reverse_path or "", *(r.address for r in work.recipients)]
 
 
-def _rcpt_words(notify: tuple[str, ...], orcpt: str | None) -> tuple[str, ...]:
+def _rcpt_words(notify: tuple[str, ...], orcpt: str | None, *, is_utf8: bool) -> tuple[str, ...]:
     words = []
     if notify:
         words.append(f"NOTIFY={','.join(notify)}")
     if orcpt:
         kind, _, address = orcpt.partition(";")
-        words.append(f"ORCPT={kind};{address if kind.lower() == 'utf-8' else format_xtext(address)}")
+        if kind.lower() != "utf-8":
+            address = format_xtext(address)
+        elif not is_utf8:
+            # RFC 6533 section 3: without SMTPUTF8 only the form in ASCII may stand here.
+            address = format_utf8_xtext(address)
+        words.append(f"ORCPT={kind};{address}")
     return tuple(words)
 
 

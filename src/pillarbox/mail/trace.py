@@ -7,6 +7,7 @@ import re
 from email.utils import formatdate
 from functools import lru_cache
 
+from ..smtp.address import ascii_mailbox, comparable_domain
 from . import headers
 from .content import Content
 
@@ -46,6 +47,10 @@ def received_from(helo: str, peer_host: str, by: str, protocol: str, tls: str = 
     peer = f"IPv6:{peer_host}" if ":" in peer_host else peer_host
     # Judged by the grammar of EHLO already; the structure of this field must hold whatever a plugin put there.
     helo = helo if not _UNSAFE.search(helo) else "unknown"
+    if not helo.isascii():
+        # In A-labels: a field in UTF-8 would keep the message from every server without SMTPUTF8.
+        name = comparable_domain(helo)
+        helo = name if name.isascii() else "unknown"
     source = f"{helo} ([{peer}])" if peer else helo
     using = f"\r\n\t(using {tls})" if tls else ""
     return f"Received: from {source}{using}\r\n\tby {by} with {protocol} id "
@@ -56,7 +61,7 @@ def format_received(common: str, uid: str, recipient: str | None, unix_s: float)
 
     The recipient is named only where there is one, so that no blind copy is given away.
     """
-    to = f"\r\n\tfor <{recipient}>" if recipient else ""
+    to = f"\r\n\tfor <{ascii_mailbox(recipient)}>" if recipient else ""
     return f"{common}{uid}{to};\r\n\t{format_date(unix_s)}\r\n".encode()
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import email.policy
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from email.message import Message as EmailMessageBase
@@ -18,7 +19,7 @@ from ..errors import OptionError
 from ..mail import headers, trace
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
-from ..smtp.address import parse_mailbox
+from ..smtp.address import ascii_mailbox, comparable_domain, parse_mailbox
 from ..smtp.framing import normalise_lines
 from .model import Message
 from .spool import Spool
@@ -27,6 +28,11 @@ from .spool import Spool
 _ALIASES = {"from": "reverse_path", "rcpt": "recipients", "msg": "content"}
 _KEYS = ("reverse_path", "recipients", "content", "uid", "ts", "hold")
 _MAX_UID = 64
+_ADDRESS_FIELDS = (
+    "From", "Sender", "To", "Cc", "Bcc", "Reply-To", "Resent-From", "Resent-Sender", "Resent-To", "Resent-Cc", "Resent-Bcc",
+)  # fmt: skip
+# An "@" and a domain with a letter that is not ASCII.
+_UTF8_DOMAIN = re.compile(r"@[A-Za-z0-9.-]*[^\x00-\x7f][^\x00-,/:-@\[-`{-\x7f]*")
 _READ_BYTES = 256 * 1024
 
 
@@ -60,7 +66,8 @@ def parse_enqueue(given: Mapping[str, Any] | None, keywords: Mapping[str, Any]) 
             raise OptionError(f"enqueue: key {key!r} is missing")
     reverse_path = _reverse_path(fields["reverse_path"])
     recipients = _recipients(fields["recipients"])
-    is_utf8 = not all(address.isascii() for address in [reverse_path or "", *recipients])
+    # A domain has an ASCII form; a local-part has none.
+    is_utf8 = not all(ascii_mailbox(address).isascii() for address in [reverse_path or "", *recipients])
     envelope = Envelope(reverse_path, [EnvelopeRecipient(address) for address in recipients], is_smtputf8=is_utf8)
     return Enqueued(
         envelope,
@@ -95,11 +102,28 @@ def _recipients(value: Any) -> list[str]:
 
 
 def message_octets(message: EmailMessageBase) -> bytes:
-    """A message as it is sent; fields with addresses that are not ASCII stand as they are (RFC 6532), others encoded."""
-    fields = ("From", "Sender", "To", "Cc", "Bcc", "Reply-To", "Resent-From", "Resent-To", "Resent-Cc", "Resent-Bcc")
-    texts = [str(text) for name in fields for text in message.get_all(name, [])]
-    is_utf8 = any(not address.isascii() for _, address in getaddresses(texts))
-    return message.as_bytes(policy=email.policy.SMTP.clone(utf8=is_utf8))
+    """Returns a message as it is sent.
+
+    Domains in its address fields become A-labels. Fields stand in UTF-8 (RFC 6532) if a local-part is not ASCII; else text
+    that is not ASCII is encoded (RFC 2047).
+    """
+    texts = [str(text) for name in _ADDRESS_FIELDS for text in message.get_all(name, [])]
+    is_utf8 = any(not ascii_mailbox(address).isascii() for _, address in getaddresses(texts))
+    return message.as_bytes(policy=_OutgoingPolicy(utf8=is_utf8, linesep="\r\n"))
+
+
+class _OutgoingPolicy(email.policy.EmailPolicy):
+    """Writes the domains of address fields in A-labels: encoded words (RFC 2047) may not stand within an address."""
+
+    def fold_binary(self, name: str, value: Any) -> bytes:
+        """See email.policy."""
+        if name.title() in _ADDRESS_FIELDS and not str(value).isascii():
+            value = self.header_factory(name, _UTF8_DOMAIN.sub(lambda found: _a_labels(found[0]), str(value)))
+        return super().fold_binary(name, value)
+
+
+def _a_labels(domain: str) -> str:
+    return "@" + comparable_domain(domain[1:])
 
 
 def _source(value: Any) -> Any:

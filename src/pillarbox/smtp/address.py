@@ -80,6 +80,18 @@ def _a_label(label: str) -> str:
     return "xn--" + label.lower().encode("punycode").decode("ascii")
 
 
+def ascii_mailbox(address: str) -> str:
+    """The address with its domain in A-labels, if that makes all of it ASCII; else the address as it is.
+
+    Servers without SMTPUTF8 take the first form (RFC 5890 section 2.3.2.1); a local-part has no ASCII form.
+    """
+    if address.isascii():
+        return address
+    local_part, _, domain = address.rpartition("@")
+    name = comparable_domain(domain)
+    return f"{local_part}@{name}" if local_part.isascii() and name.isascii() else address
+
+
 def comparable_mailbox(address: str) -> str:
     """The form in which two addresses are compared: local-part in NFC as written, domain as `comparable_domain`."""
     local_part, _, domain = address.rpartition("@")

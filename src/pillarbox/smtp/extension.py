@@ -89,6 +89,11 @@ def format_xtext(text: str) -> str:
     return "".join(c if "!" <= c <= "~" and c not in "+=" else f"+{ord(c):02X}" for c in text)
 
 
+def format_utf8_xtext(text: str, escaped: str = "") -> str:
+    """utf-8-addr-xtext (RFC 6533 section 3): what is not printable ASCII, and the characters of `escaped`, as \\x{HEX}."""
+    return "".join(c if "!" <= c <= "~" and c not in escaped else f"\\x{{{ord(c):X}}}" for c in text)
+
+
 def _parse_envid(value: str | None) -> str:
     # RFC 3461 section 4.4: at most 100 octets as written.
     text = parse_xtext(value) if value and len(value) <= 100 else None
