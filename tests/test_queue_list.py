@@ -145,6 +145,14 @@ def test_steering_that_changes_nothing_names_the_reason(tmp_path: Path) -> None:
     assert done.returncode == 1 and "no message matches the filter" in done.stderr
 
 
+def test_show_content_prints_the_octets_of_a_message(tmp_path: Path) -> None:
+    fill(tmp_path, 1)
+    folder = f"--data-dir={tmp_path}"
+    assert pillarbox("queue", "show", "U0000000", "--content", folder).stdout == "Subject: x\n\nx\n"
+    done = pillarbox("queue", "show", "NOTHERE", "--content", folder, ok=False)
+    assert done.returncode == 1 and "no such message" in done.stderr
+
+
 @pytest.mark.alone
 def test_large_queue_is_listed_in_pages_without_stalling_the_server(tmp_path: Path) -> None:
     """100,000 messages: the first line within 2 s; neither side holds the list; no session waits 50 ms for the listing."""

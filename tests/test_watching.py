@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import io
 import json
 import select
 import subprocess
 from pathlib import Path
 
+import pytest
+from rich.console import Console
+
+from pillarbox.cli import top
 from tests.conftest import free_port
 from tests.daemon import PILLARBOX, Daemon, pillarbox, sink, wait_until
 from tests.test_workers import send
@@ -18,12 +23,33 @@ def test_top_shows_what_goes_on(tmp_path: Path) -> None:
         send(daemon.port, "a@c.test", 3)
         wait_until(lambda: daemon.queue("--state=delivered") and len(daemon.queue("--state=delivered")) == 3)
         text = pillarbox("top", "--count=2", "--interval=0.2", folder).stdout
-        assert f"relay:127.0.0.1:{port}" in text and "delivered 3" in text and "SESSION" in text
+        assert f"relay:127.0.0.1:{port}" in text and "history: 3 finished" in text and "SESSION" in text
         daemon.pillarbox("pause")
         assert "paused" in pillarbox("top", "--count=1", folder).stdout
     for where in (folder, f"--data-dir={tmp_path / 'nothing'}"):
         done = pillarbox("top", "--count=1", where, ok=False)
         assert done.returncode == 1 and "start `pillarbox serve`" in done.stderr
+
+
+def page(width: int, *hops: dict[str, object]) -> list[str]:
+    """The lines of `pillarbox top` on a terminal of that width."""
+    live = {"counters": {}, "sessions": [], "lanes": list(hops)}
+    status = {"paused": False, "in_hand": 0, "recipients": {"deferred": 12, "delivered": 9}, "live": live}
+    out = io.StringIO()
+    Console(file=out, width=width, highlight=False).print(top._page(status, {}, "/var/lib/x", width, 40))
+    return out.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 110, 200])
+@pytest.mark.parametrize("hop", ["mx:down.test", "mx:" + "a" * 60 + "." + "b" * 60 + "." + "c" * 56 + ".test"])
+def test_top_shows_the_numbers_of_a_next_hop_whatever_its_name_and_reason(width: int, hop: str) -> None:
+    reason = f"{hop} is in back-off, next try in 34 s; last: 451 4.4.1 Connection to {hop} timed out" * 3
+    lane = {"next_hop": hop, "state": "down", "waiting": 4711, "busy": 17, "connections": 3, "reason": reason}
+    lines = page(width, lane, {**lane, "next_hop": "mx:well.test", "state": "busy", "reason": None})
+    for name in ("mx:a" if len(hop) > 20 else hop, "mx:well.test"):
+        row = next(line for line in lines if line.startswith(name))
+        assert all(text in row.split() for text in ("4711", "17", "3")) and len(row) <= width, row
+    assert any("deferred 12" in line and "history: 9 finished" in line for line in lines)
 
 
 def test_events_come_as_they_happen(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from .places import LOGIN_SCHEMES
 from .plugins.dnsbl import DnsblPlugin
 from .plugins.sender_verify import SenderVerifyPlugin
 from .plugins.simple import RelayRule, may_send_as
-from .queue.model import ACTIVE
+from .queue.model import ACTIVE, Query
 from .smtp.command import Command, Grammar, parse_command
 from .smtp.reply import Reply
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 _BUILT_IN = ("simple", "greeting", "dnsbl", "sender_verify")
 _GRAMMAR = Grammar(is_strict=False)
+_LAST_OUTCOMES = 3
 # Verdicts of a step that end the story, the first of them tells the reason.
 DECIDING = ("refuses", "defers", "bounces", "holds", "waits")
 
@@ -56,9 +57,9 @@ class Story:
     def ended(self, **more: Any) -> dict[str, Any]:
         """As JSON."""
         step = self.deciding
-        verdict, reason = (
-            (step["verdict"], f"{step['rule']}: {step['text']}") if step else ("delivers", "nothing is in the way")
-        )
+        may_differ = any(one["rule"] == "plugins" for one in self.steps)
+        fine = "no rule is in the way, unless a plugin decides otherwise" if may_differ else "no rule is in the way"
+        verdict, reason = (step["verdict"], f"{step['rule']}: {step['text']}") if step else ("delivers", fine)
         return {**more, "verdict": verdict, "reason": reason, "reply": self.reply, "steps": self.steps}
 
 
@@ -120,6 +121,7 @@ class Explainer:
         if self._parts.options.capture:
             story.tell("capture", "holds", "every message stays in the inbox until it is released")
         self._limits(story, route["next_hop"])
+        await self._history(story, address)
         return story.ended(asked=asked, route=route)
 
     def _syntax(self, story: Story, sender: str | None, recipient: str) -> str | None:
@@ -290,10 +292,24 @@ class Explainer:
         if next_hop in parts.lanes.paused:
             story.tell("queue", "holds", f"{next_hop} is paused: pillarbox queue resume --next-hop {next_hop}")
         for lane in parts.lanes.describe():
-            if lane["next_hop"] == next_hop and lane["state"] in ("down", "probing"):
+            if lane["next_hop"] != next_hop:
+                continue
+            if lane["reason"]:
+                # Back-off, or the rate limit.
                 story.tell("next hop", "waits", str(lane["reason"]))
-            elif lane["next_hop"] == next_hop:
+            else:
                 story.tell("next hop", "notes", f"{lane['connections']} connections, {lane['waiting']} messages wait")
+
+    async def _history(self, story: Story, address: str) -> None:
+        """The last outcomes of this recipient, which no rule foresees."""
+        if not self._parts.scheduler.is_running:
+            return
+        query = Query(recipient=address, is_all=True, limit=_LAST_OUTCOMES, is_newest_first=True)
+        for view in await self._parts.commit.read(lambda reader: reader.search(query)):
+            for r in view.recipients:
+                if r.address == address and r.last_reply:
+                    at = _moment(view.received_at)
+                    story.tell("history", "notes", f"{view.uid}, received {at}: {r.state}, {r.last_reply}")
 
     # ------------------------------------------------------------ a queued message
 
@@ -320,7 +336,9 @@ class Explainer:
         state = found["state"]
         for attempt in attempts:
             story.tell("attempt", "notes", _attempt_text(attempt))
-        if not attempts:
+        if not attempts and found["last_reply"] and state in ACTIVE:
+            story.tell("attempt", "notes", f"not tried itself; its next hop failed: {_reply_and_stage(found)}")
+        elif not attempts:
             story.tell("attempt", "notes", "it has not been tried yet")
         route = None
         if state == "held":
@@ -333,7 +351,11 @@ class Explainer:
                 f"{state}: {found['last_reply'] or 'no reply'}",
             )
         elif found["in_flight"]:
-            story.tell("queue", "passes", f"it is being sent now to {found['next_hop']}")
+            self._limits(story, found["next_hop"])
+            if story.deciding is None:
+                story.tell(
+                    "queue", "passes", f"it is with {found['next_hop']}: being sent, or waiting for a connection"
+                )
         else:
             route = await self._waiting(story, found, is_running=is_running)
         step = story.deciding
@@ -359,6 +381,11 @@ class Explainer:
     async def _waiting(self, story: Story, found: dict[str, Any], *, is_running: bool) -> dict[str, Any]:
         if not is_running:
             story.tell("server", "waits", "it does not run: start `pillarbox serve`")
+            if found["next_hop"] and not self._parts.options.relay:
+                # The options of the server that stopped are not known here.
+                text = f"queued for {found['next_hop']}; --config FILE shows the route that a configuration gives"
+                story.tell("route", "notes", text)
+                return {"next_hop": found["next_hop"], "kind": "queued", "servers": [], "tls": None}
         dry = Story()
         route = await self._route(dry, found["address"], with_probe=False)
         self._limits(dry, route["next_hop"])
@@ -368,7 +395,7 @@ class Explainer:
             story.tell("last attempt", "waits", f"{_last(found)}; the next is at {at}")
         elif found["due_at"] is not None and found["due_at"] > self._parts.clock.time() + 1:
             story.tell("queue", "waits", f"its first attempt is at {_moment(found['due_at'])}")
-        else:
+        elif route["next_hop"] is not None:
             story.tell("queue", "waits", f"for a free connection to {route['next_hop']}")
         story.steps += [step for step in dry.steps if step["verdict"] not in ("holds", "waits", "bounces")]
         return route
@@ -401,9 +428,13 @@ def _attempt_text(attempt: dict[str, Any]) -> str:
     return f"{_moment(attempt['at'])} {attempt['outcome']}{where}{stage}: {attempt['reply'] or 'no reply'}"
 
 
-def _last(found: dict[str, Any]) -> str:
+def _reply_and_stage(found: dict[str, Any]) -> str:
     stage = f" at {found['last_stage']}" if found["last_stage"] else ""
-    return f"{found['last_reply'] or 'no reply'}{stage} (attempt {found['attempts']})"
+    return f"{found['last_reply'] or 'no reply'}{stage}"
+
+
+def _last(found: dict[str, Any]) -> str:
+    return f"{_reply_and_stage(found)} (attempt {found['attempts']})"
 
 
 def _moment(at: float | None) -> str:

@@ -27,6 +27,20 @@ def test_search_after_a_position_continues_behind_it(store: Any) -> None:  # noq
     assert [view.uid for view in first + second + third] == ["U0", "U1", "U2", "U3", "U4"]
 
 
+def test_search_newest_first_continues_behind_a_position(store: Any) -> None:  # noqa: F811
+    accept(store, *(message(f"U{n}", at=NOW + n // 2) for n in range(4)))
+    first = store.search(Query(limit=3, is_newest_first=True))
+    second = store.search(Query(limit=3, is_newest_first=True, after=first[-1].position))
+    assert [view.uid for view in first + second] == ["U3", "U2", "U1", "U0"]
+
+
+def test_next_hops_give_no_due_time_for_what_is_leased(store: Any) -> None:  # noqa: F811
+    accept(store, message("A", "x@d.test"))
+    with store.transaction():
+        store.claim(1, NOW + 1, NOW + 3600, 1 << 20)
+    assert [row[3] for row in store.next_hops(10)] == [None]
+
+
 def test_search_stops_behind_the_message_that_reaches_the_bound_of_recipients(store: Any) -> None:  # noqa: F811
     accept(store, *(message(f"U{n}", *(f"r{m}@d.test" for m in range(3))) for n in range(4)))
     assert [view.uid for view in store.search(Query(most_recipients=4))] == ["U0", "U1"]

@@ -17,7 +17,7 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from email.utils import getaddresses, parseaddr
 from typing import Annotated, Any, BinaryIO
 
@@ -25,6 +25,7 @@ import typer
 
 from ..client import field_texts
 from ..clock import SystemClock, UidSource
+from ..daemon.logs import escape_controls
 from ..errors import DuplicateUidError, OptionError, PillarboxError, StoreError, StoreLockedError
 from ..mail.content import Content
 from ..places import default_data_dir, default_hostname
@@ -219,7 +220,7 @@ def _restore_running(folder: str, told: dict[str, Any], octets: bytes) -> None:
 # ------------------------------------------------------------------------------ export
 
 
-def _stored(folder: str, query: Any) -> Iterator[tuple[View, Content, Any]]:
+def _stored(folder: str, query: Any) -> Generator[tuple[View, Content, Any], None, None]:
     if not os.path.isdir(folder) or not find_shards(folder):
         raise StoreError(f"there is no queue in {folder}: name its folder with --data-dir")
     catch_up(folder)
@@ -236,7 +237,23 @@ def _stored(folder: str, query: Any) -> Iterator[tuple[View, Content, Any]]:
             connection.close()
 
 
-def _shared(url: str, query: Any) -> Iterator[tuple[View, Content, Any]]:
+def print_content(uid: str, data_dir: str | None, queue: str | None) -> None:
+    """Writes the octets of one queued message to stdout; on a terminal its control characters are escaped."""
+    query = parse_query({"uids": [uid], "is_all": True})
+    sources = _shared(queue, query) if queue and data_dir is None else _stored(data_dir or default_data_dir(), query)
+    with contextlib.closing(sources):
+        for _, content, _ in sources:
+            for piece in content.chunks():
+                if not sys.stdout.isatty():
+                    sys.stdout.buffer.write(piece)
+                    continue
+                for line in piece.decode("utf-8", "replace").splitlines(keepends=True):
+                    print(escape_controls(line.rstrip("\r\n")), end="\n" if line.endswith("\n") else "")
+            return
+    raise StoreError(f"no content of {uid}: no such message, or it is finished")
+
+
+def _shared(url: str, query: Any) -> Generator[tuple[View, Content, Any], None, None]:
     check_url(url)
     store = open_postgres(url)
     store.open()

@@ -151,11 +151,19 @@ def _messages(count: int) -> str:
 @queue_app.command()
 def show(
     uid: Annotated[str, typer.Argument(help="Queue id.")],
+    with_content: Annotated[
+        bool, typer.Option("--content", help="Print the message itself, as it is in the queue.")
+    ] = False,
     data_dir: DataDir = None,
     queue: QueueUrl = None,
     as_json: Json = False,
 ) -> None:
     """Show one message: recipients, attempts, last replies, and why it still waits."""
+    if with_content:
+        if as_json:
+            raise OptionError("--content and --json are both given: expected one of them")
+        mailbox.print_content(uid, data_dir, queue)
+        return
     found = ask(data_dir, queue, {"verb": "show", "uid": uid})
     if found is None:
         raise StoreError(f"no message {uid}: `pillarbox queue list --all` shows what there is")

@@ -20,6 +20,7 @@ from ..queue.shards import has_queue
 from ..queue.whole import ask_queue
 from .tables import age, size
 
+WAITING = ("queued", "deferred", "held")
 _RATES = ("accepted", "delivered", "deferred", "bounced", "refused", "sessions", "commits")
 _STYLES = {"down": "red", "probing": "yellow", "busy": "green"}
 
@@ -39,7 +40,9 @@ def top(
             while True:
                 status, now = _look(folder), time.monotonic()
                 counters = status["live"]["counters"]
-                live.update(_page(status, _rates(before, now, counters), folder, console.height), refresh=True)
+                live.update(
+                    _page(status, _rates(before, now, counters), folder, console.width, console.height), refresh=True
+                )
                 before = (now, counters)
                 seen += 1
                 if seen == count:
@@ -68,7 +71,7 @@ def _rates(before: tuple[float, dict[str, Any]] | None, now: float, counters: di
     return {name: max(0, counters.get(name, 0) - before[1].get(name, 0)) / seconds for name in _RATES}
 
 
-def _page(status: dict[str, Any], rates: dict[str, float], folder: str, height: int) -> Group:
+def _page(status: dict[str, Any], rates: dict[str, float], folder: str, width: int, height: int) -> Group:
     live = status["live"]
     counters = live["counters"]
     head = Text.assemble(
@@ -82,31 +85,53 @@ def _page(status: dict[str, Any], rates: dict[str, float], folder: str, height: 
         flow.add_column(name, justify="right" if name else "left")
     flow.add_row("a second", *(f"{rates[name]:.1f}" if rates else "-" for name in _RATES))
     flow.add_row("since start", *(str(counters.get(name, 0)) for name in _RATES))
-    states = "  ".join(f"{state} {count}" for state, count in status["recipients"].items()) or "empty"
+    counts = status["recipients"]
+    states = "  ".join(f"{state} {counts[state]:,}" for state in WAITING if counts.get(state)) or "empty"
+    # What is final stays for a while as history: it is not in the queue.
+    ended = sum(count for state, count in counts.items() if state not in WAITING)
     room = max(5, (height - 14) // 2)
     return Group(
-        head, "", flow, "", Text(f"queue (recipients): {states}"), "", _lanes(live, room), "", _sessions(live, room)
+        head,
+        "",
+        flow,
+        "",
+        Text(f"queue (recipients): {states}    history: {ended:,} finished"),
+        "",
+        _lanes(live, room, width),
+        "",
+        _sessions(live, room, width),
     )
 
 
-def _lanes(live: dict[str, Any], room: int) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("NEXT HOP", "STATE", "WAITING", "SENDING", "CONNECTIONS", "WHY IT WAITS"):
-        table.add_column(
-            name, justify="right" if name in ("WAITING", "SENDING", "CONNECTIONS") else "left", no_wrap=True
-        )
+def _lanes(live: dict[str, Any], room: int, width: int) -> Table:
+    """The numbers always show: the reason gives way first, then the middle of a long name."""
+    table = Table(box=None, pad_edge=False, header_style="bold", width=width)
+    for name in ("NEXT HOP", "STATE", "WAITING", "SENDING", "CONN"):
+        table.add_column(name, justify="left" if name in ("NEXT HOP", "STATE") else "right", no_wrap=True)
+    table.add_column("WHY IT WAITS", ratio=1, no_wrap=True, overflow="ellipsis")
+    # The other columns take 36 characters; a reason of 20 is still of use.
+    most = max(20, min(50, width - 36 - 20))
     lanes = sorted(live["lanes"], key=lambda lane: -(lane["waiting"] + lane["busy"] + lane["connections"]))
     for lane in lanes[:room]:
         state = Text("paused" if lane.get("paused") else lane["state"], _STYLES.get(lane["state"], ""))
         numbers = (str(lane[name]) for name in ("waiting", "busy", "connections"))
-        table.add_row(_plain(lane["next_hop"] or "none"), state, *numbers, _plain(lane["reason"] or ""))
+        table.add_row(_plain(_middle(lane["next_hop"] or "none", most)), state, *numbers, _plain(lane["reason"] or ""))
     if len(lanes) > room:
         table.add_row(Text(f"and {len(lanes) - room} more", "dim"))
     return table
 
 
-def _sessions(live: dict[str, Any], room: int) -> Table:
+def _middle(text: object, most: int) -> str:
+    """Shortens text in its middle, where names of next hops differ least."""
+    shown = escape_controls(str(text))
+    if len(shown) <= most:
+        return shown
+    return f"{shown[: (most - 1) // 2]}…{shown[-(most // 2) :]}"
+
+
+def _sessions(live: dict[str, Any], room: int, width: int) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
+    most = max(12, (width - 60) // 2)
     for name in ("SESSION", "PEER", "HELO", "USER", "STATE", "AGE", "CONTENT"):
         table.add_column(name, no_wrap=True)
     sessions = live["sessions"]
@@ -114,8 +139,8 @@ def _sessions(live: dict[str, Any], room: int) -> Table:
         table.add_row(
             _plain(one["session"]),
             _plain(one["peer"]),
-            _plain(one["helo"]),
-            _plain(one["user"] or ""),
+            _plain(_middle(one["helo"], most)),
+            _plain(_middle(one["user"] or "", most)),
             str(one["state"]),
             age(float(one["seconds"])),
             size(int(one["content_bytes"])),

@@ -42,6 +42,7 @@ _QUERY_FIELDS = {
     "limit": int,
     "after": list,
     "most_recipients": int,
+    "is_newest_first": bool,
 }
 # A page of the list: about 700 KB of JSON, built and encoded in some 20 ms.
 PAGE_ROWS = 500

@@ -257,7 +257,8 @@ class MemoryStore:
 
     def search(self, query: Query) -> list[View]:
         """Oldest first."""
-        return first_page(query, (v for v in map(self._view, self._messages.values()) if matches(query, v)))
+        messages = reversed(self._messages.values()) if query.is_newest_first else self._messages.values()
+        return first_page(query, (v for v in map(self._view, messages) if matches(query, v)))
 
     def count(self, query: Query) -> int:
         """See Reader."""
@@ -309,7 +310,7 @@ class MemoryStore:
             for r in message.recipients:
                 if r.state not in FINAL:
                     due = found.setdefault((r.next_hop or "", r.state), [])
-                    due.append(r.due_at if r.due_at is not None else float("inf"))
+                    due.append(float("inf") if r.due_at is None or r.is_leased else r.due_at)
         rows = [
             (hop, state, len(due), min(due) if min(due) < float("inf") else None) for (hop, state), due in found.items()
         ]

@@ -129,7 +129,7 @@ class Query:
 
     `is_all` includes messages in a final state. `after` is the `View.position` of the last row of the previous page.
     A search stops at `limit` messages, or behind the message that reaches `most_recipients` recipients in all, so that a
-    page has a bounded size.
+    page has a bounded size. `is_newest_first` turns the order around, for `after` as well.
     """
 
     uids: Sequence[str] = ()
@@ -142,6 +142,7 @@ class Query:
     limit: int | None = None
     after: tuple[float, int] | None = None
     most_recipients: int | None = None
+    is_newest_first: bool = False
 
     @property
     def is_narrow(self) -> bool:
@@ -250,8 +251,10 @@ def first_page(query: Query, views: Iterable[View]) -> list[View]:
 
 def matches(query: Query, view: View) -> bool:
     """The meaning of a Query, for stores without SQL."""
-    if query.after is not None and view.position <= query.after:
-        return False
+    if query.after is not None:
+        is_behind = view.position < query.after if query.is_newest_first else view.position > query.after
+        if not is_behind:
+            return False
     if query.uids and view.uid not in query.uids:
         return False
     if not query.is_all and not query.uids and query.state is None and view.finished_at is not None:

@@ -77,7 +77,8 @@ class PostgresReader:
         """Messages, oldest first, with all their recipients."""
         where, given = _conditions(query)
         limit = f" LIMIT {int(query.limit)}" if query.limit is not None else ""
-        rows = self.rows(f"SELECT {_COLUMNS} FROM message m WHERE {where} ORDER BY received_at, id{limit}", given)
+        order = "received_at DESC, id DESC" if query.is_newest_first else "received_at, id"
+        rows = self.rows(f"SELECT {_COLUMNS} FROM message m WHERE {where} ORDER BY {order}{limit}", given)
         # The recipients of a few messages at a time: a page that is full early does not fetch those of the rest.
         parts = (rows[first : first + _TOGETHER] for first in range(0, len(rows), _TOGETHER))
         return first_page(query, (view for part in parts for view in self._views(part)))
@@ -251,7 +252,8 @@ def _conditions(query: Query) -> tuple[str, dict[str, Any]]:
     elif not query.is_all and query.state is None:
         parts.append("NOT EXISTS (SELECT 1 FROM finished f WHERE f.message_id = m.id)")
     if query.after is not None:
-        parts.append("(m.received_at, m.id) > (%(after_at)s, %(after_id)s)")
+        sign = "<" if query.is_newest_first else ">"
+        parts.append(f"(m.received_at, m.id) {sign} (%(after_at)s, %(after_id)s)")
         given |= {"after_at": query.after[0], "after_id": query.after[1]}
     if query.received_before is not None:
         parts.append("m.received_at < %(before)s")

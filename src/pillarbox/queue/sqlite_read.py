@@ -69,7 +69,8 @@ class SqliteReader:
         """Messages, oldest first, with all their recipients."""
         where, bindings = _conditions(query)
         limit = f" LIMIT {int(query.limit)}" if query.limit is not None else ""
-        sql = f"SELECT {_COLUMNS} FROM message WHERE {where} ORDER BY id{limit}"
+        order = " DESC" if query.is_newest_first else ""
+        sql = f"SELECT {_COLUMNS} FROM message WHERE {where} ORDER BY id{order}{limit}"
         return first_page(query, map(self._view, list(self.rows(sql, bindings))))
 
     def count(self, query: Query) -> int:
@@ -222,7 +223,7 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
         add("finished_at IS NULL")
     if query.after is not None:
         # Ids grow in the order of arrival.
-        add("id > ?", query.after[1])
+        add("id < ?" if query.is_newest_first else "id > ?", query.after[1])
     if query.received_before is not None:
         add("received_at < ?", query.received_before)
     if query.sender == "<>":

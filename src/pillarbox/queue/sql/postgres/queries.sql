@@ -320,7 +320,7 @@ FROM back b WHERE d.message_id = b.message_id AND d.number = b.number;
 SELECT state, count(*) FROM recipient GROUP BY state;
 
 -- name: next_hops
-SELECT coalesce(r.next_hop, ''), r.state, count(*), min(CASE WHEN d.owner IS NULL THEN d.due_at ELSE d.lease_until END)
+SELECT coalesce(r.next_hop, ''), r.state, count(*), min(CASE WHEN d.owner IS NULL THEN d.due_at END)
 FROM recipient r LEFT JOIN due d ON d.message_id = r.message_id AND d.number = r.number
 WHERE r.state IN ('queued', 'deferred', 'held') GROUP BY 1, 2 ORDER BY 3 DESC, 1 LIMIT %(limit)s;
 

@@ -177,7 +177,8 @@ WHERE due_at IS NOT NULL AND NOT leased AND state IN ('queued', 'deferred') AND 
 SELECT state, count(*) FROM recipient GROUP BY state;
 
 -- name: next_hops
-SELECT coalesce(next_hop, ''), state, count(*), min(due_at) FROM recipient
+-- The due time of a leased recipient is the end of its lease: no attempt begins then.
+SELECT coalesce(next_hop, ''), state, count(*), min(CASE WHEN leased THEN NULL ELSE due_at END) FROM recipient
 WHERE state IN ('queued', 'deferred', 'held') GROUP BY 1, 2 ORDER BY 3 DESC, 1 LIMIT ?;
 
 -- name: next_due
