@@ -33,7 +33,6 @@ class Deviation(NamedTuple):
 
 DEVIATIONS = [
     Deviation(r"MAIL FROM:.*", ("503", "250"), "MAIL before any EHLO or HELO"),
-    Deviation(r"EHLO \S+ \S+", ("501", "250"), "a name with a space in EHLO"),
     Deviation(r"MAIL FROM:[^<]*", ("501", "250"), "a path without angle brackets"),
     Deviation(r"MAIL FROM:<[^\"]*@[^\"]*@.*>", ("501", "250"), "an address with two @"),
     Deviation(r"HELP", ("214", "500"), "HELP"),

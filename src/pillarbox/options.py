@@ -16,7 +16,7 @@ from .config.faults import fault_text, unknown_text
 from .config.units import Octets, PathText, Seconds, SecondsOrNone, interval_s, none_of
 from .errors import OptionError
 from .places import LOGIN_SCHEMES, TLS_SCHEMES, default_data_dir, default_hostname, parse_endpoint
-from .smtp.address import comparable_domain, is_address_literal, is_domain
+from .smtp.address import comparable_domain, is_address_literal, is_domain, is_mail_domain
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Booleans as text: what pydantic takes for the other options.
@@ -296,7 +296,7 @@ class Options(BaseModel):
     @field_validator("domains")
     @classmethod
     def _check_domains(cls, value: list[str]) -> list[str]:
-        wrong = [text for text in value if not (is_domain(text.removeprefix(".")) or is_address_literal(text))]
+        wrong = [text for text in value if not (is_mail_domain(text.removeprefix(".")) or is_address_literal(text))]
         if wrong:
             is_ = "is not a domain" if len(wrong) == 1 else "are no domains"
             raise ValueError(
@@ -318,7 +318,7 @@ class Options(BaseModel):
             scheme, host, port = parse_endpoint(text, default_port=25)
             if scheme == "unix" or not port:
                 raise ValueError(f"{text!r}: a smart host is HOST[:PORT], with a port from 1 to 65535")
-            if not (is_domain(host) or is_address_literal(f"[{host}]") or is_address_literal(f"[IPv6:{host}]")):
+            if not (is_mail_domain(host) or is_address_literal(f"[{host}]") or is_address_literal(f"[IPv6:{host}]")):
                 raise ValueError(f"{text!r}: {host!r} is neither a domain nor an IP address")
         return value
 

@@ -22,7 +22,7 @@ from pillarbox.smtp.address import parse_mailbox, split_mailbox
 from pillarbox.smtp.client import ClientFault, ClientProtocol, Happened
 from pillarbox.smtp.command import Command, Grammar, parse_command
 from pillarbox.smtp.extension import Facts
-from pillarbox.smtp.framing import DataScanner, DotStuffer, is_clean, is_plain, normalise_lines
+from pillarbox.smtp.framing import DataScanner, DotStuffer, LooseScanner, is_clean, is_plain, normalise_lines
 from pillarbox.smtp.reply import ReplyFault, ReplyReader, format_reply, parse_reply
 from pillarbox.smtp.sasl import SaslFault, decode_base64, server_mechanism
 from pillarbox.smtp.server import AuthLine, EndOfContent, Rules, ServerProtocol
@@ -180,12 +180,14 @@ def out_is_smtp(said: bytes) -> bool:
 def command(octets: bytes) -> None:
     """A line is a command or a fault; an address that was understood is the same when it is read again."""
     line = octets.replace(b"\n", b"")[:2000]
-    for grammar in (Grammar(is_strict=True), Grammar(is_strict=False), Grammar(False, b"local.test")):
+    plain = Grammar(is_strict=False)
+    for grammar in (Grammar(is_strict=True), plain, Grammar(False, b"local.test"), Grammar(False, b"local.test", True)):
         parsed, _ = parse_command(line, grammar)
         assert parsed.error is None or 500 <= parsed.error.code < 560
         if parsed.error is None and parsed.verb in ("MAIL", "RCPT") and parsed.address:
             assert not set(parsed.address) & set("\r\n\0")
             again, _ = parse_command(b"RCPT TO:<%s>" % parsed.address.encode(), Grammar(False, b"local.test"))
+            assert not again.repairs
             assert again.error is None and again.address == parsed.address, (parsed.address, again)
 
 
@@ -211,6 +213,18 @@ def data(octets: bytes) -> None:
     assert (rest is None) == (end < 0)
     if rest is not None:
         assert content == (b"\r\n" + octets[:end]).replace(b"\r\n.", b"\r\n")[2:]
+    for ends_by_lf in (False, True):
+        loose, whole = LooseScanner(ends_by_lf=ends_by_lf), LooseScanner(ends_by_lf=ends_by_lf)
+        content, rest, place = b"", None, 0
+        while place < len(octets) and rest is None:
+            size = rng.randrange(1, 9)
+            piece, rest = loose.feed(octets[place : place + size])
+            content += piece
+            place += size
+        piece, expected = whole.feed(octets)
+        if expected is not None:
+            assert rest is not None and content == piece and is_clean(content)
+            assert rest + octets[place:] == expected
     stuffer, wire, place = DotStuffer(), b"", 0
     while place < len(octets):
         size = rng.randrange(1, 9)

@@ -306,7 +306,7 @@ def test_c56_broken_exchanges(tmp_path: Path, certificate: Certificate, sizes: S
         b"other\0user\0secret",
         b"\0user\0",
         b"\0\xff\0x",
-        b"\0" + b"u" * 300 + b"\0x",
+        b"\0" + b"u" * 300 + b"\x01\0x",
         b"",
     ],
 )

@@ -135,9 +135,12 @@ def test_mailboxes() -> None:
     assert (
         a.is_helo_name(b"a_b")
         and a.is_helo_name(b"[127.0.0.1]")
-        and not a.is_helo_name(b"[x]")
-        and not a.is_helo_name(b"a b")
+        and a.is_helo_name(b"[x]")
+        and a.is_helo_name(b"a b")
+        and not a.is_helo_name(b"a\tb")
+        and not a.is_helo_name(b"")
     )
+    assert a.is_mail_domain("a_b") and a.is_mail_domain("_x._tcp.a-b.test") and not a.is_mail_domain("-x.test")
     assert not a.is_helo_name(b"x" * 300) and a.decode_utf8(b"\xff") is None and a.decode_utf8("ü".encode()) == "ü"
 
 

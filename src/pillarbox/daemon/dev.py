@@ -14,7 +14,7 @@ from ..app import MailServer
 from ..capture import Faults
 from ..errors import OptionError
 from ..queue.model import Action, Query
-from ..server.accounts import Account
+from ..server.accounts import AnyAccount
 from .config import admin_address
 from .logs import configure_logs
 from .serve import MakeSide
@@ -38,11 +38,6 @@ class DevOptions:
     takes_any_login: bool = False
     log_level: str = "warning"
     more: dict[str, Any] = field(default_factory=dict)
-
-
-def any_account(name: str, password: str) -> Account:
-    """Whoever it says it is."""
-    return Account(name, ("*",))
 
 
 def make_certificate(folder: str) -> tuple[str, str]:
@@ -85,7 +80,7 @@ def dev(given: DevOptions, make_side: MakeSide) -> None:
             "bare_line_ends": "normalise",
             "tls_cert": cert,
             "tls_key": key,
-            "authenticator": any_account if given.takes_any_login else None,
+            "authenticator": AnyAccount() if given.takes_any_login else None,
             "auth_in_clear": given.takes_any_login,
             "plugins": {"faults": faults},
             # Until what is in the queue from before is held, too.

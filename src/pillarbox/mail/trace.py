@@ -7,7 +7,7 @@ import re
 from email.utils import formatdate
 from functools import lru_cache
 
-from ..smtp.address import ascii_mailbox, comparable_domain
+from ..smtp.address import ascii_mailbox, ascii_name
 from . import headers
 from .content import Content
 
@@ -15,7 +15,8 @@ from .content import Content
 MAX_RECEIVED = 100
 
 
-_UNSAFE = re.compile(r"[\x00-\x20\x7f();]")
+# What would change the structure of the field, or end one of its words.
+_UNSAFE = re.compile(r"[\x00-\x20\x7f()<>;,@\"\\]")
 _date_cache: tuple[int, str] = (-1, "")
 
 
@@ -45,12 +46,8 @@ def received_from(helo: str, peer_host: str, by: str, protocol: str, tls: str = 
     `protocol` is a name of RFC 3848 (ESMTP, ESMTPSA, ...), `tls` version and cipher.
     """
     peer = f"IPv6:{peer_host}" if ":" in peer_host else peer_host
-    # Judged by the grammar of EHLO already; the structure of this field must hold whatever a plugin put there.
-    helo = helo if not _UNSAFE.search(helo) else "unknown"
-    if not helo.isascii():
-        # In A-labels: a field in UTF-8 would keep the message from every server without SMTPUTF8.
-        name = comparable_domain(helo)
-        helo = name if name.isascii() else "unknown"
+    # In ASCII: a field in UTF-8 would keep the message from every server without SMTPUTF8.
+    helo = _UNSAFE.sub("?", ascii_name(helo)) or "unknown"
     source = f"{helo} ([{peer}])" if peer else helo
     using = f"\r\n\t(using {tls})" if tls else ""
     return f"Received: from {source}{using}\r\n\tby {by} with {protocol} id "

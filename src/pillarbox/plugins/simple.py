@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 from ..events import catalogue as e
 from ..options import Network
-from ..smtp.address import comparable_domain, comparable_mailbox, domain_of
+from ..smtp.address import ascii_name, comparable_domain, comparable_mailbox, domain_of
 from ..smtp.command import COMMANDS, Command
 from ..smtp.extension import Facts, offered
 from ..smtp.reply import Reply
@@ -181,7 +181,7 @@ class Simple:
         )
         reply = self._hello_cache.get(key)
         if reply is None:
-            lines = (f"{self._hostname} greets {command.address}", *offered(facts))
+            lines = (f"{self._hostname} greets {ascii_name(command.address or '')}", *offered(facts))
             reply = self._remember(key, Reply(250, None, *lines))
         return reply
 
@@ -192,7 +192,8 @@ class Simple:
     def _helo(self, session: e.Session, command: e.CmdHelo | Command) -> Reply:
         reply = self._hello_cache.get(command.address)
         if reply is None:
-            reply = self._remember(command.address, Reply(250, None, f"{self._hostname} greets {command.address}"))
+            text = f"{self._hostname} greets {ascii_name(command.address or '')}"
+            reply = self._remember(command.address, Reply(250, None, text))
         return reply
 
     def _remember(self, key: Any, reply: Reply) -> Reply:

@@ -15,7 +15,7 @@ from ..events.catalogue import Auth
 from ..events.dispatch import Parked, Verdict
 from ..smtp.reply import Reply
 from ..smtp.sasl import Credentials, SaslFault, ServerMechanism, decode_base64, encode_base64, server_mechanism
-from .accounts import Account
+from .accounts import Account, AnyAccount
 from .limits import network_key
 
 if TYPE_CHECKING:
@@ -40,7 +40,9 @@ class Authentication:
         self._context = context
         self._session = session
         self._name = mechanism
-        self._mechanism: ServerMechanism = server_mechanism(mechanism)
+        self._mechanism: ServerMechanism = server_mechanism(
+            mechanism, takes_anything=isinstance(context.authenticate, AnyAccount)
+        )
         self._tasks: set[asyncio.Task[None]] = set()
 
     def begin(self, initial: bytes | None) -> None:
@@ -81,7 +83,7 @@ class Authentication:
         context = self._context
         now = context.clock.monotonic()
         peer = network_key(self._session.facts.peer.host)
-        name = credentials.username.lower()
+        name = credentials.username[:255].lower()
         if context.guesses_by_peer.is_blocked(peer, now) or context.guesses_by_account.is_blocked(name, now):
             self._session.auth_decided(_BLOCKED)
             return

@@ -15,7 +15,8 @@ ATOM = rb"[A-Za-z0-9!#$%&'*+\-/=?^_`{|}~\x80-\xff]+"
 DOT_STRING = ATOM + rb"(?:\." + ATOM + rb")*"
 QUOTED_STRING = rb'"(?:[\x20\x21\x23-\x5b\x5d-\x7e\x80-\xff]|\\[\x20-\x7e])*"'
 LOCAL_PART = rb"(?:" + DOT_STRING + rb"|" + QUOTED_STRING + rb")"
-LABEL = rb"[A-Za-z0-9\x80-\xff]+(?:-+[A-Za-z0-9\x80-\xff]+)*"
+# deviates: an underscore may stand in a domain. Containers and Windows hosts have such names, and DNS allows them.
+LABEL = rb"[A-Za-z0-9_\x80-\xff]+(?:-+[A-Za-z0-9_\x80-\xff]+)*"
 DOMAIN = LABEL + rb"(?:\." + LABEL + rb")*"
 LITERAL = rb"\[[\x21-\x5a\x5e-\x7e]+\]"
 # Groups: the whole, its local-part, its domain.
@@ -23,8 +24,9 @@ MAILBOX = rb"((" + LOCAL_PART + rb")@(" + DOMAIN + rb"|" + LITERAL + rb"))"
 
 _MAILBOX = re.compile(MAILBOX + rb"\Z")
 _DOMAIN = re.compile(DOMAIN + rb"\Z")
-# Windows hosts greet with names that hold an underscore; nothing is decided by that name, so we take it.
-_HELO_NAME = re.compile(rb"[A-Za-z0-9_\x80-\xff][A-Za-z0-9_.\-\x80-\xff]*\Z")
+# deviates: RFC 5321 section 4.1.1.1 wants a domain or an address literal. No decision depends on the name, and section
+# 4.1.4 forbids to refuse mail because of it.
+_HELO_NAME = re.compile(rb"[\x20-\x7e\x80-\xff]+\Z")
 
 MAX_LABEL = 63
 MAX_DOMAIN = 255
@@ -98,6 +100,13 @@ def comparable_mailbox(address: str) -> str:
     return f"{unicodedata.normalize('NFC', local_part)}@{comparable_domain(domain)}" if local_part else domain
 
 
+def ascii_name(name: str) -> str:
+    """A host name in ASCII: A-labels where IDNA can make them, else "?" for each other character."""
+    if not name.isascii():
+        name = comparable_domain(name)
+    return name if name.isascii() else name.encode("ascii", "replace").decode("ascii")
+
+
 def is_address_literal(domain: str) -> bool:
     """True for `[192.0.2.1]` and `[IPv6:2001:db8::1]`, and only for real addresses (RFC 5321 section 4.1.3)."""
     return parse_address_literal(domain) is not None
@@ -120,16 +129,19 @@ def parse_address_literal(domain: str) -> ipaddress.IPv4Address | ipaddress.IPv6
 
 
 def is_domain(text: str) -> bool:
-    """True for a domain of RFC 5321 section 4.1.2, labels and whole within their limits (RFC 1035 section 2.3.4)."""
+    """True for a domain of RFC 5321 section 4.1.2, within the limits of RFC 1035 section 2.3.4; no underscore."""
+    return "_" not in text and is_mail_domain(text)
+
+
+def is_mail_domain(text: str) -> bool:
+    """True for what may be the domain of an address: `is_domain`, and names with an underscore."""
     raw = text.encode("utf-8", "surrogatepass")
     return len(raw) <= MAX_DOMAIN and _DOMAIN.match(raw) is not None and _labels_fit(text)
 
 
 def is_helo_name(raw: bytes) -> bool:
-    """True for what may stand behind EHLO: a domain (an underscore is forgiven) or an address literal."""
-    if _HELO_NAME.match(raw):
-        return len(raw) <= MAX_DOMAIN
-    return raw[:1] == b"[" and raw[-1:] == b"]" and len(raw) <= MAX_DOMAIN and is_address_literal(raw.decode("latin-1"))
+    """True for the argument of EHLO and HELO: 1 to 255 octets without control characters."""
+    return len(raw) <= MAX_DOMAIN and _HELO_NAME.match(raw) is not None
 
 
 def _labels_fit(domain: str) -> bool:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 from .command import Command
+from .device import LF_COMMANDS
 from .extension import Facts
 from .framing import LineBuffer
 from .reply import Reply
@@ -24,6 +27,27 @@ class Checks:
     _input: LineBuffer
     _chunk_total = 0
     _small_chunks = 0
+    _owed: object
+    _repairs: Counter[str] | None = None
+
+    @property
+    def owes_reply(self) -> bool:
+        """True while `respond` has to be called before the next event."""
+        return self._owed is not None
+
+    def note_repairs(self, *words: str) -> None:
+        """Counts what the device profile has mended."""
+        if self._repairs is None:
+            self._repairs = Counter()
+        self._repairs.update(words)
+
+    @property
+    def repairs(self) -> dict[str, int]:
+        """How often the device profile mended what, in words."""
+        repairs = dict(self._repairs or ())
+        if self._input.bare_lines and self.rules.is_device:
+            repairs[LF_COMMANDS] = self._input.bare_lines
+        return repairs
 
     def _check_mail(self, command: Command) -> None:
         size = command.parameters.get("SIZE")

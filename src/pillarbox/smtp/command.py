@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from . import address as a
+from . import device
 from .extension import MAIL_PARAMETERS, RCPT_PARAMETERS, ParameterFault, parse_parameters
 from .reply import Reply
 
@@ -25,7 +26,7 @@ class Command:
     reverse-path (None: null reverse-path), the recipient, or the HELO name; `parameters` the ESMTP parameters by keyword;
     `size_bytes` and `is_last` are BDAT's; `mechanism` and `initial` AUTH's. `error` is the reply for a command that is
     malformed or out of order, else None; `is_abuse` asks to close the session after it. `line`: the whole line, of a
-    command that is remembered (Rules.remember).
+    command that is remembered (Rules.remember). `repairs`: what the device profile has mended, in words.
     """
 
     # Defaults stand in the class, so that making a command sets only what it has.
@@ -38,6 +39,7 @@ class Command:
     mechanism = ""
     initial: bytes | None = None
     line = b""
+    repairs: tuple[str, ...] = ()
 
     def __init__(self, verb: str, args: str) -> None:
         self.verb = verb
@@ -46,27 +48,38 @@ class Command:
 
 @dataclass(frozen=True, slots=True)
 class Grammar:
-    """What decides between strict and lenient: `is_strict` takes no space behind FROM: and TO:.
+    """How commands are read: `is_strict` takes no white space that RFC 5321 does not allow, and no final dot of a domain.
 
-    `local_domain`, where there is one, completes an address that is a local-part alone.
+    `local_domain`, where there is one, completes an address that is a local-part alone. `is_device` repairs more
+    (`device.py`).
     """
 
     is_strict: bool = False
     local_domain: bytes = b""
+    is_device: bool = False
 
 
 Parse = Callable[[Command, bytes, Grammar], None]
 
 _SOURCE_ROUTE = rb"(?:@" + a.DOMAIN + rb"(?:,@" + a.DOMAIN + rb")*:)?"
-# RFC 5321 section 4.1.1.2: "FROM:" Reverse-path [SP Mail-parameters]. A source route is read and ignored (appendix C).
-_MAIL = re.compile(rb"[Ff][Rr][Oo][Mm]:( ?)<(?:" + _SOURCE_ROUTE + a.MAILBOX + rb")?>(?: +(.*))?\Z", re.S)
-# RFC 5321 section 4.1.1.3: "TO:" Forward-path, where <postmaster> needs no domain.
-_RCPT = re.compile(
-    rb"[Tt][Oo]:( ?)<(?:" + _SOURCE_ROUTE + a.MAILBOX + rb"|([Pp][Oo][Ss][Tt][Mm][Aa][Ss][Tt][Ee][Rr]))>(?: +(.*))?\Z",
-    re.S,
-)
+_POSTMASTER = rb"([Pp][Oo][Ss][Tt][Mm][Aa][Ss][Tt][Ee][Rr])"
+
+
+def _patterns(space: bytes, dot: bytes, behind: bytes) -> tuple[re.Pattern[bytes], re.Pattern[bytes]]:
+    """The arguments of MAIL and RCPT: white space before the path, a final dot, white space before the parameters."""
+    box = _SOURCE_ROUTE + a.MAILBOX + dot
+    # RFC 5321 section 4.1.1.2: "FROM:" Reverse-path [SP Mail-parameters]. A source route is read and ignored (appendix C).
+    mail = rb"[Ff][Rr][Oo][Mm]:" + space + rb"<(?:" + box + rb")?>(?:" + behind + rb"(.*))?\Z"
+    # RFC 5321 section 4.1.1.3: "TO:" Forward-path, where <postmaster> needs no domain.
+    rcpt = rb"[Tt][Oo]:" + space + rb"<(?:" + box + rb"|" + _POSTMASTER + rb")>(?:" + behind + rb"(.*))?\Z"
+    return re.compile(mail, re.S), re.compile(rcpt, re.S)
+
+
+_STRICT_MAIL, _STRICT_RCPT = _patterns(b"", b"", rb" +")
+# deviates: white space before the path, TABs, and the final dot of a domain are taken: each has one meaning only.
+_MAIL, _RCPT = _patterns(rb"[ \t]*", rb"\.?", rb"[ \t]+")
 # A path without a domain, which RFC 5321 section 4.1.2 does not know, but old programs send.
-_LOCAL = re.compile(rb"((?i:FROM|TO): ?<)(" + a.LOCAL_PART + rb")(>.*)\Z", re.S)
+_LOCAL = re.compile(rb"((?i:FROM|TO):[ \t]*<)(" + a.LOCAL_PART + rb")(>.*)\Z", re.S)
 _BDAT = re.compile(rb"([0-9]{1,20})(?: +([Ll][Aa][Ss][Tt]))?\Z")
 _AUTH = re.compile(rb"([A-Za-z0-9_-]{1,20})(?: +(\S+))?\Z")
 
@@ -79,13 +92,17 @@ _NO_ARGUMENT = Reply(501, "5.5.4", "This command takes no argument")
 
 
 def _parse_greeting(command: Command, rest: bytes, grammar: Grammar) -> None:
-    if not a.is_helo_name(rest):
-        command.error = Reply(501, "5.5.4", f"Syntax: {command.verb} domain-or-address-literal")
-    else:
+    if a.is_helo_name(rest):
         command.address = command.args
+    elif grammar.is_device and not rest:
+        command.address, command.repairs = "unknown", (device.NO_NAME,)
+    else:
+        command.error = Reply(501, "5.5.4", f"Syntax: {command.verb} domain-or-address-literal")
 
 
 def _parameters(command: Command, raw: bytes, known: dict[str, Any]) -> bool:
+    if b"\t" in raw:
+        raw = raw.replace(b"\t", b" ")
     try:
         command.parameters = parse_parameters(raw.decode("utf-8"), known)
     except ParameterFault as fault:
@@ -100,12 +117,24 @@ def _completed(pattern: re.Pattern[bytes], rest: bytes, grammar: Grammar) -> re.
     return pattern.match(b"%s%s@%s%s" % (found[1], found[2], grammar.local_domain, found[3])) if found else None
 
 
+def _reread(command: Command, pattern: re.Pattern[bytes], rest: bytes, grammar: Grammar) -> re.Match[bytes] | None:
+    """A match by the rules that only some servers or sessions have, for an argument that has none by the general ones."""
+    found = _completed(pattern, rest, grammar)
+    if found is None and grammar.is_device:
+        repaired = device.repair_path(rest)
+        if repaired is not None:
+            path, command.repairs = repaired
+            found = pattern.match(path) or _completed(pattern, path, grammar)
+    return found
+
+
 def _parse_mail(command: Command, rest: bytes, grammar: Grammar) -> None:
-    found = _MAIL.match(rest) or _completed(_MAIL, rest, grammar)
-    if found is None or (grammar.is_strict and found.group(1)):
+    pattern = _STRICT_MAIL if grammar.is_strict else _MAIL
+    found = pattern.match(rest) or _reread(command, pattern, rest, grammar)
+    if found is None:
         command.error = _BAD_SENDER if rest[:5].upper() == b"FROM:" and len(rest) > 5 else _SYNTAX_MAIL
         return
-    _, whole, local_part, domain, raw = found.groups()
+    whole, local_part, domain, raw = found.groups()
     if (raw and not _parameters(command, raw, MAIL_PARAMETERS)) or whole is None:
         return
     address = command.address = a.mailbox_text(whole, local_part, domain)
@@ -117,11 +146,16 @@ def _parse_mail(command: Command, rest: bytes, grammar: Grammar) -> None:
 
 
 def _parse_rcpt(command: Command, rest: bytes, grammar: Grammar) -> None:
-    found = _RCPT.match(rest) or _completed(_RCPT, rest, grammar)
-    if found is None or (grammar.is_strict and found.group(1)):
+    pattern = _STRICT_RCPT if grammar.is_strict else _RCPT
+    found = pattern.match(rest) or _reread(command, pattern, rest, grammar)
+    if found is None:
         command.error = _BAD_RECIPIENT if rest[:3].upper() == b"TO:" and len(rest) > 3 else _SYNTAX_RCPT
         return
-    _, whole, local_part, domain, postmaster, raw = found.groups()
+    whole, local_part, domain, postmaster, raw = found.groups()
+    if raw and grammar.is_device:
+        less = device.without_empty_orcpt(raw)
+        if less != raw:
+            raw, command.repairs = less, (*command.repairs, device.EMPTY_ORCPT)
     if raw and not _parameters(command, raw, RCPT_PARAMETERS):
         return
     if postmaster is not None:
@@ -189,7 +223,7 @@ COMMANDS: dict[bytes, Row] = {
     row.verb.encode(): row
     for row in (
         Row("EHLO", _parse_greeting, "cmd_ehlo", "EHLO domain", "5321", is_junk=True, takes_utf8=True),
-        Row("HELO", _parse_greeting, "cmd_helo", "HELO domain", "5321", is_junk=True),
+        Row("HELO", _parse_greeting, "cmd_helo", "HELO domain", "5321", is_junk=True, takes_utf8=True),
         Row("MAIL", _parse_mail, "cmd_mail", "MAIL FROM:<reverse-path> [parameters]", "5321", takes_utf8=True),
         Row("RCPT", _parse_rcpt, "cmd_rcpt", "RCPT TO:<forward-path> [parameters]", "5321", takes_utf8=True),
         Row("DATA", _parse_nothing, "cmd_data", "DATA", "5321"),
@@ -239,8 +273,16 @@ def parse_command(line: bytes, grammar: Grammar) -> tuple[Command, Row | None]:
     # RFC 5321 section 4.1.1: verbs in any case, trailing white space is tolerated.
     word, _, rest = line.partition(b" ")
     row = COMMANDS.get(word) or COMMANDS.get(word.upper())
-    if rest and (rest[-1] == 32 or rest[0] == 32):
-        rest = rest.strip(b" ")
+    if row is None and b"\t" in word:
+        # deviates: a TAB behind the verb counts as the space of section 4.1.1.
+        word, _, rest = line.replace(b"\t", b" ", 1).partition(b" ")
+        row = COMMANDS.get(word.upper())
+    if rest and (rest[-1] in b" \t" or rest[0] in b" \t"):
+        rest = rest.strip(b" \t")
+    if row is None and grammar.is_device and line[:1] in (b" ", b"\t") and (bare := line.lstrip(b" \t")):
+        command, row = parse_command(bare, grammar)
+        command.repairs = (*command.repairs, device.SPACES)
+        return command, row
     # The patterns of the verbs with a grammar let no control character through.
     if row is None or (row.is_free_text and _CONTROL.search(line)):
         return _refuse(word, rest, row, line), row
@@ -249,7 +291,9 @@ def parse_command(line: bytes, grammar: Grammar) -> tuple[Command, Row | None]:
     except UnicodeDecodeError:
         text = a.decode_utf8(rest) if row.takes_utf8 else None
         command = Command(row.verb, text if text is not None else rest.decode("ascii", "backslashreplace"))
-        if text is None:
+        if text is None and grammar.is_device and row.parse is _parse_greeting:
+            command.repairs = (device.NO_NAME,)
+        elif text is None:
             command.error, command.is_abuse = _NOT_UTF8, row.verb == "BDAT"
             return command, row
     row.parse(command, rest, grammar)

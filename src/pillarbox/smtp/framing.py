@@ -6,6 +6,8 @@ not know verbs, replies or what becomes of the content.
 
 from __future__ import annotations
 
+import re
+
 CRLF = b"\r\n"
 END = b"\r\n.\r\n"
 
@@ -30,7 +32,7 @@ class LineBuffer:
     With `accept_bare_lf` LF alone ends a line, too.
     """
 
-    __slots__ = ("_buffer", "_position", "accept_bare_lf", "is_dropping", "is_empty")
+    __slots__ = ("_buffer", "_position", "accept_bare_lf", "bare_lines", "is_dropping", "is_empty")
 
     def __init__(self, *, accept_bare_lf: bool = False) -> None:
         self.is_empty = True
@@ -39,6 +41,8 @@ class LineBuffer:
         # True within a line that was refused already.
         self.is_dropping = False
         self.accept_bare_lf = accept_bare_lf
+        # Lines so far that LF alone ended, and that were taken.
+        self.bare_lines = 0
 
     def __len__(self) -> int:
         return len(self._buffer) - self._position
@@ -72,6 +76,11 @@ class LineBuffer:
     def peek(self) -> int:
         """The first octet, or -1."""
         return self._buffer[self._position] if self._position < len(self._buffer) else -1
+
+    def begins_with(self, word: bytes) -> bool:
+        """True when the first octets are this word, in any case."""
+        start = self._position
+        return self._buffer[start : start + len(word)].upper() == word
 
     def clear(self) -> int:
         """Throws everything away; returns how many octets that were."""
@@ -110,6 +119,7 @@ class LineBuffer:
             if self.is_dropping:
                 self.is_dropping = False
                 return None if self.is_empty else self.take_line(limit)
+            self.bare_lines += 1
             return OVERLONG if end + 1 - start > limit else self._buffer[start:end]
         is_first, self.is_dropping = not self.is_dropping, True
         if is_first and end - start + 1 > limit:
@@ -149,18 +159,17 @@ class DataScanner:
 
     `feed` returns (piece, rest): `piece` is content (maybe empty), `rest` is None, or what followed the end. What could
     be the start of the terminator is held back until it is decided; the text before the first octet counts as a line
-    end, so that a first line "." ends an empty message. `has_bare` turns true when a bare CR or LF was met: with
-    `normalise` it becomes CRLF (after the end was found on the octets as they came, so that both readers agree on it);
-    without, the caller refuses the message at its true end. `has_dots`: a line began with a dot.
+    end, so that a first line "." ends an empty message. `has_bare` turns true when a bare CR or LF was met: then the
+    caller refuses the message at its true end. `has_dots`: a line began with a dot.
     """
 
-    __slots__ = ("_held", "_skip", "has_bare", "has_dots", "normalise", "size_bytes")
+    __slots__ = ("_held", "_skip", "has_bare", "has_dots", "size_bytes")
+    normalise = False
 
-    def __init__(self, *, normalise: bool = False) -> None:
+    def __init__(self) -> None:
         self._held = CRLF
         self._skip = 2
         self.has_bare = self.has_dots = False
-        self.normalise = normalise
         self.size_bytes = 0
 
     def feed(self, chunk: bytes) -> tuple[bytes, bytes | None]:
@@ -185,7 +194,8 @@ class DataScanner:
             cut = len(chunk) - 4 if chunk.endswith(b"\r\n.\r") else chunk.rfind(b"\r")
             self._held = chunk[cut:]
             chunk = chunk[:cut]
-        bare = not is_clean(chunk)
+        if not self.has_bare:
+            self.has_bare = not is_clean(chunk)
         if dot != end:
             # RFC 5321 section 4.5.2: the first dot of a line was added by the sender.
             chunk = chunk.replace(b"\r\n.", CRLF)
@@ -193,10 +203,6 @@ class DataScanner:
         if self._skip and chunk:
             chunk = chunk[self._skip :]
             self._skip = 0
-        if bare:
-            self.has_bare = True
-            if self.normalise:
-                chunk = _normalised(chunk)
         self.size_bytes += len(chunk)
         return chunk, rest
 
@@ -206,11 +212,65 @@ class DataScanner:
         return not self.has_bare and not self.has_dots
 
 
-class ChunkScanner:
-    """Content of BDAT chunks (RFC 3030 section 2): counted, not searched; bare CR and LF are noted just the same.
+# A line end and, where the first line ends, what it began with. LF alone is a line end, too.
+_LOOSE_DOT = re.compile(rb"(\r?\n)\.")
+_LOOSE_END = re.compile(rb"\n\.\r?\n")
+# Could be the start of an end, or a line end whose dot has not come yet.
+_LOOSE_TAIL = re.compile(rb"(?:\r?\n(?:\.\r?)?|\r)\Z")
 
-    Without BINARYMIME, chunks too are lines that end in CRLF; a message that holds a bare CR or LF could become two
-    when it is passed on by DATA. A line end may be cut by a chunk's border. Call `finish` after the last piece.
+
+class LooseScanner:
+    """As `DataScanner`, for content whose bare CR and LF become CRLF: RFC 5321 section 4.5.2 holds behind LF, too.
+
+    The end is CRLF . CRLF, found on the octets as they came. With `ends_by_lf` LF may stand for each of these CRLF: only
+    for a client that ends its commands by LF alone. A message of another server can then not end early.
+    """
+
+    __slots__ = ("_ends_by_lf", "_held", "_skip", "has_bare", "size_bytes")
+    normalise = True
+    is_plain = False
+
+    def __init__(self, *, ends_by_lf: bool = False) -> None:
+        self._ends_by_lf = ends_by_lf
+        self._held = CRLF
+        self._skip = 2
+        self.has_bare = False
+        self.size_bytes = 0
+
+    def feed(self, chunk: bytes) -> tuple[bytes, bytes | None]:
+        """Takes octets from the wire; the result is that of `DataScanner.feed`."""
+        chunk, self._held, rest = self._held + chunk, b"", None
+        if self._ends_by_lf:
+            found = _LOOSE_END.search(chunk)
+            end, behind = (found.start() + 1, found.end()) if found else (-1, -1)
+        else:
+            end = chunk.find(END)
+            end, behind = (end + 2, end + 5) if end >= 0 else (-1, -1)
+        if end >= 0:
+            rest, chunk = chunk[behind:], chunk[:end]
+        else:
+            tail = chunk[-4:]
+            held = _LOOSE_TAIL.search(tail)
+            if held is not None:
+                cut = len(chunk) - len(tail) + held.start()
+                chunk, self._held = chunk[:cut], chunk[cut:]
+        chunk = _LOOSE_DOT.sub(rb"\1", chunk)
+        if self._skip and chunk:
+            chunk = chunk[self._skip :]
+            self._skip = 0
+        if not is_clean(chunk):
+            self.has_bare = True
+            chunk = _normalised(chunk)
+        self.size_bytes += len(chunk)
+        return chunk, rest
+
+
+class ChunkScanner:
+    """Content of BDAT chunks (RFC 3030 section 2): counted, not searched.
+
+    `has_bare` turns true when a bare CR or LF was met. With `normalise` it becomes CRLF: chunks are counted, so a line
+    end cannot smuggle anything in, and without BINARYMIME the next hop gets lines (RFC 3030 section 3). A line end may be
+    cut by a chunk's border. Call `finish` after the last piece.
     """
 
     __slots__ = ("_held", "has_bare", "normalise", "size_bytes")

@@ -26,6 +26,8 @@ class Rules:
     accept_bare_lf_commands: bool = False
     is_strict: bool = False
     local_domain: str = ""
+    # The device profile: repairs in commands, no EHLO or HELO needed. Goes with normalise_bare and accept_bare_lf_commands.
+    is_device: bool = False
     # How commands are read by these rules.
     grammar: Grammar = field(init=False, repr=False, compare=False)
     # Whole lines with their CRLF, and what they say: clients and senders repeat themselves. Sessions share these
@@ -34,7 +36,8 @@ class Rules:
 
     def __post_init__(self) -> None:
         plain = _STRICT if self.is_strict else _LENIENT
-        self.grammar = Grammar(self.is_strict, self.local_domain.encode()) if self.local_domain else plain
+        has_more = self.local_domain or self.is_device
+        self.grammar = Grammar(self.is_strict, self.local_domain.encode(), self.is_device) if has_more else plain
 
     def remember(self, line: bytes, command: Command) -> None:
         """Read by these rules, without error and parameters. Bounded: 1,024 lines, of 256 octets at most."""

@@ -11,12 +11,13 @@ from dataclasses import replace
 
 from .checks import CHECKS, EARLY_CONTENT, Checks, too_large
 from .command import Command, parse_command
+from .device import LF_CONTENT, NO_GREETING
 from .extension import Facts
-from .framing import CRLF, DOT, END, NOTHING, OVERLONG, ChunkScanner, DataScanner, LineBuffer, is_clean
+from .framing import CRLF, DOT, END, NOTHING, OVERLONG, ChunkScanner, DataScanner, LineBuffer, LooseScanner, is_clean
 from .given import BARE_CONTENT, WHOLE, AuthLine, EndOfContent
 from .reply import Reply, format_reply
 from .rules import LASTING, Rules
-from .state import ORDER_HINTS, TRANSITIONS, State
+from .state import ORDER_HINTS, READY_MOVES, TRANSITIONS, State
 
 Event = Command | EndOfContent | AuthLine | bytes
 
@@ -54,7 +55,7 @@ class ServerProtocol(Checks):
         self._out: list[bytes] = []
         self.state = State.OPEN
         self._owed: Command | EndOfContent | AuthLine | None = None
-        self._scanner: DataScanner | ChunkScanner | None = None
+        self._scanner: DataScanner | LooseScanner | ChunkScanner | None = None
 
     # ------------------------------------------------------------------ input
 
@@ -62,11 +63,6 @@ class ServerProtocol(Checks):
     def buffered_bytes(self) -> int:
         """Octets that wait to be looked at; the caller stops reading when they grow."""
         return len(self._input)
-
-    @property
-    def owes_reply(self) -> bool:
-        """True while `respond` has to be called before the next event."""
-        return self._owed is not None
 
     @property
     def is_in_content(self) -> bool:
@@ -126,7 +122,7 @@ class ServerProtocol(Checks):
         ):
             return None
         command = self._judge(data[:-2])
-        if command.error is None and command.verb in LASTING and not command.parameters:
+        if command.error is None and command.verb in LASTING and not command.parameters and not command.repairs:
             self.rules.remember(data, command)
         return command
 
@@ -141,7 +137,11 @@ class ServerProtocol(Checks):
         if self.state is State.OPEN and self._input.peek() == TLS_RECORD and not self._input.is_dropping:
             # A TLS record has no CRLF to wait for.
             return self._owe(self._fault("", _FOREIGN, is_abuse=True), State.CLOSED)
-        line = self._input.take_line(self.rules.max_line_bytes)
+        limit = self.rules.max_line_bytes
+        if len(self._input) > limit and self._input.begins_with(b"AUTH "):
+            # RFC 4954 section 4: the initial response makes the line longer.
+            limit = self.rules.max_auth_line_bytes
+        line = self._input.take_line(limit)
         if line is None:
             return None
         if line.__class__ is not bytes:
@@ -158,12 +158,17 @@ class ServerProtocol(Checks):
             following = TRANSITIONS[state].get(verb)
             if following is not None:
                 self._next_state = following
+            elif self.rules.is_device and state is State.OPEN and verb in READY_MOVES:
+                self._next_state = READY_MOVES[verb]
+                command.repairs = (*command.repairs, NO_GREETING)
             elif not command.is_abuse:
                 hint = ORDER_HINTS.get((state, verb), "bad sequence of commands")
                 command.error = Reply(503, "5.5.1", f"{verb}: {hint}")
             check = CHECKS.get(verb)
             if check is not None and (command.error is None or verb == "BDAT"):
                 check(self, command)
+            if command.repairs:
+                self.note_repairs(*command.repairs)
         return command
 
     def _owe(self, command: Command, following: State) -> Command:
@@ -216,12 +221,17 @@ class ServerProtocol(Checks):
             self._push(rest)
         return piece, None if rest is None else self._end_of_content(by_bdat=False)
 
-    def _data_scanner(self) -> DataScanner:
+    def _data_scanner(self) -> DataScanner | LooseScanner:
         """Made when the first octets of content are there that it is needed for."""
         scanner = self._scanner
         if scanner is None:
-            scanner = self._scanner = DataScanner(normalise=self.rules.normalise_bare)
-        assert isinstance(scanner, DataScanner)
+            if self.rules.normalise_bare:
+                # A client whose commands end in LF alone is no server that passes on the content of others.
+                scanner = LooseScanner(ends_by_lf=self.rules.is_device and self._input.bare_lines > 0)
+            else:
+                scanner = DataScanner()
+            self._scanner = scanner
+        assert not isinstance(scanner, ChunkScanner)
         return scanner
 
     def _next_data(self) -> bytes | EndOfContent | None:
@@ -256,11 +266,13 @@ class ServerProtocol(Checks):
         if self._chunk_left and len(self._input):
             octets = self._input.take(self._chunk_left)
             self._chunk_left -= len(octets)
-            if wanted := self._keep(scanner.feed(octets)):
+            self._size += len(octets)
+            # Bounded by the sizes of the BDAT commands. Line ends that become longer do not count.
+            if wanted := scanner.feed(octets):
                 return wanted
         if self._chunk_left:
             return None
-        if self._is_last and (wanted := self._keep(scanner.finish())):
+        if self._is_last and (wanted := scanner.finish()):
             return wanted
         return self._end_of_content(by_bdat=True)
 
@@ -273,6 +285,8 @@ class ServerProtocol(Checks):
         elif self._is_last and scanner.has_bare and not scanner.normalise:
             fault = BARE_CONTENT
         is_plain = isinstance(scanner, DataScanner) and scanner.is_plain
+        if scanner.has_bare and self.rules.is_device:
+            self.note_repairs(LF_CONTENT)
         end = EndOfContent(self._size, fault, is_last=self._is_last, by_bdat=by_bdat, is_plain=is_plain)
         self._owed = end
         self._chunk_left = -1
@@ -403,7 +417,7 @@ class ServerProtocol(Checks):
         assert isinstance(command, Command) and command.verb == "BDAT" and command.error is None
         self._owed = None
         if self._scanner is None:
-            self._scanner = ChunkScanner(normalise=self.rules.normalise_bare)
+            self._scanner = ChunkScanner(normalise=True)
         self._chunk_left = command.size_bytes
         self._chunk_total += command.size_bytes
         self._is_last = command.is_last

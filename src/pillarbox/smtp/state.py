@@ -49,6 +49,9 @@ TRANSITIONS: dict[State, dict[str, State]] = {
     _S.CLOSED: {},
 }
 
+# Before EHLO or HELO, where the session's rules do not insist on one (Rules.is_device).
+READY_MOVES: dict[str, State] = {"MAIL": _S.MAIL, "AUTH": _S.READY, "STARTTLS": _S.OPEN}
+
 # The same by verb: MOVES[verb].get(state) is None where it is out of order.
 MOVES: dict[str, dict[State, State]] = {}
 for _state, _moves in TRANSITIONS.items():
