@@ -31,6 +31,11 @@ class Checks:
     _repairs: Counter[str] | None = None
 
     @property
+    def buffered_bytes(self) -> int:
+        """Octets that wait to be parsed; the caller stops reading when they grow."""
+        return len(self._input)
+
+    @property
     def owes_reply(self) -> bool:
         """True while `respond` has to be called before the next event."""
         return self._owed is not None

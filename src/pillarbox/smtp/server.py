@@ -60,11 +60,6 @@ class ServerProtocol(Checks):
     # ------------------------------------------------------------------ input
 
     @property
-    def buffered_bytes(self) -> int:
-        """Octets that wait to be looked at; the caller stops reading when they grow."""
-        return len(self._input)
-
-    @property
     def is_in_content(self) -> bool:
         """True between 354 (or an accepted BDAT) and the end of content."""
         return self.state is _CONTENT or (self._scanner is not None and self._chunk_left >= 0)
