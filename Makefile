@@ -16,7 +16,7 @@ help:
 	@echo "make faults                    a fault at every step, on both kinds of queue: three minutes"
 	@echo "make cluster                   three nodes under fire, 20,000 messages counted"
 	@echo "make sim                       2,000 simulated worlds, each from a seed: three minutes"
-	@echo "make mutants                   faults planted on purpose, each found by the simulation"
+	@echo "make mutants                   planted faults, found by the simulation; ARGS=--all: every one, found by the suite"
 	@echo "make fuzz                      a coverage-guided fuzzer (atheris) on every parser, a minute each"
 	@echo "make docs                      generate docs/reference from the code"
 
