@@ -14,6 +14,7 @@ from pillarbox.errors import DuplicateUidError, StoreError, StoreFullError, Stor
 from pillarbox.mail.content import Content
 from pillarbox.mail.envelope import Envelope
 from pillarbox.queue import sqlite, sqlite_read
+from pillarbox.queue.clocks import Bounds
 from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import Action, Message, Query, Settled, Settlement, view_as_json
 from pillarbox.queue.null import NullStore
@@ -612,3 +613,43 @@ def test_a_full_next_hop_costs_no_walk_over_its_messages(tmp_path: Path, short_w
     # Thousands of steps of SQLite's machine; a walk over 30,000 rows has some 300.
     assert steps < 150, steps
     store.close()
+
+
+def bound(store: Any, bounds: Bounds) -> int:
+    with store.transaction():
+        return int(store.bound_times(bounds))
+
+
+def test_due_times_beyond_the_longest_pause_are_due_now(store: Any) -> None:
+    ahead = NOW + 365 * 86400
+    accept(store, message("ahead", at=ahead), message("right"), message("leased", leased_until=NOW + 3600.0))
+    (late,) = claim(store, ahead, limit=1)
+    settle(store, late.key, done(0, "deferred", ahead + 300), at=ahead)
+    assert bound(store, Bounds(NOW, NOW + 400.0)) >= 2
+    assert bound(store, Bounds(NOW, NOW + 400.0)) == 0, "nothing is mended twice"
+    found = store.get(late.uid)
+    assert found.recipients[0].due_at == NOW
+    assert store.get("leased").recipients[0].due_at == NOW + 3600.0, "a lease keeps its end"
+
+
+@pytest.mark.parametrize("received", [0.0, NOW + 365 * 86400])
+def test_age_that_cannot_be_right_begins_anew(store: Any, received: float) -> None:
+    accept(store, message("wrong", at=received), message("right", at=NOW - 500))
+    assert bound(store, Bounds(NOW, NOW + 400.0)) == 1 + (received > NOW)
+    assert (store.get("wrong").received_at, store.get("wrong").expires_at) == (NOW, NOW + 1000)
+    assert (store.get("right").received_at, store.get("right").expires_at) == (NOW - 500, NOW + 500)
+    assert {m.uid: m.expires_at for m in claim(store, NOW + 1)} == {"wrong": NOW + 1000, "right": NOW + 500}
+
+
+def test_age_of_finished_messages_is_left_alone(store: Any) -> None:
+    accept(store, message("over", at=10.0))
+    (over,) = claim(store)
+    settle(store, over.key, done(0, "delivered"))
+    assert bound(store, Bounds(NOW, NOW + 1e9)) == 0 and store.get("over").received_at == 10.0
+
+
+def test_seconds_that_the_clock_jumped_over_do_not_expire_mail(store: Any) -> None:
+    accept(store, message("m"))
+    bound(store, Bounds(NOW + 5000, NOW + 6000, 5000.0))
+    # A shared queue has its database's clock, which a node's steps do not concern.
+    assert store.get("m").expires_at == NOW + 1000 + (0 if isinstance(store, PostgresStore) else 5000)

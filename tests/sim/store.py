@@ -14,6 +14,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
 from pillarbox.errors import CommitInDoubtError, StoreError
+from pillarbox.queue.clocks import Bounds
 from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import IN_HAND, Action, Attempt, Message, Query, Settlement
 from pillarbox.queue.paused import PAUSED, PAUSED_HOPS
@@ -356,6 +357,13 @@ class SimStore:
         for lease, (owner, _) in self.disk.owners.items():
             if owner == self.me and lease[0] in keys:
                 self.disk.lease_until[lease] = self.disk.now() + lease_until - self.disk.loop.wall()
+
+    def bound_times(self, bounds: Bounds) -> int:
+        """See Store. A shared queue has its database's clock."""
+        if not self.disk.is_shared:
+            return self.db.bound_times(bounds)
+        now = self.disk.now()
+        return self.db.bound_times(Bounds(now, now + bounds.latest_due_at - bounds.now))
 
     def recover(self, now: float) -> int:
         """See Store."""

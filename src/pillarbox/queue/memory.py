@@ -11,6 +11,7 @@ from typing import Any
 from ..errors import DuplicateUidError
 from ..mail.content import Content
 from ..mail.envelope import Envelope
+from .clocks import Bounds
 from .model import (
     ACTIVE,
     FINAL,
@@ -219,6 +220,22 @@ class MemoryStore:
                     r.due_at, r.attempts, count = now, r.attempts + 1, count + 1
                 r.is_leased = False
             self._finish(message, now)
+        return count
+
+    def bound_times(self, bounds: Bounds) -> int:
+        """See Store."""
+        count = 0
+        for key, message in self._messages.items():
+            if key in self._finished:
+                continue
+            mended = copy.copy(message)
+            mended.received_at, mended.expires_at = bounds.mended(message.received_at, message.expires_at)
+            count += mended.received_at != message.received_at
+            mended.recipients = [copy.copy(r) for r in message.recipients]
+            for r in mended.recipients:
+                if r.due_at is not None and r.due_at > bounds.latest_due_at and not r.is_leased:
+                    r.due_at, count = bounds.now, count + 1
+            self._messages[key] = mended
         return count
 
     def get(self, uid: str) -> View | None:

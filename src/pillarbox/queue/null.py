@@ -31,7 +31,7 @@ class NullStore:
             empty.spool_names,
         )
         self.maintain, self.prepare = empty.maintain, empty.prepare
-        self.claim_expired, self.lost = empty.claim_expired, empty.lost
+        self.claim_expired, self.lost, self.bound_times = empty.claim_expired, empty.lost, empty.bound_times
         self.envelope, self.restore = empty.envelope, lambda batch, now: self.accept(batch)
         self._count = 0
 

@@ -19,7 +19,8 @@ from psycopg_pool import ConnectionPool, PoolTimeout
 
 from ..mail.content import Content
 from ..mail.envelope import Envelope
-from . import shards
+from . import postgres_steer, shards
+from .clocks import Bounds
 from .folder import make_folder, make_spool, take_lock
 from .model import Action, Message, Query, Recipient, Settlement, View
 from .pgnode import CONNECT_S, LEASE_S, SQL, Connection, Heart, StoreAwayError, check_tables, node_name, translated
@@ -34,7 +35,7 @@ from .postgres_rows import (
     recipient_columns,
     settled_columns,
 )
-from .slots import HORIZON_S, REFRESH_S, Wants
+from .slots import Wants
 
 _log = logging.getLogger("pillarbox.queue")
 T = TypeVar("T")
@@ -394,47 +395,26 @@ class PostgresStore:
         self._hands.leave(lost)
         return lost, {(row[0], row[1]) for row in rows if not row[2]}
 
+    def bound_times(self, bounds: Bounds) -> int:
+        """See Store."""
+        return postgres_steer.bound_times(self._session.current[0], bounds, self._now(bounds.now))
+
     def change(self, action: Action, query: Query, now: float) -> list[str]:
         """Steers what the query means, and tells the nodes that have it in hand."""
-        db, _ = self._session.current
-        found = self._read.ids(query)
-        ids = [key for key, _ in found]
-        db.execute(SQL["lock_all_messages"], {"ids": ids})
-        db.execute(SQL["lock_all_due"], {"ids": ids})
-        given = {"ids": ids, "now": self._now(now)}
-        changed = {row[0] for row in db.execute(SQL[action.value], given).fetchall()}
-        if action in (Action.HOLD, Action.CANCEL):
-            db.execute(SQL["withdraw_due"], given)
-        if action is Action.CANCEL:
-            db.execute(SQL["finish"], given)
-        if changed:
-            db.execute(SQL["notify"], {"what": "changed"})
-        return [uid for key, uid in found if key in changed]
+        return postgres_steer.change(self._session.current[0], self._read.ids(query), action, self._now(now))
 
     def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
         """Due now: the next hop is back."""
-        db, _ = self._session.current
         given = {"next_hop": next_hop, "stages": sorted(stages), "now": self._now(now)}
-        return db.execute(SQL["wake"], given).rowcount
+        return self._session.current[0].execute(SQL["wake"], given).rowcount
 
     def lease_slots(self, wants: Wants, limit: int) -> dict[str, int]:
         """See queue.slots.Lender."""
-        db, _ = self._session.current
-        given = {
-            "next_hop": list(wants),
-            "wanted": [wanted for wanted, _ in wants.values()],
-            "used": [used for _, used in wants.values()],
-        }
-        db.execute(SQL["lock_slots"])
-        return dict(db.execute(SQL["lease_slots"], {**given, "me": self.heart.me, "limit": limit}).fetchall())
+        return postgres_steer.lease_slots(self._session.current[0], self.heart.me, wants, limit)
 
     def lease_turns(self, wants: dict[str, int], interval_s: float) -> dict[str, tuple[float, int]]:
         """See queue.slots.Lender; behind lease_slots, whose lock it needs."""
-        db, _ = self._session.current
-        given: dict[str, Any] = {"next_hop": list(wants), "wanted": list(wants.values()), "me": self.heart.me}
-        given |= {"interval": interval_s, "horizon": HORIZON_S, "every": REFRESH_S}
-        rows = db.execute(SQL["lease_turns"], given).fetchall()
-        return {hop: (early, turns) for hop, early, turns in rows}
+        return postgres_steer.lease_turns(self._session.current[0], self.heart.me, wants, interval_s)
 
     def set_flag(self, name: str, value: str | None) -> None:
         """Sets or removes, and tells all nodes."""

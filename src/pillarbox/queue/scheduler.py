@@ -11,6 +11,7 @@ import random
 from collections.abc import Callable, Collection
 
 from ..clock import Clock, Timer
+from .clocks import STEP_S, Bounds, StepWatch
 from .commit import GroupCommit
 from .judged import Judged, Reporter, judge, parse_kept
 from .model import Action, Message, Query, Recipient, Settled, Settlement
@@ -52,6 +53,7 @@ class Scheduler:
         self._clock = clock
         self.policy = policy
         self._settling = Settling(commit, self, self._spawn)
+        self._steps = StepWatch(clock)
         self._upkeep = Upkeep(commit, clock, history or History(), self._spawn)
         self._rng = rng or random.Random()
         self._deliverer: Deliverer
@@ -105,7 +107,26 @@ class Scheduler:
         self.wake()
 
     def _recover(self, store: Store) -> tuple[int, bool, str | None]:
-        return store.recover(self._clock.time()), store.flag(PAUSED) is not None, store.flag(PAUSED_HOPS)
+        recovered = store.recover(self._clock.time())
+        self._bound_times(store, self._bounds(0.0))
+        return recovered, store.flag(PAUSED) is not None, store.flag(PAUSED_HOPS)
+
+    def _bounds(self, forward_s: float) -> Bounds:
+        now, policy = self._clock.time(), self.policy
+        return Bounds(now, now + policy.longest_s * (1.0 + policy.jitter) + STEP_S, forward_s)
+
+    @staticmethod
+    def _bound_times(store: Store, bounds: Bounds) -> None:
+        if count := store.bound_times(bounds):
+            _log.warning("queue: %d due times or ages written with a wrong clock; counted from now instead", count)
+
+    async def _mend_times(self, step_s: float) -> None:
+        """The wall clock was set: what it said before must not delay or expire mail."""
+        bounds = self._bounds(max(step_s, 0.0))
+        for message in {id(work.message): work.message for work in self._in_hand.values()}.values():
+            message.received_at, message.expires_at = bounds.mended(message.received_at, message.expires_at)
+        _log.warning("clock: set by %+.0f s; due times and ages in the queue are checked", step_s)
+        await self._run_quietly(lambda store: self._bound_times(store, bounds))
 
     async def stop(self) -> None:
         """No more claims; work that has not begun goes back to the store."""
@@ -232,6 +253,8 @@ class Scheduler:
             self._timer = self._clock.call_later(delay, self.wake)
 
     async def _claim(self, room: int, skip: list[str]) -> None:
+        if step_s := self._steps.step_s():
+            await self._mend_times(step_s)
         now = self._clock.time()
         lease = now + LEASE_S
         is_sweep = room <= 0

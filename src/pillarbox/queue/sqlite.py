@@ -22,13 +22,14 @@ from ..mail.content import Content
 from ..mail.envelope import Envelope
 from . import shards, sqlite_rows
 from .ahead import Ahead
+from .clocks import Bounds
 from .folder import make_folder, make_spool, take_lock
 from .journal import Journal
 from .model import IN_HAND, Action, Message, Query, Recipient, Settlement, View
 from .sql import migrations
 from .sqlite_read import SQL, SqliteReader, connect
 from .sqlite_rows import Rows, as_json
-from .sqlite_write import finish, write, write_commits, write_rows
+from .sqlite_write import bound_times, finish, write, write_commits, write_rows
 from .wal import lengthen
 
 # The WAL is written back when it has this many pages of 4 KB; between batches, so that no commit waits inside.
@@ -404,6 +405,10 @@ class SqliteStore:
         )
         finish(self._db, [(key, now) for key, _, _ in steered])
         return count
+
+    def bound_times(self, bounds: Bounds) -> int:
+        """See Store."""
+        return bound_times(self._db, bounds)
 
     def change(self, action: Action, query: Query, now: float) -> list[str]:
         """Steers what the query means."""

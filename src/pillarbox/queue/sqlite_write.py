@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 import apsw
 
+from .clocks import Bounds
 from .sqlite_read import SQL
 from .sqlite_rows import SPOOL, Row, Rows, merged
 
@@ -78,3 +79,14 @@ def finish(db: apsw.Connection, rows: Sequence[tuple[int, float]]) -> None:
 def _note_dropped(db: apsw.Connection, spools: Sequence[str | None]) -> None:
     """Files that nobody needs any more go once this is committed."""
     write(db, "note_dropped", [(spool,) for spool in spools if spool is not None])
+
+
+def bound_times(db: apsw.Connection, bounds: Bounds) -> int:
+    """See Store.bound_times. The order matters: an age that begins anew gets no further seconds."""
+    earliest, latest = bounds.earliest_received_at, bounds.latest_received_at
+    if bounds.forward_s > 0:
+        db.execute(SQL["live_longer"], (bounds.forward_s, earliest, latest))
+    db.execute(SQL["bound_due"], (bounds.now, bounds.latest_due_at))
+    count = db.changes()
+    db.execute(SQL["bound_age"], (bounds.now, earliest, latest))
+    return count + db.changes()

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from ..mail.content import Content
 from ..mail.envelope import Envelope
+from .clocks import Bounds
 from .model import Action, Message, Query, Settlement, View
 
 
@@ -147,6 +148,13 @@ class Store(Protocol):
 
     def recover(self, now: float) -> int:
         """After a crash: leases without outcome are recorded as ambiguous and due at once. How many there were."""
+
+    def bound_times(self, bounds: Bounds) -> int:
+        """Mends times that a wrong wall clock has left (queue.clocks). Returns the number of recipients and messages.
+
+        Recipients that are due later than the longest pause from now are due now; messages whose age cannot be right begin
+        anew. Leases keep their end.
+        """
 
     def get(self, uid: str) -> View | None:
         """One message with all its recipients and attempts."""

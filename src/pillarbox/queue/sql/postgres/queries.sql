@@ -316,6 +316,23 @@ WITH back AS (
 UPDATE due d SET due_at = coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
 FROM back b WHERE d.message_id = b.message_id AND d.number = b.number;
 
+-- name: bound_times
+-- Due times beyond the longest pause are now; ages that cannot be right begin anew. How many rows.
+WITH c AS (
+  SELECT coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8) AS now
+), late AS (
+  UPDATE due SET due_at = c.now FROM c WHERE owner IS NULL AND due_at > c.now + %(longest)s::float8 RETURNING 1
+), aged AS (
+  UPDATE message m SET expires_at = c.now + (m.expires_at - m.received_at), received_at = c.now FROM c
+  WHERE m.id IN (SELECT message_id FROM due)
+    AND (m.received_at > c.now + %(ahead)s::float8 OR (m.received_at < %(earliest)s::float8 AND c.now > %(earliest)s::float8))
+  RETURNING m.id
+)
+SELECT (SELECT count(*) FROM late), array(SELECT id FROM aged);
+
+-- name: copy_expiry
+UPDATE due d SET expires_at = m.expires_at FROM message m WHERE m.id = d.message_id AND m.id = ANY (%(ids)s::bigint[]);
+
 -- name: counts
 SELECT state, count(*) FROM recipient GROUP BY state;
 

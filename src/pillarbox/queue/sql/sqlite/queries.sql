@@ -173,6 +173,19 @@ UPDATE recipient SET due_at = ?1
 WHERE due_at IS NOT NULL AND NOT leased AND state IN ('queued', 'deferred') AND next_hop = ?2
   AND (last_stage IN (SELECT value FROM json_each(?3)) OR (last_stage IS NULL AND attempts = 0));
 
+-- name: bound_due
+-- 1 now, 2 the latest due time that can be right. A lease's end is set anew by `renew`.
+UPDATE recipient INDEXED BY recipient_due SET due_at = ?1 WHERE due_at IS NOT NULL AND due_at > ?2 AND NOT leased;
+
+-- name: bound_age
+-- 1 now, 2 the earliest and 3 the latest time of reception that can be right
+UPDATE message SET expires_at = ?1 + (expires_at - received_at), received_at = ?1
+WHERE finished_at IS NULL AND NOT received_at BETWEEN ?2 AND ?3;
+
+-- name: live_longer
+-- 1 seconds, 2 the earliest and 3 the latest time of reception that can be right
+UPDATE message SET expires_at = expires_at + ?1 WHERE finished_at IS NULL AND received_at BETWEEN ?2 AND ?3;
+
 -- name: counts
 SELECT state, count(*) FROM recipient GROUP BY state;
 
