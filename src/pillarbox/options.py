@@ -39,7 +39,13 @@ class Options(BaseModel):
     listen: list[str] = Field(
         default_factory=list,
         description="HOST:PORT, [IPV6]:PORT or unix:/PATH, instead of address; submission://HOST (port 587) is for clients "
-        "that log in, smtps:// and submissions:// (port 465) begin with TLS",
+        "that log in, device:// (port 25) is for old devices, whose mistakes are repaired; smtps://, submissions:// and "
+        "devices:// (port 465) begin with TLS",
+    )
+    device_networks: list[str] = Field(
+        default_factory=list,
+        description="networks (CIDR) of printers, scanners and old programs: the server repairs their mistakes in commands "
+        "and line ends, and offers them TLS 1.0",
     )
     proxy_from: list[str] = Field(
         default_factory=list,
@@ -276,15 +282,16 @@ class Options(BaseModel):
         return value
 
     @field_validator(
-        "relay", "listen", "domains", "trust", "nameservers", "mx_networks", "dnsbl_allow", "proxy_from", mode="before"
-    )
+        "relay", "listen", "domains", "trust", "nameservers", "mx_networks", "dnsbl_allow", "proxy_from", "device_networks",
+        mode="before",
+    )  # fmt: skip
     @classmethod
     def _listed(cls, value: Any) -> Any:
         if value is None:
             return []
         return [value] if isinstance(value, str) else value
 
-    @field_validator("trust", "mx_networks", "dnsbl_allow", "proxy_from")
+    @field_validator("trust", "mx_networks", "dnsbl_allow", "proxy_from", "device_networks")
     @classmethod
     def _check_trust(cls, value: list[str]) -> list[str]:
         wrong = [text for text in value if not _is_network(text)]

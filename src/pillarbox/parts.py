@@ -10,7 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Awaitable, Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from .capture.inbox import CAPTURED, Inbox
@@ -57,7 +57,7 @@ from .server.describe import describe
 from .server.limits import Admission
 from .server.listener import Listeners
 from .server.room import Room
-from .server.tls import replace_context, server_context
+from .server.tls import renewed, replace_context, server_context
 from .smtp.sasl import Credentials
 from .smtp.server import Rules
 from .watchdog import LoopWatchdog
@@ -84,7 +84,7 @@ RELOADABLE = frozenset(
         "ip_preference", "max_size_bytes",
         "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer", "max_errors",
         "max_junk", "client_time_out", "min_rate_bytes_s", "bare_line_ends", "bare_lf_commands", "local_parts",
-        "strict_envelope", "max_received", "handlers",
+        "strict_envelope", "max_received", "handlers", "device_networks",
     )
 )  # fmt: skip
 
@@ -201,6 +201,9 @@ class Parts:
             tls=self._slot.tls or (server_context(options.tls_cert, options.tls_key) if options.tls_cert else None),
             authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
             default_senders=self._default_senders,
+            device_tls=server_context(options.tls_cert, options.tls_key, is_device=True) if options.tls_cert else None,
+            device_rules=self._device_rules(),
+            device_networks=parse_networks(options.device_networks),
             rules=self._rules(),
             room=Room(options.data_dir, options.reserve_bytes if options.keeps_mail else 0),
             wiretap=wiretap.tap if options.options.get("trace") else None,
@@ -216,6 +219,13 @@ class Parts:
             is_strict=options.strict_envelope,
             local_domain=options.hostname if options.local_parts else "",
         )
+
+    def _device_rules(self) -> Rules:
+        """Of sessions whose clients' mistakes are repaired."""
+        rules = replace(
+            self._rules(), normalise_bare=True, accept_bare_lf_commands=True, is_strict=False, is_device=True
+        )
+        return replace(rules, local_domain=self.options.hostname)
 
     def _ways(self) -> Ways:
         """How mail leaves."""
@@ -304,7 +314,9 @@ class Parts:
         before = self.options
         self.options = options
         try:
-            tls = server_context(options.tls_cert, options.tls_key) if options.tls_cert else None
+            cert, key = options.tls_cert, options.tls_key
+            tls = server_context(cert, key) if cert else None
+            device_tls = server_context(cert, key, is_device=True) if cert else None
             authenticate = AuthFile(options.auth_file) if options.auth_file else options.authenticator
             self.router.relay, old_relay = relay_next_hop(options.relay), self.router.relay
             try:
@@ -323,12 +335,13 @@ class Parts:
             # The listeners that begin with TLS have this very context, and keep it.
             replace_context(self._facade, tls)
             context.tls = self._facade
+        context.device_tls = renewed(context.device_tls, device_tls)
         context.authenticate = authenticate
         self.router.is_direct = options.direct
         self.rule.change(tuple(options.domains), options.trusted_networks)
         self.lanes.change(ways)
         self.scheduler.change_policy(self._retry_policy(), self._history())
-        context.change(options, self._rules())
+        context.change(options, self._rules(), self._device_rules())
         context.admission.change(self._slot.share(options.max_sessions), options.max_sessions_per_peer)
         simple = self.dispatcher.pipeline.get(SIMPLE)
         if isinstance(simple, Simple):

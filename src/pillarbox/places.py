@@ -51,8 +51,10 @@ def default_hostname() -> str:
 
 # What a listener may be, with its usual port: for mail from other servers and for submission (RFC 6409), whose clients
 # have to log in; each also with TLS from the first octet (RFC 8314).
-LISTENER_SCHEMES = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465}
-TLS_SCHEMES = frozenset(("smtps", "submissions"))
+LISTENER_SCHEMES = {"smtp": 25, "smtps": 465, "submission": 587, "submissions": 465, "device": 25, "devices": 465}
+TLS_SCHEMES = frozenset(("smtps", "submissions", "devices"))
+# For printers, scanners and old programs: what they get wrong is repaired (smtp/device.py), and they may use old TLS.
+DEVICE_SCHEMES = frozenset(("device", "devices"))
 LOGIN_SCHEMES = frozenset(("submission", "submissions"))
 
 
@@ -66,7 +68,7 @@ def hide_password(text: str) -> str:
 def parse_endpoint(text: str, default_port: int, *, is_listener: bool = False) -> tuple[str, str, int]:
     """(scheme, host, port) of HOST[:PORT], [IPV6][:PORT], smtp(s)://... or unix:/PATH. ValueError says what is wrong.
 
-    A listener may be submission:// or submissions://, too.
+    A listener may be submission://, submissions://, device:// or devices://, too.
     """
     if text.startswith("unix:"):
         path = text[5:]

@@ -34,6 +34,7 @@ TEXTS: dict[str, list[Any]] = {
     "alias": ["pillarbox"],
     "address": ["127.0.0.1", "::1", "localhost", "unix:/run/pillarbox/smtp.sock", ["127.0.0.1", "::1"]],
     "listen": [["0.0.0.0:25"], ["[::1]:25"], ["unix:/run/smtp.sock"], ["127.0.0.1:2525", "127.0.0.1:2526"]],
+    "device_networks": [["192.0.2.0/24"], ["192.0.2.7"]],
     "proxy_from": [["192.0.2.0/24"], ["192.0.2.1", "2001:db8::/32"]],
     "hostname": ["mail.example.org", "[192.0.2.1]"],
     "version": ["", "Pillarbox"],

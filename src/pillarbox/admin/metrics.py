@@ -19,6 +19,7 @@ _COUNTERS = (
     ("sessions", "pillarbox_sessions", "Sessions that began."),
     ("accepted", "pillarbox_messages_accepted", "Messages that got their 250."),
     ("refused", "pillarbox_refused", "Commands and messages that were refused."),
+    ("device_repairs", "pillarbox_device_repairs", "What the device profile repaired in commands and content."),
     ("delivered", "pillarbox_recipients_delivered", "Recipients whose copy was delivered."),
     ("delivery_s", "pillarbox_delivery_seconds", "Seconds from acceptance to delivery, of all delivered recipients."),
     ("deferred", "pillarbox_recipients_deferred", "Attempts that are tried again."),

@@ -76,6 +76,7 @@ def dev(given: DevOptions, make_side: MakeSide) -> None:
             "history_messages": 0,
             "relay": list(given.relay),
             "direct": False,
+            "device_networks": list(EVERYONE),
             "local_parts": True,
             "bare_line_ends": "normalise",
             "tls_cert": cert,

@@ -27,7 +27,7 @@ def notify(*words: str) -> None:
 def activated_sockets() -> list[tuple[str, socket.socket]]:
     """(scheme, socket) of each listener that was bound for us (sd_listen_fds(3)); none where there are none.
 
-    A socket's FileDescriptorName is its profile: smtp, smtps, submission or submissions; any other name means smtp.
+    A socket's FileDescriptorName is its kind: smtp, smtps, submission, submissions, device or devices; any other name means smtp.
     OptionError for what is no TCP socket that listens.
     """
     count, owner = os.environ.get("LISTEN_FDS", ""), os.environ.get("LISTEN_PID", "")

@@ -49,6 +49,7 @@ class Session:
         "is_trusted",
         "local",
         "peer",
+        "profile",
         "senders",
         "talked_early",
         "tls",
@@ -60,6 +61,8 @@ class Session:
         self.client_id = client_id
         self.peer = peer
         self.local = local
+        # "device" where the client's mistakes are repaired, else empty.
+        self.profile: str = ""
         self.tls: str = ""
         self.helo: str = ""
         self.is_esmtp = False

@@ -30,6 +30,13 @@ CLOSED = Kind(
     "reason session peer code user helo error",
 )
 TLS_FAILED = Kind("tls-failed", _SESSION, INFO, "a TLS handshake with a client failed", "session peer error")
+REPAIRED = Kind(
+    "repaired",
+    _SESSION,
+    INFO,
+    "a session of the device profile ended in which the server repaired what the client sent",
+    "session peer count repairs user helo",
+)
 LOGGED_IN = Kind("logged-in", _AUTH, INFO, "a client logged in", "session peer mechanism tls user helo")
 LOGIN_FAILED = Kind(
     "login-failed", _AUTH, WARNING, "a log-in failed or was blocked", "reason session peer mechanism tls user helo"
@@ -61,6 +68,6 @@ STARTED = Kind(
 )
 STOPPED = Kind("stopped", "pillarbox.daemon", INFO, "the server has ended", "version pid data_dir")
 KINDS = (
-    CONNECTED, DISCONNECTED, REFUSED, CLOSED, TLS_FAILED, LOGGED_IN, LOGIN_FAILED, QUEUED, DELIVERED, DEFERRED, BOUNCED,
+    CONNECTED, DISCONNECTED, REFUSED, CLOSED, TLS_FAILED, REPAIRED, LOGGED_IN, LOGIN_FAILED, QUEUED, DELIVERED, DEFERRED, BOUNCED,
     EXPIRED, HELD, DSN_QUEUED, OPERATOR, STARTED, STOPPED,
 )  # fmt: skip

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any, cast
 from ..events.catalogue import Endpoint, Session
 from ..queue.company import Company
 from ..smtp.server import ServerProtocol
+from .context import DEVICE
 from .limits import network_key
+from .repairs import report_repairs
 from .session import SmtpSession
 from .tls import describe
 
@@ -79,6 +81,7 @@ class SmtpConnection(asyncio.Protocol):
     __slots__ = (
         "__weakref__",
         "_context",
+        "_is_device",
         "_key",
         "_linger_sweeps",
         "_lingers",
@@ -101,7 +104,9 @@ class SmtpConnection(asyncio.Protocol):
         *,
         proxied: Proxied | None = None,
         wants_login: bool = False,
+        is_device: bool = False,
     ) -> None:
+        self._is_device = is_device
         self._local = local
         self._proxied = proxied
         self._wants_login = wants_login
@@ -144,7 +149,10 @@ class SmtpConnection(asyncio.Protocol):
         if proxied is not None and proxied.peer is None:
             # Whoever it is, it is not known to be one of ours: a balancer beside us has our own address.
             facts.is_trusted = False
-        self.session = SmtpSession(context, self, facts, ServerProtocol(context.protocol_facts(facts), context.rules))
+        rules = context.rules
+        if self._is_device or (context.device_networks and context.is_device(peer.host)):
+            facts.profile, rules = DEVICE, context.device_rules
+        self.session = SmtpSession(context, self, facts, ServerProtocol(context.protocol_facts(facts), rules))
         self._key = key = network_key(peer.host)
         context.sessions[facts.client_id] = self.session
         context.counters.sessions += 1
@@ -177,6 +185,8 @@ class SmtpConnection(asyncio.Protocol):
         if exc is not None and session.reason.startswith("client"):
             session.reason = f"connection lost: {exc}"
         self._transport = None
+        if session.facts.profile:
+            report_repairs(context, session.facts, session.protocol)
         session.lost()
 
     def pause_writing(self) -> None:
@@ -257,7 +267,7 @@ class SmtpConnection(asyncio.Protocol):
         self._tls_task = asyncio.get_running_loop().create_task(self._handshake(self._transport))
 
     async def _handshake(self, transport: asyncio.Transport) -> None:
-        context = self._context.tls
+        context = self._context.tls_of(self.session.facts)
         assert context is not None
         session = self.session
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..clock import Clock, UidSource
 from ..events.catalogue import Session
 from ..events.dispatch import Dispatcher
-from ..options import Options
+from ..options import Network, Options, parse_networks
 from ..queue.commit import GroupCommit
 from ..queue.scheduler import Scheduler
 from ..queue.spool import Spool
@@ -20,6 +21,9 @@ from ..smtp.server import Rules
 from .accounts import Account
 from .limits import Admission, GuessLimit
 from .room import Room
+
+# Session.profile of clients whose mistakes are repaired.
+DEVICE = "device"
 
 if TYPE_CHECKING:
     from .connection import Outbox
@@ -38,6 +42,8 @@ class Counters:
     bounced: int = 0
     # Seconds from acceptance to delivery, of all that were delivered.
     delivery_s: float = 0.0
+    # What the device profile mended in commands and content.
+    device_repairs: int = 0
 
 
 @dataclass(slots=True)
@@ -55,6 +61,10 @@ class ServerContext:
     admission: Admission
     is_trusted: Callable[[str], bool]
     tls: ssl.SSLContext | None = None
+    # Of sessions of the device profile.
+    device_tls: ssl.SSLContext | None = None
+    device_rules: Rules = field(default_factory=Rules)
+    device_networks: tuple[Network, ...] = ()
     authenticate: Callable[[str, str], Any] | None = None
     default_senders: Callable[[Account], tuple[str, ...]] = lambda account: account.may_send_as
     rules: Rules = field(default_factory=Rules)
@@ -72,9 +82,23 @@ class ServerContext:
     guess_delay_s: float = 1.0
     _first_facts: dict[bool, Facts] = field(default_factory=dict)
 
-    def change(self, options: Options, rules: Rules) -> None:
+    def is_device(self, host: str) -> bool:
+        """True for a client of `device_networks`."""
+        try:
+            address: Any = ipaddress.ip_address(host.partition("%")[0])
+        except ValueError:
+            return False
+        address = getattr(address, "ipv4_mapped", None) or address
+        return any(address in network for network in self.device_networks)
+
+    def tls_of(self, session: Session) -> ssl.SSLContext | None:
+        """The context for a session's STARTTLS."""
+        return self.device_tls if session.profile == DEVICE else self.tls
+
+    def change(self, options: Options, rules: Rules, device_rules: Rules) -> None:
         """Other options, for sessions that begin from now on; bounds for all."""
         self.options = options
+        self.device_rules, self.device_networks = device_rules, parse_networks(options.device_networks)
         self._first_facts.clear()
         if rules != self.rules:
             self.rules = rules

@@ -20,7 +20,7 @@ from ..clock import Timer, accepts_one_by_one
 from ..errors import ListenError
 from ..events.catalogue import Endpoint
 from ..options import parse_networks
-from ..places import LOGIN_SCHEMES, TLS_SCHEMES
+from ..places import DEVICE_SCHEMES, LOGIN_SCHEMES, TLS_SCHEMES
 from ..smtp.reply import Reply
 from .connection import SmtpConnection, TappedConnection
 from .context import ServerContext
@@ -102,16 +102,16 @@ class Listeners:
         """One listener, on a socket that is bound already, or on one of its own."""
         loop, context, place = asyncio.get_running_loop(), self._context, _Place()
 
-        wants_login = scheme in LOGIN_SCHEMES
+        wants_login, is_device = scheme in LOGIN_SCHEMES, scheme in DEVICE_SCHEMES
         kind = SmtpConnection if context.wiretap is None else TappedConnection
 
         def make(proxied: Proxied | None = None) -> SmtpConnection:
-            connection = kind(context, place.endpoint, proxied=proxied, wants_login=wants_login)
+            connection = kind(context, place.endpoint, proxied=proxied, wants_login=wants_login, is_device=is_device)
             if tls is not None:
                 self._arriving.add(connection)
             return connection
 
-        tls = context.tls if scheme in TLS_SCHEMES else None
+        tls = (context.device_tls if is_device else context.tls) if scheme in TLS_SCHEMES else None
         handshake_s = HANDSHAKE_S if tls is not None else None
         if context.options.proxy_from and scheme != "unix":
             for own in [sock.dup()] if sock is not None else await _bound(host, port):

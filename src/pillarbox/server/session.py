@@ -65,7 +65,7 @@ class SmtpSession(AtOnce):
         self._is_content = False
         # Between two commands, greeted, and nothing waits on either side: known lines may go the short way.
         self._is_between = False
-        self._ways = context.dispatcher.ways
+        self._ways = {} if facts.profile else context.dispatcher.ways
         self._errors = 0
         self._junk = 0
         self._account: Account | None = None

@@ -8,10 +8,13 @@ from typing import Any
 from ..errors import OptionError
 
 
-def server_context(cert: str, key: str | None) -> ssl.SSLContext:
-    """The context. OptionError names the file that cannot be used."""
+def server_context(cert: str, key: str | None, *, is_device: bool = False) -> ssl.SSLContext:
+    """The context; for the device profile with TLS 1.0 and 1.1. OptionError names the file that cannot be used."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
+    # deviates: RFC 8996 forbids TLS 1.0 and 1.1; old devices have nothing else, and would send in clear.
+    context.minimum_version = ssl.TLSVersion.MINIMUM_SUPPORTED if is_device else ssl.TLSVersion.TLSv1_2
+    if is_device:
+        context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
         context.load_cert_chain(cert, key)
@@ -22,6 +25,14 @@ def server_context(cert: str, key: str | None) -> ssl.SSLContext:
             + f": {error}; PEM files are wanted"
         ) from None
     return context
+
+
+def renewed(facade: ssl.SSLContext | None, current: ssl.SSLContext | None) -> ssl.SSLContext | None:
+    """The context for sessions from now on: `facade`, which then stands for `current`, where there are both."""
+    if facade is None or current is None:
+        return current
+    replace_context(facade, current)
+    return facade
 
 
 def replace_context(facade: ssl.SSLContext, current: ssl.SSLContext) -> None:

@@ -19,7 +19,7 @@ NO_NAME = "EHLO or HELO without a name, or in another charset than UTF-8"
 LF_COMMANDS = "command lines ended by LF alone"
 LF_CONTENT = "content lines ended by LF or CR alone"
 
-_KEYWORD = re.compile(rb"((?i:FROM|TO))[ \t]*:[ \t]*(.*)\Z", re.S)
+_KEYWORD = re.compile(rb"((?i:FROM|TO))([ \t]*):[ \t]*(.*)\Z", re.S)
 # What stands within the brackets may have a quoted string, which may have a ">".
 _IN_BRACKETS = re.compile(rb'<((?:"(?:[^"\\]|\\.)*"|[^<>"])*)>(.*)\Z', re.S)
 _BARE = re.compile(rb'((?:"(?:[^"\\]|\\.)*"|[^\s<>"])+)((?:[ \t].*)?)\Z', re.S)
@@ -33,7 +33,7 @@ def repair_path(argument: bytes) -> tuple[bytes, tuple[str, ...]] | None:
     if keyword is None:
         return None
     repairs: list[str] = []
-    name, rest = keyword.groups()
+    name, space, rest = keyword.groups()
     found = _IN_BRACKETS.match(rest)
     if found is None:
         found = _BARE.match(rest)
@@ -42,7 +42,7 @@ def repair_path(argument: bytes) -> tuple[bytes, tuple[str, ...]] | None:
         repairs.append(NO_BRACKETS)
     inner, parameters = found.groups()
     path = inner.strip(b" \t")
-    if path != inner or keyword.end(1) + 1 != keyword.start(2):
+    if space or path != inner:
         repairs.append(SPACES)
     local_part, at, domain = path.rpartition(b"@")
     if at:
