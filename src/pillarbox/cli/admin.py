@@ -11,6 +11,7 @@ import typer
 
 from ..errors import StoreError
 from . import api
+from .terminal import json_text, say
 
 DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of its queue.")]
 
@@ -19,7 +20,7 @@ def admin(data_dir: DataDir = None) -> None:
     """Print a link that logs a browser into the dashboard, once, within ten minutes."""
     answer = api.ask(*api.find(data_dir), "POST", "/api/logins")
     try:
-        print(json.load(answer)["url"])
+        say(json.load(answer)["url"])
     except (OSError, ValueError, KeyError) as error:
         raise StoreError(f"the server does not answer: {error}") from None
 
@@ -52,7 +53,7 @@ def events(
 
 
 def _as_json(event: dict[str, object]) -> None:
-    sys.stdout.write(json.dumps(event, ensure_ascii=False) + "\n")
+    sys.stdout.write(json_text(event, is_indented=False) + "\n")
     sys.stdout.flush()
 
 

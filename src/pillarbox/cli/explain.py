@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 from typing import Annotated, Any
 
@@ -13,6 +12,7 @@ from ..errors import OptionError, StoreError
 from ..places import default_data_dir
 from ..queue.shards import has_queue
 from ..queue.whole import ask_queue
+from .terminal import json_text
 
 
 def explain(
@@ -47,7 +47,7 @@ def explain(
     if found is None:
         raise StoreError(f"no message {what}: `pillarbox queue list --all` shows what there is; a recipient has an @")
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json_text(found))
     else:
         from .tables import print_explained
 

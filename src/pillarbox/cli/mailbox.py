@@ -25,8 +25,8 @@ import typer
 
 from ..client import field_texts
 from ..clock import SystemClock, UidSource
-from ..daemon.logs import escape_controls
 from ..errors import DuplicateUidError, OptionError, PillarboxError, StoreError, StoreLockedError
+from ..log.record import escape_controls
 from ..mail.content import Content
 from ..places import default_data_dir, default_hostname
 from ..queue.control import MAX_REQUEST_BYTES, ask, parse_query
@@ -42,6 +42,7 @@ from ..queue.sqlite_read import SqliteReader, connect
 from ..queue.store import Store
 from ..queue.whole import catch_up
 from .place import DataDir, QueueUrl, check_url
+from .terminal import say
 
 FORMATS = ("mbox", "maildir", "jsonl")
 _TO, _FROM, _STATE = "X-Envelope-To", "Return-Path", "X-Envelope-State"
@@ -158,7 +159,7 @@ def _import_kept(source: str, folder: str, queue: str | None) -> None:
                     "rest, none comes twice"
                 ) from None
             restored += 1
-            print(told["uid"])
+            say(told["uid"])
     there = f", {skipped} were there already" if skipped else ""
     print(f"{restored} message{'' if restored == 1 else 's'} imported{there}", file=sys.stderr)
 
@@ -426,7 +427,7 @@ def _give(folder: str, items: list[dict[str, Any]], held: set[str]) -> list[str]
     finally:
         store.close()
     for uid in taken:
-        print(uid)
+        say(uid)
     return taken
 
 
@@ -442,7 +443,7 @@ def _give_shared(url: str, items: list[dict[str, Any]], held: set[str]) -> list[
     finally:
         store.close()
     for uid in taken:
-        print(uid)
+        say(uid)
     return taken
 
 
@@ -454,7 +455,7 @@ def _give_running(folder: str, items: list[dict[str, Any]], held: set[str]) -> l
         for item in items:
             with contextlib.suppress(DuplicateUidError):
                 taken.append(client.enqueue(**item, hold="held before it was imported" if item["uid"] in held else ""))
-                print(taken[-1])
+                say(taken[-1])
     except PillarboxError as error:
         raise StoreError(
             f"message {item['uid']}: {error}; {len(taken)} of {len(items)} were imported: import again for the rest, "

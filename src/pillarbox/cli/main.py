@@ -15,6 +15,7 @@ from . import admin as admin_command
 from . import dev, explain, passwd, reload, send, sendmail, top
 from .config import config_app
 from .queue import queue_app
+from .terminal import say
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -233,7 +234,7 @@ def main() -> None:
 def _die(error: Exception, code: int) -> None:
     text = error.args[1] if isinstance(error, OSError) and len(error.args) > 1 else str(error)
     for line in text.splitlines() or [""]:
-        print(f"pillarbox: {line}", file=sys.stderr)
+        say(f"pillarbox: {line}", is_error=True)
     sys.exit(code)
 
 

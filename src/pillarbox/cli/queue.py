@@ -5,21 +5,19 @@ A running server owns the queue's lock and is asked through its control socket; 
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-import orjson
 import typer
 
-from ..daemon.logs import escape_controls
 from ..errors import OptionError, StoreError
 from ..queue.paused import is_next_hop
 from . import mailbox, sql
 from .place import DataDir, QueueUrl, ask, list_rows
 from .tables import print_list, print_message, print_notes
+from .terminal import json_text, say
 
 queue_app = typer.Typer(no_args_is_help=True, help="Look into the queue and steer it.")
 
@@ -120,7 +118,7 @@ def _print_array(rows: Iterable[dict[str, Any]]) -> None:
     """Prints a JSON array as its rows arrive."""
     before = "["
     for row in rows:
-        print(before, orjson.dumps(row).decode(), sep="\n", end="")
+        print(before, json_text(row, is_indented=False), sep="\n", end="")
         before = ","
     print("[]" if before == "[" else "\n]")
 
@@ -168,7 +166,7 @@ def show(
     if found is None:
         raise StoreError(f"no message {uid}: `pillarbox queue list --all` shows what there is")
     if as_json:
-        print(json.dumps(found, indent=2))
+        print(json_text(found))
     else:
         print_message(found)
 
@@ -186,7 +184,7 @@ def _steer(
         raise OptionError(f"queue {verb}: name messages by UID or by a filter, or say --all")
     changed = ask(*place, {"verb": verb, "query": query, "is_everything": everything})
     if as_json:
-        print(json.dumps(changed))
+        print(json_text(changed, is_indented=False))
     else:
         print(f"{len(changed)} message{'' if len(changed) == 1 else 's'} {done}")
     missing = [uid for uid in query.get("uids", ()) if uid not in changed]
@@ -245,14 +243,14 @@ OneHop = Annotated[
 def pause(next_hop: OneHop = None, data_dir: DataDir = None, queue: QueueUrl = None) -> None:
     """Stop sending: what runs finishes; mail is accepted and kept, also over a restart, until `resume`."""
     _pause("pause", next_hop, data_dir, queue)
-    print(f"{escape_controls(next_hop or 'the queue')} is paused")
+    say(f"{next_hop or 'the queue'} is paused")
 
 
 @queue_app.command()
 def resume(next_hop: OneHop = None, data_dir: DataDir = None, queue: QueueUrl = None) -> None:
     """Send again; next hops that were paused by name are resumed by name."""
     _pause("resume", next_hop, data_dir, queue)
-    print(f"{escape_controls(next_hop or 'the queue')} is resumed")
+    say(f"{next_hop or 'the queue'} is resumed")
 
 
 def _pause(verb: str, next_hop: str | None, data_dir: str | None, queue: str | None) -> None:

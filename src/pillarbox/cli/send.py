@@ -16,6 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..errors import OptionError, PillarboxError
 from ..places import default_hostname, parse_endpoint
 from ..smtp.framing import normalise_lines
+from .terminal import say
 
 
 class SendError(PillarboxError):
@@ -56,7 +57,7 @@ def send(
         raise OptionError(f"an address or the subject cannot be sent so: {error}") from None
     except (OSError, smtplib.SMTPException) as error:
         raise SendError(f"cannot send to {server}: {error}; is the server running? (`pillarbox serve`)") from None
-    print(replies[0])
+    say(replies[0])
     if replies[1]:
         raise typer.Exit(1)
 
@@ -118,5 +119,5 @@ def _send_one(client: smtplib.SMTP, sender: str, to: list[str], octets: bytes) -
     if code >= 400:
         raise smtplib.SMTPDataError(code, reply)
     for address, (bad, why) in refused.items():
-        print(f"refused: {address}: {bad} {why.decode('utf-8', 'replace')}", file=sys.stderr)
+        say(f"refused: {address}: {bad} {why.decode('utf-8', 'replace')}", is_error=True)
     return f"{code} {reply.decode('utf-8', 'replace')}", bool(refused)

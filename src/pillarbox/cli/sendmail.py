@@ -26,6 +26,7 @@ from ..client import field_texts, without_bcc
 from ..places import default_hostname, parse_endpoint
 from ..smtp.extension import format_xtext
 from ..smtp.framing import normalise_lines
+from .terminal import say
 
 ENVIRONMENT = "PILLARBOX_SENDMAIL"
 NAMES = ("sendmail", "mailq", "newaliases")
@@ -129,7 +130,7 @@ def run(arguments: list[str], called: str = "sendmail", stdin: BinaryIO | None =
             return _queue("retry", "--all")
         return _send(call, stdin)
     except SendmailError as error:
-        print(f"{called}: {error}", file=sys.stderr)
+        say(f"{called}: {error}", is_error=True)
         return error.code
 
 

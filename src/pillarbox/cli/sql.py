@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import os
 import sys
 from typing import Annotated, Any
@@ -11,11 +10,13 @@ from typing import Annotated, Any
 import typer
 
 from ..errors import OptionError
+from ..log.record import escape_controls
 from ..places import default_data_dir
 from ..queue.look import ask_sql
 from ..queue.shared import ask_shared_sql
 from ..queue.whole import catch_up
 from .place import DataDir, QueueUrl, check_url
+from .terminal import json_text
 
 
 def sql(
@@ -44,15 +45,20 @@ def sql(
         catch_up(folder)
         columns, rows = ask_sql(folder, text)
     if as_json:
-        print(json.dumps([dict(zip(columns, map(_plain, row), strict=True)) for row in rows], indent=2))
+        print(json_text([dict(zip(columns, map(_plain, row), strict=True)) for row in rows]))
     elif as_csv:
         out = csv.writer(sys.stdout)
-        out.writerow(columns)
-        out.writerows(rows)
+        out.writerow(map(_safe, columns))
+        out.writerows(map(_safe, row) for row in rows)
     else:
         from .tables import print_rows
 
         print_rows(columns, rows)
+
+
+def _safe(value: Any) -> Any:
+    value = _plain(value)
+    return escape_controls(value) if isinstance(value, str) else value
 
 
 def _plain(value: Any) -> Any:

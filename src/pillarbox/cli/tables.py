@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from ..daemon.logs import escape_controls
+from ..log.record import escape_controls
 
 _STYLES = {"deferred": "yellow", "held": "magenta", "bounced": "red", "expired": "red", "delivered": "green"}
 _WIDE = 200
@@ -29,7 +29,7 @@ def _safe(text: object) -> str:
 
 def _state(name: str) -> str:
     style = _STYLES.get(name)
-    return f"[{style}]{name}[/{style}]" if style else name
+    return f"[{style}]{name}[/{style}]" if style else _safe(name)
 
 
 def age(seconds: float) -> str:
@@ -81,7 +81,7 @@ def _print_table(rows: list[tuple[str, ...]]) -> int:
         ratio = {"FROM": 3, "TO": 3, "LAST REPLY": 5}.get(name)
         table.add_column(name, no_wrap=True, overflow="ellipsis" if is_wide else "fold", ratio=ratio)
     for uid, state, *cells in rows:
-        table.add_row(uid, _state(state), *map(escape, cells))
+        table.add_row(escape(uid), _state(state), *map(escape, cells))
     if rows:
         table.expand = True
         _console().print(table)
@@ -117,8 +117,8 @@ def _row(row: dict[str, Any], status: dict[str, Any], now: float) -> tuple[str, 
     if reply and len(those) < len(recipients):
         reply = f"({len(those)} of {len(recipients)}) {reply}"
     return (
-        row["uid"],
-        row["state"],
+        escape_controls(row["uid"]),
+        escape_controls(row["state"]),
         age(now - row["received_at"]),
         size(row["size_bytes"]).replace(" ", ""),
         escape_controls(row["reverse_path"] if row["reverse_path"] is not None else "<>"),
@@ -146,7 +146,7 @@ def print_message(row: dict[str, Any]) -> None:
     facts = ", ".join(f"{key} {value}" for key, value in row["received"].items())
     head = Table(box=None, show_header=False, pad_edge=False)
     for name, value in (
-        ("uid", row["uid"]),
+        ("uid", _safe(row["uid"])),
         ("state", _state(row["state"])),
         ("from", _safe(row["reverse_path"] if row["reverse_path"] is not None else "<>")),
         ("subject", _safe(row["subject"] or "-")),
@@ -171,7 +171,7 @@ def print_message(row: dict[str, Any]) -> None:
             table.add_column(name, overflow="fold")
         for a in row["attempts"]:
             tried = (_stamp(a["at"]), f"{a['seconds']:.3f}", _safe(a["recipient"]), _state(a["outcome"]))
-            table.add_row(*tried, _safe(a["remote"] or "-"), a["stage"] or "-", _safe(a["reply"] or "-"))
+            table.add_row(*tried, _safe(a["remote"] or "-"), _safe(a["stage"] or "-"), _safe(a["reply"] or "-"))
         console.print(table)
 
 

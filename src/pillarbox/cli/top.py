@@ -13,8 +13,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..daemon.logs import escape_controls
 from ..errors import StoreError
+from ..log.record import escape_controls
 from ..places import default_data_dir
 from ..queue.shards import has_queue
 from ..queue.whole import ask_queue
