@@ -18,7 +18,7 @@ FLOORS: list[set[str]] = [
     {"errors"},
     {"smtp"},
     {"mail"},
-    {"clock", "nameservers", "places", "log"},
+    {"clock", "httppost", "nameservers", "places", "log"},
     {"watchdog"},
     {"config"},
     {"options"},

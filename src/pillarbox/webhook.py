@@ -14,21 +14,22 @@ import base64
 import binascii
 import hashlib
 import hmac
-import http.client
 import json
 import ssl
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
 from urllib.parse import urlsplit
 
 from . import __version__
 from .delivery.handlers import Defer, Item, Reject
 from .errors import OptionError, PillarboxError
+from .httppost import PostError, post
 
 # It shall not come again: the request itself is at fault, or the place is gone for ever.
 PERMANENT = (400, 404, 405, 410, 413, 415, 422)
 KINDS = ("json", "raw")
-_MOST_ANSWER_BYTES = 2000
 _SECRET = "whsec_"
 
 
@@ -37,13 +38,15 @@ class SignatureError(PillarboxError):
 
 
 class Webhook:
-    """See the module's text. `Handler(match, Webhook(url, secret=...), in_thread=True)` in a program.
+    """Posts each message to `url`. `Handler(match, Webhook(url, secret=...), in_thread=True)` in a program.
 
-    `kind` "json": an object with uid, attempt, reverse_path, recipients, received_at, facts and content (base64); "raw":
-    the message itself as message/rfc822, with the envelope in X-Pillarbox-Envelope (JSON). The header `webhook-id` is the
-    message's uid, the same at each attempt: whoever has had it says 2xx again. Redirects are not followed.
+    `kind` "json": an object with url, uid, attempt, reverse_path, recipients, received_at, facts and content (base64).
+    "raw": multipart/form-data with the field `envelope` (the same object without content) and the file `message`
+    (message/rfc822). `received` reads both. The signature covers the whole body, so also the envelope and the URL.
 
-    2xx: delivered. 400, 404, 405, 410, 413, 415 and 422: the message bounces. Everything else is tried again.
+    The header `webhook-id` is the message's uid, the same at each attempt: a receiver that has it already answers 2xx again.
+    2xx delivers, 400, 404, 405, 410, 413, 415 and 422 bounce, everything else is tried again: other answers, redirects, no
+    answer within `time_out_s`, which bounds the whole attempt.
     """
 
     in_thread = True
@@ -59,6 +62,7 @@ class Webhook:
         time_out_s: float = 30.0,
         ca_file: str | None = None,
     ) -> None:
+        self._url = url
         self._parts = urlsplit(url)
         if self._parts.scheme not in ("http", "https") or not self._parts.hostname or self._parts.username:
             raise OptionError(f"webhook: url {url!r}: give http(s)://HOST[:PORT]/PATH, without user and password")
@@ -91,7 +95,10 @@ class Webhook:
         headers |= {"webhook-id": item.uid, "webhook-timestamp": moment, "User-Agent": f"Pillarbox/{__version__}"}
         if self._key is not None:
             headers["webhook-signature"] = signature(self._key, item.uid, moment, body)
-        status, text = self._post(body, {**headers, **self._headers})
+        try:
+            status, text = post(self._parts, body, {**headers, **self._headers}, self._time_out_s, self._tls)
+        except PostError as error:
+            raise Defer(str(error)) from None
         if 200 <= status < 300:
             return
         said = f"{self._parts.hostname} said {status}" + (f": {text}" if text else "")
@@ -101,6 +108,7 @@ class Webhook:
 
     def _request(self, item: Item) -> tuple[bytes, dict[str, str]]:
         envelope = {
+            "url": self._url,
             "uid": item.uid,
             "attempt": item.attempt,
             "reverse_path": item.reverse_path,
@@ -109,26 +117,59 @@ class Webhook:
             "facts": item.facts,
         }
         if self._kind == "raw":
-            return item.content, {"Content-Type": "message/rfc822", "X-Pillarbox-Envelope": json.dumps(envelope)}
+            return _form(json.dumps(envelope).encode(), item.content, item.uid)
         content = base64.b64encode(item.content).decode()
         return json.dumps({**envelope, "content": content}).encode(), {"Content-Type": "application/json"}
 
-    def _post(self, body: bytes, headers: dict[str, str]) -> tuple[int, str]:
-        parts = self._parts
-        connection: http.client.HTTPConnection
-        if self._tls is not None:
-            connection = http.client.HTTPSConnection(parts.netloc, timeout=self._time_out_s, context=self._tls)
-        else:
-            connection = http.client.HTTPConnection(parts.netloc, timeout=self._time_out_s)
-        path = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        try:
-            connection.request("POST", path, body, headers)
-            answer = connection.getresponse()
-            return answer.status, " ".join(answer.read(_MOST_ANSWER_BYTES).decode("utf-8", "replace").split())[:200]
-        except (OSError, http.client.HTTPException) as error:
-            raise Defer(f"{parts.hostname}: {type(error).__name__}: {error}") from None
-        finally:
-            connection.close()
+
+def _form(envelope: bytes, content: bytes, uid: str) -> tuple[bytes, dict[str, str]]:
+    """multipart/form-data (RFC 7578): a header line for each recipient would pass what receivers take (nginx: 8 KB)."""
+    boundary = f"pillarbox-{uid}"
+    while boundary.encode() in content or boundary.encode() in envelope:
+        boundary += "x"
+    line = f"--{boundary}\r\n".encode()
+    octets = b"".join(
+        (
+            line,
+            b'Content-Disposition: form-data; name="envelope"\r\nContent-Type: application/json\r\n\r\n',
+            envelope + b"\r\n",
+            line,
+            f'Content-Disposition: form-data; name="message"; filename="{uid}.eml"\r\n'.encode(),
+            b"Content-Type: message/rfc822\r\n\r\n",
+            content + f"\r\n--{boundary}--\r\n".encode(),
+        )
+    )
+    return octets, {"Content-Type": f"multipart/form-data; boundary={boundary}"}
+
+
+@dataclass(frozen=True, slots=True)
+class Received:
+    """A request as its receiver reads it. `envelope` has the fields of both kinds, without content."""
+
+    envelope: dict[str, Any]
+    content: bytes
+
+
+def received(headers: Mapping[str, str], body: bytes) -> Received:
+    """For the receiving side: envelope and content of a request of either kind. ValueError for anything else.
+
+    Call `verify` first.
+    """
+    kind = next((value for name, value in headers.items() if name.lower() == "content-type"), "")
+    try:
+        if kind.startswith("application/json"):
+            envelope = json.loads(body)
+            return Received(envelope, base64.b64decode(envelope.pop("content"), validate=True))
+        boundary = kind.partition("multipart/form-data; boundary=")[2].encode()
+        before, first, second = body.split(b"--" + boundary + b"\r\n")
+        if boundary and not before:
+            envelope = json.loads(first.partition(b"\r\n\r\n")[2])
+            content = second.partition(b"\r\n\r\n")[2].removesuffix(b"\r\n--" + boundary + b"--\r\n")
+            if isinstance(envelope, dict):
+                return Received(envelope, content)
+    except (ValueError, KeyError, AttributeError, TypeError):
+        pass
+    raise ValueError("invalid webhook request: expected a body of kind json or raw")
 
 
 def secret_key(secret: str) -> bytes:
@@ -150,9 +191,18 @@ def signature(key: bytes, uid: str, moment: str, body: bytes) -> str:
 
 
 def verify(
-    secret: str, headers: Mapping[str, str], body: bytes, *, tolerance_s: float = 300.0, now: float | None = None
+    secret: str,
+    headers: Mapping[str, str],
+    body: bytes,
+    *,
+    url: str | None = None,
+    tolerance_s: float = 300.0,
+    now: float | None = None,
 ) -> str:
-    """For the receiving side: the id of a request that was signed with this secret lately. SignatureError for any other."""
+    """For the receiving side: the id of a request that was signed with this secret lately. SignatureError for any other.
+
+    `url`: the URL that the sender is configured with. A request that was signed for another receiver is refused with it.
+    """
     found = {name.lower(): value for name, value in headers.items()}
     uid, moment = found.get("webhook-id", ""), found.get("webhook-timestamp", "")
     if not (uid and moment.isascii() and moment.isdigit() and len(moment) < 13):
@@ -165,4 +215,16 @@ def verify(
         hmac.compare_digest(one.encode(), wanted.encode()) for one in found.get("webhook-signature", "").split(" ")
     ):
         raise SignatureError("webhook-signature is none of ours")
+    if "x-pillarbox-envelope" in found:
+        # Older versions sent it; nothing signs it.
+        raise SignatureError("X-Pillarbox-Envelope is not signed: the envelope is in the body")
+    if url is not None and _signed_url(found, body) != url:
+        raise SignatureError("the request was signed for another URL")
     return uid
+
+
+def _signed_url(headers: Mapping[str, str], body: bytes) -> object:
+    try:
+        return received(headers, body).envelope.get("url")
+    except ValueError:
+        return None
