@@ -38,7 +38,7 @@ def converse(server: MailServer) -> None:
     def refuse(event: Any) -> None:
         server.send_to_client(event.client_id, "502 I do not do that")
 
-    server.register(answer, *ANSWERS)
+    server.register(answer, list(ANSWERS))
     server.register(listen, "cmd_data")
     server.register(content, "data")
     server.register(refuse, "cmd_vrfy", "cmd_expn", "cmd_help", "cmd_bdat", "cmd_starttls", "cmd_xclient")

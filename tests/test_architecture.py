@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -24,7 +26,8 @@ FLOORS: list[set[str]] = [
     {"options"},
     {"events", "queue", "dns"},
     {"server", "delivery", "plugins", "capture"},
-    {"parts", "eventside", "webhook"},
+    {"parts", "eventside", "webhook", "option_types"},
+    {"keywords"},
     {"explain"},
     {"app"},
     {"daemon", "admin", "testing", "client"},
@@ -105,3 +108,9 @@ def test_says_what_it_is_for(path: Path) -> None:
 def test_two_levels_of_folders() -> None:
     deep = [p for p in FILES if len(p.relative_to(SRC).parts) > 3 and "sql" not in p.parts]
     assert not deep
+
+
+def test_generated_types_are_those_of_options_and_events() -> None:
+    tool = SRC.parent.parent / "tools" / "make_types.py"
+    result = subprocess.run([sys.executable, str(tool), "--check"], capture_output=True, text=True, check=False)
+    assert not result.returncode, result.stdout + result.stderr + "run .venv/bin/python tools/make_types.py"

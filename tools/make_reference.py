@@ -59,11 +59,11 @@ def events_page() -> str:
     rows = []
     for name, cls in CATALOGUE.items():
         fields = ", ".join(f"`{field.name}`: {field.type}" for field in dataclasses.fields(cls))
-        rows.append([f"`{name}`", cls.kind.value, " ".join((cls.__doc__ or "").split()), fields])
+        rows.append([f"`{name}`", f"`{cls.__name__}`", cls.kind.value, " ".join((cls.__doc__ or "").split()), fields])
     return (
         "# Events\n\nGenerated from `events/catalogue.py` by `make docs`. A plugin's method is `on_<event>(server, event)`; a subscriber\n"
-        "names the event. Fields may be changed in place by plugins.\n\n"
-        + table(["event", "kind", "when", "fields"], rows)
+        "names the event. Fields may be changed in place by plugins. The classes are in `pillarbox.events`.\n\n"
+        + table(["event", "class", "kind", "when", "fields"], rows)
     )
 
 

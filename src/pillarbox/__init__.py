@@ -10,31 +10,33 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from . import events
     from .app import MailServer
     from .client import connect
     from .delivery.handlers import Defer, Handler, Item, Reject
-    from .errors import PillarboxError
-    from .events.catalogue import Event
-    from .events.plugin import Eat, Plugin
+    from .errors import (
+        AddressError,
+        CommitInDoubtError,
+        DuplicateUidError,
+        ListenError,
+        NotRunningError,
+        OptionError,
+        PillarboxError,
+        PluginError,
+        StateError,
+        StoreError,
+        StoreFullError,
+        StoreLockedError,
+    )
+    from .events import Eat, Event, Plugin
+    from .option_types import MailServerOptions
     from .server.accounts import Account
     from .smtp.reply import Reply
 
-__all__ = [
-    "Account",
-    "Defer",
-    "Eat",
-    "Event",
-    "Handler",
-    "Item",
-    "MailServer",
-    "PillarboxError",
-    "Plugin",
-    "Reject",
-    "Reply",
-    "__version__",
-    "connect",
-]
-
+_ERRORS = (
+    "AddressError", "CommitInDoubtError", "DuplicateUidError", "ListenError", "NotRunningError", "OptionError", "PillarboxError",
+    "PluginError", "StateError", "StoreError", "StoreFullError", "StoreLockedError",
+)  # fmt: skip
 _PLACES = {
     "Account": "server.accounts",
     "Defer": "delivery.handlers",
@@ -43,18 +45,57 @@ _PLACES = {
     "Handler": "delivery.handlers",
     "Item": "delivery.handlers",
     "MailServer": "app",
-    "PillarboxError": "errors",
+    "MailServerOptions": "option_types",
     "Plugin": "events.plugin",
     "Reject": "delivery.handlers",
     "Reply": "smtp.reply",
     "connect": "client",
+    **dict.fromkeys(_ERRORS, "errors"),
 }
 
+__all__ = [
+    "Account",
+    "AddressError",
+    "CommitInDoubtError",
+    "Defer",
+    "DuplicateUidError",
+    "Eat",
+    "Event",
+    "Handler",
+    "Item",
+    "ListenError",
+    "MailServer",
+    "MailServerOptions",
+    "NotRunningError",
+    "OptionError",
+    "PillarboxError",
+    "Plugin",
+    "PluginError",
+    "Reject",
+    "Reply",
+    "StateError",
+    "StoreError",
+    "StoreFullError",
+    "StoreLockedError",
+    "__version__",
+    "connect",
+    "events",
+]
 
-def __getattr__(name: str) -> Any:
-    # Public names load on first use: the command line must not wait for what it does not need.
-    if name in _PLACES:
+
+if not TYPE_CHECKING:
+    # A type checker reports a name that does not exist only where there is no such function.
+
+    def __getattr__(name: str) -> Any:
+        # Public names load on first use: the command line must not wait for what it does not need.
         from importlib import import_module
 
-        return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if name in _PLACES:
+            return getattr(import_module(f"{__name__}.{_PLACES[name]}"), name)
+        if name == "events":
+            return import_module(f"{__name__}.events")
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

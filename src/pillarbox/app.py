@@ -11,21 +11,25 @@ import logging
 import os
 import random
 import signal
+import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any
+from typing import IO, Any, Self, Unpack, overload
 
 from .capture.inbox import Inbox
 from .clock import Clock, SystemClock, loop_factory
 from .delivery.handlers import Handler, Handlers, Item, parse_handlers
 from .errors import DuplicateUidError, ListenError, OptionError, StateError
 from .events import catalogue as e
+from .events.check import check_given
 from .events.dispatch import Dispatcher
 from .events.names import Names
 from .eventside import EventSide
 from .explain import Explainer
+from .keywords import EnqueueKeywords, HandlerKeywords, QueryKeywords, ServerKeywords
 from .mail.content import Content
-from .options import Options, parse_options
+from .option_types import MailServerOptions
+from .options import Options, help_text, parse_options
 from .parts import RELOADABLE, Parts
 from .places import Slot
 from .queue.control import make_query
@@ -42,9 +46,9 @@ _SERVERS: dict[str, list[MailServer]] = {}
 
 
 class MailServer(EventSide):
-    """A mail server inside an asyncio program. `MailServer.spawn(**options)` gives one that runs.
+    """A mail server inside an asyncio program. `await MailServer.spawn(**options)` returns one that runs.
 
-    Options are those of `pillarbox.options.Options`. Raises OptionError for what is wrong with them.
+    Raises OptionError, with a line for each option that is wrong. All are keyword arguments:
     """
 
     def __init__(
@@ -53,9 +57,10 @@ class MailServer(EventSide):
         clock: Clock | None = None,
         rng: random.Random | None = None,
         slot: Slot | None = None,
-        **options: Any,
+        **options: Unpack[MailServerOptions],
     ) -> None:
         self.options: Options = parse_options(options)
+        check_given(self.options.plugins)
         self._slot = slot or Slot()
         self._clock = clock or SystemClock()
         self._closed: asyncio.Event | None = None
@@ -65,7 +70,7 @@ class MailServer(EventSide):
         self._stopping: asyncio.Future[None] | None = None
         self._id = uuid.uuid4().hex
         self._names = Names(e.CATALOGUE)
-        self.dispatcher = Dispatcher(self)
+        self.dispatcher = Dispatcher(self, self._names.is_own)
         self._handlers = Handlers(parse_handlers(self.options.handlers, self._for_event), self.options.hostname)
         self._raw = ReplyLines()
         self._rng = rng or random.Random()
@@ -104,8 +109,8 @@ class MailServer(EventSide):
     # ------------------------------------------------------------------ life
 
     @classmethod
-    async def spawn(cls, **options: Any) -> MailServer:
-        """A server that listens. OptionError, ListenError or StoreError say what is in the way."""
+    async def spawn(cls, **options: Unpack[ServerKeywords]) -> Self:
+        """Returns a server that listens. OptionError, ListenError or StoreError say what is in the way."""
         server = cls(**options)
         await server.start()
         return server
@@ -117,11 +122,14 @@ class MailServer(EventSide):
         on_ready: Callable[[MailServer], Any] | None = None,
         on_closing: Callable[[MailServer], Any] | None = None,
         grace_s: float = 30.0,
-        **options: Any,
+        **options: Unpack[ServerKeywords],
     ) -> None:
-        """For scripts: serves until SIGTERM or SIGINT, then shuts down gracefully. What is called may be plain or async."""
+        """Serves until SIGTERM or SIGINT, then shuts down gracefully; for scripts.
+
+        `on_ready(server)` and `on_closing(server)` may be plain or async. Without `on_ready`, stderr names the addresses.
+        """
         with asyncio.Runner(loop_factory=loop_factory()) as runner:
-            runner.run(cls._serve(on_ready, on_closing, grace_s, options))
+            runner.run(cls._serve(on_ready or _say_ready, on_closing, grace_s, options))
 
     @classmethod
     async def _serve(
@@ -129,7 +137,7 @@ class MailServer(EventSide):
         on_ready: Callable[[MailServer], Any] | None,
         on_closing: Callable[[MailServer], Any] | None,
         grace_s: float,
-        options: dict[str, Any],
+        options: ServerKeywords,
     ) -> None:
         server = await cls.spawn(**options)
         loop = asyncio.get_running_loop()
@@ -184,7 +192,7 @@ class MailServer(EventSide):
             raise StateError("this server listens already")
         await self._parts.listeners.start()
 
-    def reload(self, **options: Any) -> list[str]:
+    def reload(self, **options: Unpack[MailServerOptions]) -> list[str]:
         """Other options while it runs: for new sessions and connections. The names that only a restart can change.
 
         All options are given, as at the start; certificates and account files are read again. OptionError, and nothing has
@@ -313,7 +321,9 @@ class MailServer(EventSide):
         self._handlers.replace(parse_handlers(handlers, self._for_event))
         self._parts.scheduler.wake()
 
-    def handler(self, match: str, **options: Any) -> Callable[[Callable[[Item], Any]], Callable[[Item], Any]]:
+    def handler(
+        self, match: str, **options: Unpack[HandlerKeywords]
+    ) -> Callable[[Callable[[Item], Any]], Callable[[Item], Any]]:
         """`@server.handler(r"@app\\.example$")`: recipients that match go to the function, from the queue."""
 
         def add(callback: Callable[[Item], Any]) -> Callable[[Item], Any]:
@@ -357,6 +367,10 @@ class MailServer(EventSide):
             raise StateError("this server does not run: start it first, and ask before it is shut down")
         return self._parts
 
+    @overload
+    async def enqueue(self, item: Mapping[str, Any], /) -> str: ...
+    @overload
+    async def enqueue(self, **keywords: Unpack[EnqueueKeywords]) -> str: ...
     async def enqueue(self, item: Mapping[str, Any] | None = None, **keywords: Any) -> str:
         """Mail of the program's own: `reverse_path`, `recipients`, `content`; optional `uid`, `ts` (unix seconds), `hold` (a
         reason: it waits for a release). The uid.
@@ -387,7 +401,7 @@ class MailServer(EventSide):
         parts.scheduler.accepted(message)
         return message.uid
 
-    async def mail_queue(self, *, limit: int | None = 1000, **query: Any) -> list[View]:
+    async def mail_queue(self, *, limit: int | None = 1000, **query: Unpack[QueryKeywords]) -> list[View]:
         """What is queued, oldest first: uid, reverse_path, recipients (state, attempts, due time), subject and more.
 
         Bounded by `limit`; other keywords are those of `pillarbox.queue.model.Query` (state=, recipient=, ...). The content
@@ -432,3 +446,12 @@ async def _called(callback: Callable[[MailServer], Any] | None, server: MailServ
     result = callback(server) if callback is not None else None
     if result is not None:
         await result
+
+
+def _say_ready(server: MailServer) -> None:
+    names = " ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in server.getsocknames())
+    sys.stderr.write(f"pillarbox: ready on {names}; Ctrl-C ends it\n")
+
+
+if MailServer.__doc__:
+    MailServer.__doc__ += "\n" + help_text()

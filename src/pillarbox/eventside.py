@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from .errors import OptionError, StateError
 from .events.dispatch import Dispatcher, Verdict
+from .events.face import EventFace, OwnEvent
+from .events.methods import PluginLike
 from .events.names import Names
 from .events.pipeline import Pipeline
-from .events.subscribers import ALL
+from .events.subscribers import ALL, EventIterator
 
 _log = logging.getLogger("pillarbox")
 
 
-class EventSide:
+class EventSide(EventFace):
     """See the module's text. MailServer gives the attributes."""
 
     dispatcher: Dispatcher
@@ -28,7 +30,7 @@ class EventSide:
         """The pipeline itself: push, pop, shift, unshift, insert_before, insert_after, replace, remove, bump_up, bump_down."""
         return self.dispatcher.pipeline
 
-    def plugin_add(self, alias: str, plugin: Any) -> int:
+    def plugin_add(self, alias: str, plugin: PluginLike) -> int:
         """Adds a plugin before the built-in behaviour; the number of plugins. PluginError when the alias is taken."""
         return self.pipeline().push(alias, plugin)
 
@@ -60,23 +62,22 @@ class EventSide:
         """The plugin gets these no longer; the names that it had not asked for."""
         return self.pipeline().unwant(plugin, _kind(kind), self._names.flat(names))
 
-    def register(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> None:
-        """`callback(event)` for each event of these names (`all` for every one); plain or async."""
+    def _register(self, callback: Callable[[Any], Any], names: Iterable[Any]) -> None:
         if not callable(callback):
-            raise OptionError(f"register: {callback!r} cannot be called: give a function, then names of events")
+            raise OptionError(f"register: invalid callback {callback!r}: expected a function, then names of events")
         self.dispatcher.subscribers.register(callback, self._names.checked(names))
 
     def unregister(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> bool:
         """The callback hears of these no longer; without names, of nothing. False if it was not registered."""
         return self.dispatcher.subscribers.unregister(callback, self._names.checked(names) if names else [ALL])
 
-    def events(self, *names: str | Iterable[str]) -> AsyncIterator[Any]:
-        """`async for event in server.events("message_queued")`: from now on, until the loop ends."""
+    def _events(self, names: Iterable[Any]) -> EventIterator[Any]:
         return self.dispatcher.subscribers.events(self._names.checked(names))
 
-    def define_event(self, name: str) -> None:
-        """Declares an event of the program's own, so that it can be registered for."""
+    def define_event(self, name: str) -> OwnEvent:
+        """Declares an event of the program's own, so that it can be registered for. Returns its name, typed."""
         self._names.define(name)
+        return OwnEvent(name)
 
     def send_event(self, name: str, *args: Any) -> Verdict | Any:
         """An event through the pipeline, then to subscribers; own names arrive as `Custom`. What the pipeline said of it."""

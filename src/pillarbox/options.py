@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from . import __version__
-from .config.faults import fault_text, unknown_text
+from .config.faults import fault_text, kind_of, unknown_text
 from .config.units import Octets, PathText, Seconds, SecondsOrNone, interval_s, none_of
 from .errors import OptionError
 from .places import LOGIN_SCHEMES, TLS_SCHEMES, default_data_dir, default_hostname, parse_endpoint
@@ -445,3 +445,12 @@ def _explain(fault: Any, given: Mapping[str, Any]) -> str:
             f"option {name!r} is one of the daemon: `pillarbox serve` and pillarbox.toml take it, MailServer does not"
         )
     return unknown_text("option", name, Options.model_fields)
+
+
+def help_text() -> str:
+    """A line for each option, with its type, default and meaning: what `help(MailServer)` shows."""
+    rows = []
+    for name, field in Options.model_fields.items():
+        default = f", default {field.default!r}" if field.default_factory is None else ""
+        rows.append(f"    {name} ({kind_of(field)}{default}): {field.description}")
+    return "\n".join([*rows, ""])

@@ -48,9 +48,9 @@ _UNANSWERED = frozenset(("disconnected", "response", "message_queued", "send_suc
 class Dispatcher:
     """Pipeline and subscribers of one server, and the walk through them."""
 
-    def __init__(self, server: Any) -> None:
+    def __init__(self, server: Any, is_own: Callable[[str], bool] | None = None) -> None:
         self.server = server
-        self.pipeline = Pipeline(server, self._pipeline_changed, lambda: self.compile())
+        self.pipeline = Pipeline(server, self._pipeline_changed, lambda: self.compile(), is_own)
         self.subscribers = Subscribers(self.compile)
         # By event name: is anybody there; and, where only the built-in behaviour is, its answer, or what gives one when
         # it is called with the session and the command: then no event is built, and nobody walks.

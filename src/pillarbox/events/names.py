@@ -32,6 +32,10 @@ class Names:
             raise OptionError(f"event {name!r} is one of the server's own: choose another name")
         self._own.add(name)
 
+    def is_own(self, name: str) -> bool:
+        """True for one that the program has declared."""
+        return name in self._own
+
     @staticmethod
     def flat(names: Iterable[str | Iterable[str]]) -> list[str]:
         """Names, given as arguments or as lists, without the original's prefix."""

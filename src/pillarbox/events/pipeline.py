@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 from ..errors import PluginError
 from .catalogue import CATALOGUE
+from .check import check_methods, check_shape
 
 _log = logging.getLogger("pillarbox.plugins")
 SIMPLE = "simple"
@@ -49,7 +50,10 @@ class Pipeline:
         server: Any = None,
         changed: Callable[[str, str, Any], None] | None = None,
         compiled: Callable[[], None] | None = None,
+        is_own: Callable[[str], bool] | None = None,
     ) -> None:
+        """`is_own` is True for the name of an event that the program has declared."""
+        self._is_own = is_own or (lambda name: False)
         self._server = server
         self._changed = changed or (lambda event, alias, plugin: None)
         self._compiled = compiled or (lambda: None)
@@ -71,6 +75,9 @@ class Pipeline:
 
     def __len__(self) -> int:
         return len(self._entries)
+
+    def __repr__(self) -> str:
+        return f"Pipeline({', '.join(f'{alias}={type(plugin).__name__}' for alias, plugin in self._entries)})"
 
     def _find(self, which: Any) -> int:
         for index, (alias, plugin) in enumerate(self._entries):
@@ -207,13 +214,13 @@ class Pipeline:
         """Registers the plugin, then lets the caller put it in; whatever goes wrong leaves no trace of it."""
         if any(coming is plugin for coming in self._coming):
             raise PluginError(f"plugin {alias!r} is entering the pipeline already")
-        for name in dir(plugin):
-            if name.startswith("on_") and not callable(getattr(plugin, name)):
-                raise PluginError(f"plugin {alias!r}: {name} is not a method")
+        check_shape(alias, plugin)
         self._coming.append(plugin)
         try:
             self._register(alias, plugin)
             try:
+                # Behind the registration, in which a plugin may declare events of its own.
+                check_methods(alias, plugin, self._is_own)
                 yield
             except PluginError:
                 self._call_unregister(alias, plugin)

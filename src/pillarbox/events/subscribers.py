@@ -11,7 +11,7 @@ import inspect
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 _log = logging.getLogger("pillarbox.events")
 BUFFER = 10_000
@@ -141,7 +141,7 @@ class Subscribers:
         """Events that did not fit, of all subscribers that are registered now."""
         return sum(s.dropped for s in self._subscribers)
 
-    def events(self, names: Iterable[str]) -> EventIterator:
+    def events(self, names: Iterable[str]) -> EventIterator[Any]:
         """The events as they come, from now on; the subscription ends with the iterator, or with the server."""
         subscriber = _Subscriber(None)
         subscriber.ready = asyncio.Event()
@@ -165,17 +165,20 @@ class Subscribers:
                 subscriber.ready.set()
 
 
-class EventIterator:
+E = TypeVar("E")
+
+
+class EventIterator(Generic[E]):
     """`async for event in server.events(...)`."""
 
     def __init__(self, subscribers: Subscribers, subscriber: _Subscriber) -> None:
         self._subscribers = subscribers
         self._subscriber = subscriber
 
-    def __aiter__(self) -> EventIterator:
+    def __aiter__(self) -> EventIterator[E]:
         return self
 
-    async def __anext__(self) -> Any:
+    async def __anext__(self) -> E:
         subscriber = self._subscriber
         assert subscriber.ready is not None
         while not subscriber.buffer:
@@ -184,7 +187,8 @@ class EventIterator:
                 raise StopAsyncIteration
             subscriber.ready.clear()
             await subscriber.ready.wait()
-        return subscriber.buffer.popleft()
+        event: E = subscriber.buffer.popleft()
+        return event
 
     async def aclose(self) -> None:
         """Ends the subscription."""
