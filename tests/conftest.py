@@ -247,13 +247,24 @@ class Wire:
     """A session of a real server without a socket: what the client says is cut as `sizes` says."""
 
     def __init__(self, server: MailServer, sizes: Iterator[int], peer: str = "127.0.0.1") -> None:
+        from pillarbox.events.session import Endpoint
         from pillarbox.server.connection import SmtpConnection
+        from pillarbox.smtp.reply import Reply, format_reply
 
-        self.connection = SmtpConnection(server._parts.context)
+        context = server._parts.context
+        is_trusted = context.is_trusted(peer)
+        local = Endpoint("127.0.0.1", 25)
+        self.connection = SmtpConnection(context, Endpoint(peer, 4321), local, is_trusted=is_trusted)
         self.transport = WireTransport(peer)
         self._sizes = sizes
         self._seen = 0
-        self.connection.connection_made(self.transport)
+        # As the acceptor does it.
+        refusal = context.admission.enter(peer, is_trusted=is_trusted)
+        if refusal is None:
+            self.connection.connection_made(self.transport)
+        else:
+            self.transport.write(format_reply(Reply(421, "4.7.0", refusal.text)))
+            self.transport.close()
 
     async def send(self, octets: bytes) -> None:
         """Feeds octets in pieces, with turns of the loop between some of them."""
@@ -272,8 +283,10 @@ class Wire:
         end = time.monotonic() + 10
         while time.monotonic() < end:
             await asyncio.sleep(0)
+            if self.transport.closed:
+                return
             session = self.connection.session
-            if self.transport.closed or (not session._waiting and not self.connection._outbox.writes):
+            if not session._waiting and not self.connection._outbox.writes:
                 return
         raise TimeoutError("the session does not come to rest")
 

@@ -20,7 +20,7 @@ from pillarbox import MailServer
 from pillarbox.errors import OptionError
 from pillarbox.options import parse_options
 from pillarbox.server import proxyproto
-from pillarbox.server.listener import ACCEPTED_A_TURN
+from pillarbox.server.acceptor import ACCEPTED_A_TURN
 from pillarbox.server.proxyproto import SIGNATURE, ProxyFault, missing, parse
 from tests.conftest import Client, run_async, serving, until
 
@@ -217,8 +217,8 @@ def test_a_server_that_closes_hears_who_was_on_the_way(tmp_path: Path) -> None:
     async def main() -> None:
         async with behind_balancer(tmp_path) as server:
             client = await raw(server)
-            (acceptor,) = server._parts.listeners._servers
-            await until(lambda: acceptor.is_arriving)  # type: ignore[union-attr]
+            (acceptor,) = server._parts.listeners._acceptors
+            await until(lambda: acceptor.is_arriving)
             closing = asyncio.ensure_future(server.shutdown(grace_s=10))
             await until(lambda: server._parts.context.is_closing)
             client.send(V1 + b"EHLO x.test\r\n")

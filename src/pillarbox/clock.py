@@ -86,8 +86,3 @@ def loop_factory() -> Callable[[], asyncio.AbstractEventLoop]:
 
         return uvloop.new_event_loop
     return asyncio.new_event_loop
-
-
-def accepts_one_by_one(loop: asyncio.AbstractEventLoop) -> bool:
-    """True for uvloop: a listening handle of its takes one connection in each turn of the loop (libuv's pull request 3696)."""
-    return type(loop).__module__.partition(".")[0] == "uvloop"

@@ -162,8 +162,15 @@ class Options(BaseModel):
     max_recipients: int = Field(1000, ge=100, description="recipients of one message (RFC 5321: 100 or more)")
     max_line_bytes: Octets = Field(2048, ge=512, description="longest command line")
     max_header_bytes: Octets = Field(128 * 1024, ge=1024, le=128 * 1024, description="largest header section")
-    max_sessions: int = Field(10_000, ge=1, description="sessions at once")
-    max_sessions_per_peer: int = Field(50, ge=1, description="sessions at once of one IPv4 address or IPv6 /64")
+    max_sessions: int = Field(
+        10_000, ge=1, description="sessions at once, as far as the limit of file descriptors allows"
+    )
+    max_sessions_per_peer: int = Field(
+        50, ge=1, description="sessions at once of one IPv4 address or IPv6 /64; /56: 4 times, /48: 16 times"
+    )
+    max_connections_per_minute: int = Field(
+        600, ge=0, description="new connections of one IPv4 address or IPv6 /64 in a minute; 0: no bound"
+    )
     max_errors: int = Field(20, ge=1, description="refused commands of one session, then 421")
     max_junk: int = Field(100, ge=1, description="NOOP, RSET, VRFY and the like between two messages, then 421")
     client_time_out: Seconds = Field(

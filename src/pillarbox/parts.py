@@ -54,6 +54,7 @@ from .server.accounts import Account, AuthFile
 from .server.connection import Outbox
 from .server.context import ServerContext, facts_of_session
 from .server.describe import describe
+from .server.guesses import Guesses
 from .server.limits import Admission
 from .server.listener import Listeners
 from .server.room import Room
@@ -82,8 +83,9 @@ RELOADABLE = frozenset(
         "relay_user", "relay_pass", "relay_tls", "relay_ca", "relay_auth_in_clear", "time_out", "maxrelay",
         "maxrelay_per_next_hop", "rate_per_next_hop", "direct", "mx_port", "mx_tls", "mx_networks", "mx_cname",
         "ip_preference", "max_size_bytes",
-        "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer", "max_errors",
-        "max_junk", "client_time_out", "min_rate_bytes_s", "bare_line_ends", "bare_lf_commands", "local_parts",
+        "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer",
+        "max_connections_per_minute", "max_errors", "max_junk",
+        "client_time_out", "min_rate_bytes_s", "bare_line_ends", "bare_lf_commands", "local_parts",
         "strict_envelope", "max_received", "handlers", "device_networks",
     )
 )  # fmt: skip
@@ -196,7 +198,7 @@ class Parts:
             None,
             self.new_uid,
             Outbox(self.commit.company),
-            Admission(self._slot.share(options.max_sessions), options.max_sessions_per_peer),
+            Admission(options, self._slot.count),
             self.rule.is_trusted,
             tls=self._slot.tls or (server_context(options.tls_cert, options.tls_key) if options.tls_cert else None),
             authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
@@ -207,6 +209,7 @@ class Parts:
             rules=self._rules(),
             room=Room(options.data_dir, options.reserve_bytes if options.keeps_mail else 0),
             wiretap=wiretap.tap if options.options.get("trace") else None,
+            guesses=Guesses(self._slot.count),
             client_prefix=f"s{self._slot.number}-" if self._slot.number else "s",
         )
 
@@ -342,7 +345,7 @@ class Parts:
         self.lanes.change(ways)
         self.scheduler.change_policy(self._retry_policy(), self._history())
         context.change(options, self._rules(), self._device_rules())
-        context.admission.change(self._slot.share(options.max_sessions), options.max_sessions_per_peer)
+        context.admission.change(options)
         simple = self.dispatcher.pipeline.get(SIMPLE)
         if isinstance(simple, Simple):
             simple.change(options.max_recipients)
@@ -466,6 +469,7 @@ class Parts:
             # Until now whoever asks has an answer.
             await self._control.stop()
         await self.commit.stop()
+        self.context.hashing.close()
         await self.resolver.close()
         if self.context.spool is not None:
             self.context.spool.close()

@@ -145,7 +145,7 @@ def test_c50_handshake_garbage_and_close(tmp_path: Path, certificate: Certificat
 
 def test_c50_handshake_stall(tmp_path: Path, certificate: Certificate, monkeypatch: pytest.MonkeyPatch) -> None:
     async def main() -> None:
-        monkeypatch.setattr("pillarbox.server.connection.HANDSHAKE_S", 0.2)
+        monkeypatch.setattr("pillarbox.server.limits.HANDSHAKE_S", 0.2)
         async with serving(tmp_path, **tls(certificate)) as server:
             client = await connect(server, cuts(0)[0])
             await client.say(b"EHLO x.test")
@@ -347,8 +347,6 @@ def test_c58_auth_twice_and_within(tmp_path: Path, certificate: Certificate, siz
 
 @SIZES
 def test_c59_guessing(tmp_path: Path, certificate: Certificate, sizes: Sizes) -> None:
-    from pillarbox.server.limits import GuessLimit
-
     async def main() -> None:
         delays: list[float] = []
         async with serving(tmp_path, authenticator=check, **tls(certificate, max_errors=1000)) as server:
@@ -365,24 +363,13 @@ def test_c59_guessing(tmp_path: Path, certificate: Certificate, sizes: Sizes) ->
             client = await secure(server, sizes, certificate)
             replies = [await client.say(b"AUTH PLAIN " + b64(f"\0u{n}@mx.test\0guess")) for n in range(12)]
             assert {r[:9] for r in replies[:10]} == {"535 5.7.8"} and replies[10].startswith("454 4.7.0")
-            assert (
-                delays[:10] == [server._parts.context.guess_delay_s] * 10 and server._parts.context.guess_delay_s >= 1.0
-            )
+            # From the beginning of the verdict; what that took is part of the second.
+            assert server._parts.context.guess_delay_s >= 1.0 and all(0.0 < delay <= 1.0 for delay in delays)
             # The right password does not help from there any more, for a while.
             assert (await client.say(b"AUTH PLAIN " + b64("\0user@mx.test\0secret"))).startswith("454")
             client.close()
 
     run_async(main)
-    limit = GuessLimit(3)
-    for n in range(3):
-        assert not limit.is_blocked("account", 0.0)
-        limit.fail("account", float(n))
-    assert limit.is_blocked("account", 3.0) and not limit.is_blocked("account", 3.0 + GuessLimit.WINDOW_S)
-    limit.succeed("account")
-    assert not limit.is_blocked("account", 3.0)
-    for n in range(GuessLimit.MAX_KEYS + 10):
-        limit.fail(str(n), 0.0)
-    assert len(limit._failures) == GuessLimit.MAX_KEYS
 
 
 def test_c59_no_oracle(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

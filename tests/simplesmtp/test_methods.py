@@ -314,7 +314,7 @@ def test_method_start_listener(tmp_path: Path) -> None:
             with pytest.raises(StateError, match="listens already"):
                 await server.start_listener()
             name = server.getsockname()
-            await server._parts.listeners._undo()
+            server._parts.listeners._close()
             with pytest.raises(StateError, match="does not listen"):
                 server.getsockname()
             await server.start_listener()
@@ -624,6 +624,6 @@ async def test_input_send_to_client(server: MailServer) -> None:
 
 @server_test()
 async def test_input_start_listener(server: MailServer) -> None:
-    await server._parts.listeners._undo()
+    server._parts.listeners._close()
     server.post("start_listener")
     await until(lambda: server.getsocknames())

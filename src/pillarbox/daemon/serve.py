@@ -20,6 +20,7 @@ from ..options import Options, parse_options
 from ..parts import RELOADABLE
 from ..places import Slot, hide_password
 from ..queue.whole import is_paused
+from ..server.limits import raise_descriptor_limit
 from ..server.tls import server_context
 from .config import Config, DaemonOptions, Setting, admin_address, find_file, load
 from .giveway import give_way
@@ -84,6 +85,7 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     count = count_workers(daemon.workers)
     as_json = None if daemon.log_format == "auto" else daemon.log_format == "json"
     configure_logs(daemon.log_level, as_json=as_json)
+    raise_descriptor_limit(options.max_sessions, options.maxrelay)
     # The queue is nobody else's business.
     os.umask(0o077)
     if count > 1 and not options.keeps_mail:

@@ -1,7 +1,7 @@
 """The AUTH exchange of a session (RFC 4954): steps, credentials, limits on guessing, the `auth` event.
 
-Whoever asks for the password's verdict may be plain or async; a plain callable that takes its time (a hash) runs in a
-thread. Replies go back to the session.
+The authenticator may be plain or async; a plain one, which hashes, runs in the threads for hashes. Replies go back to the
+session.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from ..events.dispatch import Parked, Verdict
 from ..smtp.reply import Reply
 from ..smtp.sasl import Credentials, SaslFault, ServerMechanism, decode_base64, encode_base64, server_mechanism
 from .accounts import Account, AnyAccount
-from .limits import network_key
+from .guesses import Try, Wait
+from .hashing import HashLineFull
 
 if TYPE_CHECKING:
     from .context import ServerContext
@@ -30,6 +31,9 @@ _CANCELLED = Reply(501, "5.7.0", "Authentication cancelled")
 _BAD_BASE64 = Reply(501, "5.5.2", "Not base64")
 _TOO_LONG = Reply(500, "5.5.6", "Authentication exchange line is too long")
 _BLOCKED = Reply(454, "4.7.0", "Too many failures: try again later")
+# Between two questions whether the tries before this one have their verdicts.
+_ASK_AGAIN_S = 0.1
+_BUSY = Reply(454, "4.7.0", "Too many log-ins at the same time: try again later")
 _FAULT = Reply(454, "4.7.0", "Temporary authentication failure: try again later")
 
 
@@ -70,7 +74,7 @@ class Authentication:
         try:
             answer = self._mechanism.step(response)
         except SaslFault:
-            self._failed("-")
+            self._failed("-", self._context.clock.monotonic())
             return
         if isinstance(answer, Credentials):
             self._check(answer)
@@ -80,43 +84,58 @@ class Authentication:
     # -------------------------------------------------------------- the verdict
 
     def _check(self, credentials: Credentials) -> None:
-        context = self._context
-        now = context.clock.monotonic()
-        peer = network_key(self._session.facts.peer.host)
-        name = credentials.username[:255].lower()
-        if context.guesses_by_peer.is_blocked(peer, now) or context.guesses_by_account.is_blocked(name, now):
+        context, facts = self._context, self._session.facts
+        attempt = context.guesses.begin(credentials.username[:255].lower(), facts.peer.host, context.clock.monotonic())
+        if attempt is Wait.BLOCKED:
+            self._log("blocked", credentials.username, "auth-blocked")
             self._session.auth_decided(_BLOCKED)
+        elif attempt is Wait.BUSY:
+            if not self._session.is_lost:
+                context.clock.call_later(_ASK_AGAIN_S, lambda: self._check(credentials))
+        elif attempt.delay_s:
+            context.clock.call_later(attempt.delay_s, lambda: self._begin_verdict(credentials, attempt))
+        else:
+            self._begin_verdict(credentials, attempt)
+
+    def _begin_verdict(self, credentials: Credentials, attempt: Try) -> None:
+        if self._session.is_lost:
+            self._context.guesses.take_back(attempt)
             return
-        task = asyncio.get_running_loop().create_task(self._verify(credentials, peer, name))
+        task = asyncio.get_running_loop().create_task(self._verify(credentials, attempt))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _verify(self, credentials: Credentials, peer: str, name: str) -> None:
+    async def _verify(self, credentials: Credentials, attempt: Try) -> None:
+        context, began = self._context, self._context.clock.monotonic()
         try:
-            async with asyncio.timeout(self._context.options.client_time_out):
-                account = await self._ask(credentials)
+            async with asyncio.timeout(context.options.client_time_out):
+                account = await self._ask(credentials, attempt)
+        except HashLineFull:
+            context.guesses.take_back(attempt)
+            self._session.auth_decided(_BUSY)
+            return
         except Exception:
+            context.guesses.take_back(attempt)
             _log.exception("session %s: the authenticator failed", self._session.facts.client_id)
             self._session.auth_decided(_FAULT)
             return
         if account is None:
-            now = self._context.clock.monotonic()
-            self._context.guesses_by_peer.fail(peer, now)
-            self._context.guesses_by_account.fail(name, now)
-            self._failed(credentials.username)
+            context.guesses.fail(attempt, context.clock.monotonic())
+            self._failed(credentials.username, began)
             return
-        self._context.guesses_by_account.succeed(name)
+        context.guesses.succeed(attempt, context.clock.monotonic())
         self._tell(credentials.username, account)
 
-    async def _ask(self, credentials: Credentials) -> Account | None:
+    async def _ask(self, credentials: Credentials, attempt: Try) -> Account | None:
         authenticate = self._context.authenticate
         assert authenticate is not None
         target = authenticate if inspect.isroutine(authenticate) else getattr(authenticate, "__call__", authenticate)  # noqa: B004
         if inspect.iscoroutinefunction(target):
             answer: Any = await authenticate(credentials.username, credentials.password)
         else:
-            loop = asyncio.get_running_loop()
-            answer = await loop.run_in_executor(None, authenticate, credentials.username, credentials.password)
+            answer = await self._context.hashing.run(
+                authenticate, credentials.username, credentials.password, goes_first=attempt.is_known
+            )
             if inspect.isawaitable(answer):
                 answer = await answer
         if isinstance(answer, Account):
@@ -127,21 +146,18 @@ class Authentication:
             return None
         raise TypeError(f"the authenticator returned {type(answer).__name__}: bool or Account is wanted")
 
-    def _failed(self, username: str) -> None:
-        """A wrong guess costs time, the same for every reason."""
-        session = self._session
-        _log.warning(
-            "session %s: authentication failed for %r from %s",
-            session.facts.client_id,
-            username,
-            session.facts.peer.host,
-            extra={
-                "session": session.facts.client_id,
-                "peer": session.facts.peer.host,
-                "reason": "authentication failed",
-            },
-        )
-        self._context.clock.call_later(self._context.guess_delay_s, lambda: self._tell(username, None))
+    def _failed(self, username: str, began: float) -> None:
+        """A wrong guess costs a second from the beginning of its verdict, whatever the reason and however long a hash takes."""
+        self._log("failed", username, "bad-credentials")
+        clock = self._context.clock
+        delay_s = max(0.0, self._context.guess_delay_s - (clock.monotonic() - began))
+        clock.call_later(delay_s, lambda: self._tell(username, None))
+
+    def _log(self, outcome: str, username: str, reason: str) -> None:
+        facts = self._session.facts
+        told = {"session": facts.client_id, "peer": facts.peer.host, "reason": reason}
+        text = "session %s: authentication %s for %r from %s"
+        _log.warning(text, facts.client_id, outcome, username, facts.peer.host, extra=told)
 
     def _tell(self, username: str, account: Account | None) -> None:
         session, dispatcher = self._session, self._context.dispatcher

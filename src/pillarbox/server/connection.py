@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from typing import TYPE_CHECKING, Any, cast
 
@@ -11,24 +10,22 @@ from ..events.catalogue import Endpoint, Session
 from ..queue.company import Company
 from ..smtp.server import ServerProtocol
 from .context import DEVICE
-from .limits import network_key
 from .repairs import report_repairs
 from .session import SmtpSession
-from .tls import describe
+from .tls import describe, log_failed_handshake
 
 if TYPE_CHECKING:
     from .context import ServerContext
-    from .proxyproto import Proxied
 
-_log = logging.getLogger("pillarbox.session")
-HANDSHAKE_S = 30.0
 LINGER_BYTES = 1 << 20
 LINGER_SWEEPS = 3
 
 
-def _endpoint(name: Any) -> Endpoint:
+def endpoint(name: Any) -> Endpoint:
+    """Returns a socket's name as an Endpoint; an IPv4 client of a socket for both families keeps its IPv4 address."""
     if isinstance(name, tuple) and len(name) >= 2:
-        return Endpoint(str(name[0]), int(name[1]))
+        host = str(name[0])
+        return Endpoint(host[7:] if host.startswith("::ffff:") and "." in host else host, int(name[1]))
     return Endpoint(str(name or ""), 0)
 
 
@@ -76,46 +73,47 @@ class Outbox:
 
 
 class SmtpConnection(asyncio.Protocol):
-    """One connection. The loop calls it; it calls its session."""
+    """One connection, admitted before. The loop calls it; it calls its session."""
 
     __slots__ = (
         "__weakref__",
         "_context",
         "_is_device",
-        "_key",
+        "_is_trusted",
         "_linger_sweeps",
         "_lingers",
         "_local",
         "_outbox",
-        "_proxied",
         "_stops",
         "_tls_task",
         "_transport",
         "_wants_login",
         "_writes",
         "has_eof",
+        "peer",
         "session",
     )
 
     def __init__(
         self,
         context: ServerContext,
-        local: Endpoint | None = None,
+        peer: Endpoint,
+        local: Endpoint,
         *,
-        proxied: Proxied | None = None,
+        is_trusted: bool,
         wants_login: bool = False,
         is_device: bool = False,
     ) -> None:
         self._is_device = is_device
+        self.peer = peer
         self._local = local
-        self._proxied = proxied
+        self._is_trusted = is_trusted
         self._wants_login = wants_login
         self._context = context
         self._outbox: Outbox = context.outbox
         self._writes = context.outbox.writes
         self._transport: asyncio.Transport | None = None
         self._stops: set[str] = set()
-        self._key = ""
         self._tls_task: asyncio.Task[None] | None = None
         self.has_eof = False
         self._lingers = self._linger_sweeps = 0
@@ -132,32 +130,18 @@ class SmtpConnection(asyncio.Protocol):
         """A client connected; with TLS from the first octet its handshake is done."""
         context = self._context
         self._transport = cast(asyncio.Transport, transport)
-        get = transport.get_extra_info
-        peer = _endpoint(get("peername"))
-        # A listener on one address knows it; asking the kernel for each connection costs as much as a command.
-        local = self._local or _endpoint(get("sockname"))
-        proxied = self._proxied
-        if proxied is not None and proxied.peer is not None:
-            # A balancer speaks for somebody else, and for where that one thinks to be.
-            peer, local = proxied.peer, proxied.local or local
-        facts = Session(context.new_client_id(), peer, local)
+        facts = Session(context.new_client_id(), self.peer, self._local)
         facts.wants_login = self._wants_login
         if context.tls is not None:
-            facts.tls = describe(get("ssl_object"))
-        # Whoever may open a unix socket was let in by the file's permissions.
-        facts.is_trusted = local.host.startswith("/") or context.is_trusted(peer.host)
-        if proxied is not None and proxied.peer is None:
-            # Whoever it is, it is not known to be one of ours: a balancer beside us has our own address.
-            facts.is_trusted = False
+            facts.tls = describe(transport.get_extra_info("ssl_object"))
+        facts.is_trusted = self._is_trusted
         rules = context.rules
-        if self._is_device or (context.device_networks and context.is_device(peer.host)):
+        if self._is_device or (context.device_networks and context.is_device(self.peer.host)):
             facts.profile, rules = DEVICE, context.device_rules
         self.session = SmtpSession(context, self, facts, ServerProtocol(context.protocol_facts(facts), rules))
-        self._key = key = network_key(peer.host)
         context.sessions[facts.client_id] = self.session
         context.counters.sessions += 1
-        refusal = context.admission.enter(key, is_trusted=facts.is_trusted)
-        self.session.begin(refusal)
+        self.session.begin()
 
     def data_received(self, data: bytes) -> None:
         """Octets."""
@@ -181,7 +165,7 @@ class SmtpConnection(asyncio.Protocol):
         """The end."""
         context, session = self._context, self.session
         if context.sessions.pop(session.facts.client_id, None) is not None:
-            context.admission.leave(self._key)
+            context.admission.leave(self.peer.host)
         if exc is not None and session.reason.startswith("client"):
             session.reason = f"connection lost: {exc}"
         self._transport = None
@@ -272,12 +256,11 @@ class SmtpConnection(asyncio.Protocol):
         session = self.session
         try:
             upgraded = await asyncio.get_running_loop().start_tls(
-                transport, self, context, server_side=True, ssl_handshake_timeout=HANDSHAKE_S
+                transport, self, context, server_side=True, ssl_handshake_timeout=self._context.admission.handshake_s
             )
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             session.reason = f"TLS handshake failed: {error}"
-            told = {"session": session.facts.client_id, "reason": session.reason, "peer": session.facts.peer.host}
-            _log.info("session %s: %s", session.facts.client_id, session.reason, extra=told)
+            log_failed_handshake(self.peer.host, error, session.facts.client_id)
             transport.abort()
             # Some loops do not tell the protocol of a connection that ends within the handshake.
             self.connection_lost(None)

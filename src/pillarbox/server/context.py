@@ -19,7 +19,9 @@ from ..smtp.extension import Facts
 from ..smtp.sasl import MECHANISMS
 from ..smtp.server import Rules
 from .accounts import Account
-from .limits import Admission, GuessLimit
+from .guesses import Guesses
+from .hashing import HashPool
+from .limits import Admission
 from .room import Room
 
 # Session.profile of clients whose mistakes are repaired.
@@ -69,9 +71,8 @@ class ServerContext:
     default_senders: Callable[[Account], tuple[str, ...]] = lambda account: account.may_send_as
     rules: Rules = field(default_factory=Rules)
     room: Room = field(default_factory=lambda: Room("", 0))
-    # Spread over many addresses an account is still one account, and the other way round (hostile row 59).
-    guesses_by_peer: GuessLimit = field(default_factory=lambda: GuessLimit(10))
-    guesses_by_account: GuessLimit = field(default_factory=lambda: GuessLimit(20))
+    guesses: Guesses = field(default_factory=Guesses)
+    hashing: HashPool = field(default_factory=HashPool)
     sessions: dict[str, SmtpSession] = field(default_factory=dict)
     counters: Counters = field(default_factory=Counters)
     wiretap: Callable[..., None] | None = None

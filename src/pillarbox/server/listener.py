@@ -10,48 +10,34 @@ import logging
 import os
 import socket
 import stat
-import sys
 import time
-import weakref
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from ..clock import Timer, accepts_one_by_one
+from ..clock import Timer
 from ..errors import ListenError
 from ..events.catalogue import Endpoint
 from ..options import parse_networks
 from ..places import DEVICE_SCHEMES, LOGIN_SCHEMES, TLS_SCHEMES
 from ..smtp.reply import Reply
+from .acceptor import MAX_HEADERS, MAX_HEADERS_PER_BALANCER, Acceptor, Arrivals, Profile
 from .connection import SmtpConnection, TappedConnection
 from .context import ServerContext
-from .proxyproto import HANDSHAKE_S, Proxied, ProxyAcceptor
 from .session import SmtpSession
 
-_log = logging.getLogger("pillarbox.listener")
 SWEEP_S = 1.0
 # A server that closes waits so long for a client's next command, and so long for its last messages.
 SILENT_S = 0.25
 LAST_MESSAGES_S = 2.0
 BACKLOG = 1024
-# So many connections are taken in one turn of the loop, where others wait behind the first: sessions that begin together
-# stay together, and share turns and commits. More of them cost more questions in vain than they save.
-ACCEPTED_A_TURN = 4
 _LEAVING = Reply(421, "4.3.2", "Shutting down: try again later")
 
 
-class _Place:
-    """Where a listener listens, once it is bound; None where only the kernel knows which address was called."""
-
-    def __init__(self) -> None:
-        self.endpoint: Endpoint | None = None
-
-    def learn(self, server: asyncio.Server | ProxyAcceptor) -> None:
-        """Takes it from the listening socket."""
-        names = [sock.getsockname() for sock in server.sockets]
-        if len(names) == 1 and isinstance(names[0], str):
-            self.endpoint = Endpoint(names[0], 0)
-        elif len(names) == 1 and names[0][0] not in ("0.0.0.0", "::"):
-            self.endpoint = Endpoint(str(names[0][0]), int(names[0][1]))
+def _place(sock: socket.socket) -> Endpoint | None:
+    """Returns where a socket listens; None where only the kernel knows which address a client called."""
+    name = sock.getsockname()
+    if isinstance(name, str):
+        return Endpoint(name, 0)
+    return None if name[0] in ("0.0.0.0", "::") else Endpoint(str(name[0]), int(name[1]))
 
 
 class Listeners:
@@ -66,20 +52,21 @@ class Listeners:
         self._context = context
         self._sockets = sockets
         self._failed = failed
-        self._servers: list[asyncio.Server | ProxyAcceptor] = []
-        # Further handles on their sockets.
-        self._beside: list[asyncio.Server] = []
-        # Closed, with connections whose session has not begun.
-        self._acceptors: list[ProxyAcceptor] = []
+        self._acceptors: list[Acceptor] = []
+        # Closed, with connections whose session may not have begun.
+        self._closed: list[Acceptor] = []
+        # Of the whole server: connections that wait for a PROXY header, and those in the TLS handshake before a session.
+        self._headers = Arrivals(MAX_HEADERS, MAX_HEADERS_PER_BALANCER)
+        self._handshakes = Arrivals(1, 1)
+        # Unix sockets that were bound here.
+        self._paths: list[str] = []
         self._timer: Timer | None = None
         self._is_over = False
-        # Accepted, and in the handshake that comes before the session; whoever fails there is forgotten by itself.
-        self._arriving: weakref.WeakSet[SmtpConnection] = weakref.WeakSet()
 
     @property
     def is_listening(self) -> bool:
         """True once bound."""
-        return bool(self._servers)
+        return bool(self._acceptors)
 
     async def start(self) -> None:
         """Binds every address, or none: ListenError names the one that could not be had, and why."""
@@ -91,56 +78,34 @@ class Listeners:
             try:
                 await self._listen(scheme, host, port)
             except OSError as error:
-                await self._undo()
+                self._close()
                 where = host if scheme == "unix" else f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
                 self._failed(error, where)
                 raise ListenError(error.errno or 0, listen_fault(error, where, port)) from None
+        is_told = self._sockets is not None or "max_sessions" in context.options.model_fields_set
+        context.admission.log_places(logging.WARNING if is_told else logging.INFO)
         context.room.look()
+        self._bound_handshakes()
         self._timer = context.clock.call_later(SWEEP_S, self._sweep)
 
     async def _listen(self, scheme: str, host: str = "", port: int = 0, *, sock: socket.socket | None = None) -> None:
-        """One listener, on a socket that is bound already, or on one of its own."""
-        loop, context, place = asyncio.get_running_loop(), self._context, _Place()
-
-        wants_login, is_device = scheme in LOGIN_SCHEMES, scheme in DEVICE_SCHEMES
-        kind = SmtpConnection if context.wiretap is None else TappedConnection
-
-        def make(proxied: Proxied | None = None) -> SmtpConnection:
-            connection = kind(context, place.endpoint, proxied=proxied, wants_login=wants_login, is_device=is_device)
-            if tls is not None:
-                self._arriving.add(connection)
-            return connection
-
+        """Opens one listener, on a socket that is bound already, or on its own."""
+        context = self._context
+        is_device = scheme in DEVICE_SCHEMES
         tls = (context.device_tls if is_device else context.tls) if scheme in TLS_SCHEMES else None
-        handshake_s = HANDSHAKE_S if tls is not None else None
-        if context.options.proxy_from and scheme != "unix":
-            for own in [sock.dup()] if sock is not None else await _bound(host, port):
-                own.listen(BACKLOG)
-                self._add(ProxyAcceptor(own, make, tls, self._is_balancer), place)
-            return
-        listen: Callable[..., Awaitable[asyncio.Server]] = loop.create_server
-        how: dict[str, Any] = {"backlog": BACKLOG, "ssl": tls, "ssl_handshake_timeout": handshake_s}
-        if scheme == "unix":
-            # The path is whoever's who bound it: since Python 3.13 closing a handle on it would remove it.
-            keep: dict[str, Any] = {"cleanup_socket": False} if sys.version_info >= (3, 13) else {}
-            listen, how = loop.create_unix_server, {"backlog": BACKLOG, **keep}
+        make = SmtpConnection if context.wiretap is None else TappedConnection
+        # No balancer speaks on a unix socket.
+        is_balancer = self._is_balancer if context.options.proxy_from and scheme != "unix" else None
         if sock is not None:
-            # A copy: closing ours leaves the other one, and what waits in the socket's queue.
-            server = await listen(make, sock=sock.dup(), **how)
-        elif scheme == "unix":
-            server = await _listen_unix(make, host)
+            # A copy: closing ours leaves the other one, and the connections that wait in the socket's queue.
+            sockets = [sock.dup()]
         else:
-            server = await listen(make, host, port, reuse_address=True, **how)
-        self._add(server, place)
-        if accepts_one_by_one(loop):
-            # More handles on the same sockets, for the loop takes one connection a turn from each.
-            for bound in list(server.sockets) * (ACCEPTED_A_TURN - 1):
-                own = socket.socket(fileno=os.dup(bound.fileno()))
-                self._beside.append(await listen(make, sock=own, **how))
-
-    def _add(self, server: asyncio.Server | ProxyAcceptor, place: _Place) -> None:
-        self._servers.append(server)
-        place.learn(server)
+            sockets = [_bound_unix(host)] if scheme == "unix" else await _bound(host, port)
+            self._paths += [host] if scheme == "unix" else []
+        for own in sockets:
+            own.listen(BACKLOG)
+            profile = Profile(make, tls, _place(own), scheme in LOGIN_SCHEMES, is_device, is_balancer)
+            self._acceptors.append(Acceptor(own, context, profile, self._headers, self._handshakes))
 
     def _is_balancer(self, host: str) -> bool:
         address = ipaddress.ip_address(host.partition("%")[0])
@@ -157,28 +122,39 @@ class Listeners:
         """Nobody is waited for any more."""
         self._is_over = True
 
-    async def _undo(self) -> None:
-        for server in (*self._servers, *self._beside):
-            server.close()
-        self._servers.clear()
-        self._beside.clear()
+    def _close(self) -> None:
+        """Accepts no more; what has been accepted goes on."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        self._closed, self._acceptors = self._acceptors, []
+        for path in self._paths:
+            with contextlib.suppress(OSError):
+                os.unlink(path)
+        self._paths.clear()
 
     def names(self) -> list[tuple[str, int]]:
         """(host, port) of every socket that is bound."""
         names = []
-        for server in self._servers:
-            for sock in server.sockets:
+        for acceptor in self._acceptors:
+            for sock in acceptor.sockets:
                 name = sock.getsockname()
                 names.append((name, 0) if isinstance(name, str) else (str(name[0]), int(name[1])))
         return names
+
+    def _bound_handshakes(self) -> None:
+        """Clients that connect and are silent never take more than half of the places."""
+        most = max(1, self._context.admission.max_sessions // 2)
+        self._handshakes.most = self._handshakes.most_per_address = most
 
     def _sweep(self) -> None:
         context = self._context
         self._timer = context.clock.call_later(SWEEP_S, self._sweep)
         context.room.look()
+        self._bound_handshakes()
         # On the clock that commits look at.
         context.commit.company.age(time.monotonic())
         now = context.clock.monotonic()
+        context.admission.sweep(now)
         for session in list(context.sessions.values()):
             session.sweep(now)
 
@@ -189,12 +165,7 @@ class Listeners:
         """
         context = self._context
         context.is_closing = True
-        for server in (*self._servers, *self._beside):
-            server.close()
-            if isinstance(server, ProxyAcceptor):
-                self._acceptors.append(server)
-        self._servers.clear()
-        self._beside.clear()
+        self._close()
         if grace_s > 0:
             # Who was accepted in this turn of the loop has its session in the next.
             await asyncio.sleep(0)
@@ -214,12 +185,11 @@ class Listeners:
             self._timer.cancel()
 
     def _are_arriving(self) -> bool:
-        is_waiting = any(acceptor.is_arriving for acceptor in self._acceptors)
-        return is_waiting or any(not connection.has_begun for connection in self._arriving)
+        return any(acceptor.is_arriving for acceptor in self._closed)
 
     async def _abort_rest(self) -> None:
         """Who does not read our 421 is cut off."""
-        for acceptor in self._acceptors:
+        for acceptor in self._closed:
             acceptor.abort()
         for _ in range(20):
             if not self._context.sessions:
@@ -276,18 +246,24 @@ async def _bound(host: str, port: int) -> list[socket.socket]:
     return sockets
 
 
-async def _listen_unix(make: Callable[[], SmtpConnection], path: str) -> asyncio.Server:
-    """A unix socket for its owner alone; one that a dead server left behind is replaced."""
+def _bound_unix(path: str) -> socket.socket:
+    """Binds a unix socket for its owner alone; one that a dead server left behind is replaced."""
     with contextlib.suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.stat(path).st_mode):
             raise OSError(errno.EEXIST, "a file is in the way")
         if answers(path):
-            # The loop would put its own socket in place of that one.
             raise OSError(errno.EADDRINUSE, "in use")
         os.unlink(path)
-    server = await asyncio.get_running_loop().create_unix_server(make, path, backlog=BACKLOG)
-    os.chmod(path, 0o600)
-    return server
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    mask = os.umask(0o177)
+    try:
+        sock.bind(path)
+    except BaseException:
+        sock.close()
+        raise
+    finally:
+        os.umask(mask)
+    return sock
 
 
 def answers(path: str) -> bool:

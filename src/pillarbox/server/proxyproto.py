@@ -7,30 +7,19 @@ anybody else the same octets are a command that nobody knows. Nothing behind the
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import errno
 import ipaddress
-import logging
 import socket
-import ssl
 import struct
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..events.session import Endpoint
 
-_log = logging.getLogger("pillarbox.listener")
 SIGNATURE = b"\r\n\r\n\x00\r\nQUIT\n"
 _V1 = b"PROXY "
 # The longest that version 1 can be; version 2 says its length, and may carry more than we want to know.
 MAX_V1_BYTES = 107
 MAX_V2_BYTES = 16 + 4096
 HEADER_S = 5.0
-HANDSHAKE_S = 30.0
-MAX_PENDING = 1000
-# When no descriptor is left, somebody has to close one first.
-NO_ROOM_S = 0.5
-_NO_ROOM = (errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM)
 # Address families of version 2: size of the block, of an address in it.
 _FAMILIES = {0x11: (12, 4), 0x21: (36, 16)}
 
@@ -125,75 +114,3 @@ async def receive(sock: socket.socket) -> Proxied:
             raise ProxyFault("closed before its PROXY header was whole")
         octets += more
     return parse(octets)
-
-
-class ProxyAcceptor:
-    """Accepts in place of the loop's own server where balancers may call: header first, then protocol or handshake."""
-
-    def __init__(
-        self,
-        sock: socket.socket,
-        make: Callable[[Proxied | None], asyncio.Protocol],
-        tls: ssl.SSLContext | None,
-        is_balancer: Callable[[str], bool],
-    ) -> None:
-        sock.setblocking(False)
-        self.sockets = (sock,)
-        self._make = make
-        self._tls = tls
-        self._is_balancer = is_balancer
-        self._pending: set[asyncio.Task[None]] = set()
-        self._task = asyncio.get_running_loop().create_task(self._accept(sock))
-
-    @property
-    def is_arriving(self) -> bool:
-        """True while somebody was accepted and has no session yet."""
-        return bool(self._pending)
-
-    def close(self) -> None:
-        """No more; who has been accepted goes on."""
-        self._task.cancel()
-        for sock in self.sockets:
-            asyncio.get_running_loop().remove_reader(sock)
-            sock.close()
-
-    def abort(self) -> None:
-        """Nobody is waited for any more."""
-        for task in list(self._pending):
-            task.cancel()
-
-    async def _accept(self, sock: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, peer = await loop.sock_accept(sock)
-            except OSError as error:
-                if sock.fileno() < 0:
-                    return
-                if error.errno in _NO_ROOM:
-                    _log.error("cannot accept: %s; trying again", error.strerror)
-                await asyncio.sleep(NO_ROOM_S)
-                continue
-            if len(self._pending) >= MAX_PENDING:
-                connection.close()
-                continue
-            task = loop.create_task(self._begin(connection, str(peer[0])))
-            self._pending.add(task)
-            task.add_done_callback(self._pending.discard)
-
-    async def _begin(self, connection: socket.socket, peer: str) -> None:
-        proxied = None
-        try:
-            if self._is_balancer(peer):
-                async with asyncio.timeout(HEADER_S):
-                    proxied = await receive(connection)
-            handshake_s = HANDSHAKE_S if self._tls is not None else None
-            await asyncio.get_running_loop().connect_accepted_socket(
-                lambda: self._make(proxied), connection, ssl=self._tls, ssl_handshake_timeout=handshake_s
-            )
-        except (ProxyFault, TimeoutError) as error:
-            _log.warning("balancer %s: connection closed: %s", peer, error or f"no PROXY header within {HEADER_S:g} s")
-            connection.close()
-        except (OSError, asyncio.CancelledError):
-            with contextlib.suppress(OSError):
-                connection.close()

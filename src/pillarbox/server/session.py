@@ -83,11 +83,8 @@ class SmtpSession(AtOnce):
 
     # ------------------------------------------------------------------ greeting
 
-    def begin(self, refusal: str | None) -> None:
-        """The connection stands (and its TLS, where it begins with TLS): greets, or sends away."""
-        if refusal is not None:
-            self._greeting_decided(Reply(421, "4.7.0", refusal))
-            return
+    def begin(self) -> None:
+        """Greets: the connection stands, and its TLS where it begins with TLS."""
         facts = self.facts
         greeting = self._dispatcher.direct["connection"]
         if greeting is not None:

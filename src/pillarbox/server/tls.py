@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import ssl
 from typing import Any
 
 from ..errors import OptionError
+
+_log = logging.getLogger("pillarbox.session")
 
 
 def server_context(cert: str, key: str | None, *, is_device: bool = False) -> ssl.SSLContext:
@@ -55,3 +59,12 @@ def describe(ssl_object: Any) -> str:
         return ""
     cipher = ssl_object.cipher()
     return f"{ssl_object.version()} with cipher {cipher[0] if cipher else 'unknown'}"
+
+
+def log_failed_handshake(peer: str, error: BaseException, session: str = "") -> None:
+    """One line for a handshake that failed, with TLS from the first octet or behind STARTTLS."""
+    told = {"peer": peer, "reason": "tls-failed"}
+    if session:
+        told["session"] = session
+    text = str(error) or ("shed in favour of newer ones" if isinstance(error, asyncio.CancelledError) else repr(error))
+    _log.info("TLS handshake with %s failed: %s", peer, text, extra=told)
