@@ -132,6 +132,10 @@ class Options(BaseModel):
     relay_auth_in_clear: bool = Field(
         False, description="allow AUTH at the smart host without TLS: the password is readable"
     )
+    relay_auth_unverified: bool = Field(
+        False,
+        description="allow AUTH at a smart host whose certificate is not verified: anybody in between reads the password",
+    )
     time_out: SecondsOrNone = Field(
         None, gt=0, description="ceiling of every step of sending; None: RFC 5321 section 4.5.3.2"
     )
@@ -357,7 +361,14 @@ class Options(BaseModel):
         if self.relay_user and self.relay_tls in ("none", "may") and not self.relay_auth_in_clear:
             yield (
                 "relay_user with relay_tls none or may could send the password in clear: "
-                "use relay_tls encrypt or verify, or allow it with relay_auth_in_clear"
+                "use relay_tls verify, or allow it with relay_auth_in_clear"
+            )
+        # SCRAM does not send the password, and has the server prove that it knows it.
+        is_allowed = self.relay_auth_unverified or self.relay_auth_in_clear or self.relay_auth == "SCRAM-SHA-256"
+        if self.relay_user and self.relay_tls == "encrypt" and not is_allowed:
+            yield (
+                "relay_user with relay_tls encrypt sends the password to any server, with whatever certificate: "
+                "use relay_tls verify (relay_ca names a CA of your own), or allow it with relay_auth_unverified"
             )
         if self.authenticator is not None and self.auth_file:
             yield "authenticator and auth_file are both given: one of them decides"

@@ -80,7 +80,8 @@ RELOADABLE = frozenset(
     (
         "tls_cert", "tls_key", "domains", "trust", "authenticator", "auth_file", "origin", "retry_first_s", "retry_longest_s",
         "expire_s", "delay_notice_s", "history_s", "history_messages", "spool_above_bytes", "relay", "relay_auth",
-        "relay_user", "relay_pass", "relay_tls", "relay_ca", "relay_auth_in_clear", "time_out", "maxrelay",
+        "relay_user", "relay_pass", "relay_tls", "relay_ca", "relay_auth_in_clear", "relay_auth_unverified",
+        "time_out", "maxrelay",
         "maxrelay_per_next_hop", "rate_per_next_hop", "direct", "mx_port", "mx_tls", "mx_networks", "mx_cname",
         "ip_preference", "max_size_bytes",
         "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer",

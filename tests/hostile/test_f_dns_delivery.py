@@ -415,7 +415,7 @@ def test_f104_tls_fails_under_may(tmp_path: Path) -> None:
         assert event.name == "send_failed" and not event.is_permanent
         assert not any(line.startswith("AUTH") for line in secret.lines), "never with AUTH"
 
-    relayed(tmp_path / "b", secret, never, relay_user="u", relay_pass="p", relay_tls="encrypt")
+    relayed(tmp_path / "b", secret, never, relay_user="u", relay_pass="p", relay_tls="verify")
 
 
 # -------------------------------------------------------------------- resources, faults

@@ -152,8 +152,19 @@ def test_option_relay_auth(tmp_path: Path, certificate: dict[str, str]) -> None:
 def test_option_relay_user(tmp_path: Path) -> None:
     with pytest.raises(OptionError, match="relay_user and relay_pass belong together"):
         parse_options({"relay_user": "u"})
-    with pytest.raises(OptionError, match="in clear"):
+    with pytest.raises(OptionError, match="in clear: use relay_tls verify"):
         parse_options({"relay_user": "u", "relay_pass": "p", "relay_tls": "may"})
+
+
+@pytest.mark.parametrize("more", [{}, {"relay_auth": "PLAIN"}, {"relay_auth": "LOGIN"}])
+def test_relay_user_without_a_verified_certificate_is_refused(more: dict[str, Any]) -> None:
+    given = {"relay_user": "u", "relay_pass": "p", "relay_tls": "encrypt", "relay": "smarthost.test", **more}
+    with pytest.raises(OptionError, match="use relay_tls verify"):
+        parse_options(given)
+    assert parse_options({**given, "relay_auth_unverified": True}).relay_user == "u"
+    # The server proves that it knows the password.
+    assert parse_options({**given, "relay_auth": "SCRAM-SHA-256"}).relay_user == "u"
+    assert parse_options({**given, "relay_tls": "verify"}).relay_user == "u"
 
 
 def test_option_relay_pass(tmp_path: Path, certificate: dict[str, str], caplog: pytest.LogCaptureFixture) -> None:
@@ -162,7 +173,7 @@ def test_option_relay_pass(tmp_path: Path, certificate: dict[str, str], caplog: 
     assert "geheim" not in caplog.text and "AHUAZ2VoZWlt" not in caplog.text
     assert "geheim" not in repr(parse_options({"relay_user": "u", "relay_pass": "geheim"}))
     # Never in clear unless that is allowed.
-    assert _relay_with(tmp_path / "x", certificate, "PLAIN", None, relay_auth_in_clear=False, relay_tls="encrypt") == []
+    assert _relay_with(tmp_path / "x", certificate, "PLAIN", None, relay_auth_in_clear=False, relay_tls="verify") == []
 
 
 def test_option_time_out(tmp_path: Path) -> None:

@@ -120,6 +120,9 @@ def serve(
     relay_auth_in_clear: Annotated[
         bool | None, typer.Option("--relay-auth-in-clear", help="Allow AUTH without TLS.")
     ] = None,
+    relay_auth_unverified: Annotated[
+        bool | None, typer.Option("--relay-auth-unverified", help="Allow AUTH under --relay-tls encrypt.")
+    ] = None,
     maxrelay: Annotated[
         int | None, typer.Option(metavar="N", help="Outgoing connections at once. [default: 100]")
     ] = None,
@@ -181,6 +184,7 @@ def serve(
         "relay_tls": relay_tls,
         "relay_ca": relay_ca,
         "relay_auth_in_clear": relay_auth_in_clear,
+        "relay_auth_unverified": relay_auth_unverified,
         "maxrelay": maxrelay,
         "max_size_bytes": max_size,
         "max_sessions": max_sessions,
