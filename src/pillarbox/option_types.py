@@ -112,6 +112,8 @@ class MailServerOptions(TypedDict, total=False):
     """PEM file of CAs that the smart host's certificate may come from"""
     relay_auth_in_clear: bool
     """allow AUTH at the smart host without TLS: the password is readable"""
+    relay_auth_unverified: bool
+    """allow AUTH at a smart host whose certificate is not verified: anybody in between reads the password"""
     time_out: Seconds | None
     """ceiling of every step of sending; None: RFC 5321 section 4.5.3.2"""
     maxrelay: int
@@ -145,9 +147,11 @@ class MailServerOptions(TypedDict, total=False):
     max_header_bytes: Octets
     """largest header section"""
     max_sessions: int
-    """sessions at once"""
+    """sessions at once, as far as the limit of file descriptors allows"""
     max_sessions_per_peer: int
-    """sessions at once of one IPv4 address or IPv6 /64"""
+    """sessions at once of one IPv4 address or IPv6 /64; /56: 4 times, /48: 16 times"""
+    max_connections_per_minute: int
+    """new connections of one IPv4 address or IPv6 /64 in a minute; 0: no bound"""
     max_errors: int
     """refused commands of one session, then 421"""
     max_junk: int
