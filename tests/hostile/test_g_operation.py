@@ -637,7 +637,7 @@ def test_row_135_a_spool_that_leads_elsewhere(tmp_path: Path) -> None:
     if os.geteuid() == 0:
         spool.mkdir()
         os.chown(spool, 65534, 65534)
-        with pytest.raises(StoreError, match="not a folder of this user's"):
+        with pytest.raises(StoreError, match="belongs to nobody"):
             store.open()
 
 

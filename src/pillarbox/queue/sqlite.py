@@ -23,7 +23,7 @@ from ..mail.envelope import Envelope
 from . import shards, sqlite_rows
 from .ahead import Ahead
 from .clocks import Bounds
-from .folder import make_folder, make_spool, take_lock
+from .folder import make_folder, make_private_file, make_spool, take_lock
 from .journal import Journal
 from .model import IN_HAND, Action, Message, Query, Recipient, Settlement, View
 from .sql import migrations
@@ -85,8 +85,7 @@ class SqliteStore:
         make_folder(self.folder)
         self._lock = take_lock(self._lock_path, self.folder)
         try:
-            if not is_new_allowed and not os.path.exists(self.path):
-                raise FileNotFoundError(self.path)
+            make_private_file(self.path, is_new_allowed=is_new_allowed)
             make_spool(self.spool)
             self._db = connect(self.path, is_read_only=False)
             self._prepare()
@@ -109,7 +108,6 @@ class SqliteStore:
 
     def _prepare(self) -> None:
         db = self._db
-        os.chmod(self.path, 0o600)
         db.execute("PRAGMA journal_mode = WAL")
         db.execute("PRAGMA synchronous = FULL")
         db.execute("PRAGMA wal_autocheckpoint = 0")

@@ -28,7 +28,10 @@ _COLUMNS = "id, uid, reverse_path, size_bytes, received_at, expires_at, subject,
 def connect(path: str, *, is_read_only: bool) -> apsw.Connection:
     """A connection with the pragmas that every one of ours has."""
     flags = apsw.SQLITE_OPEN_READONLY if is_read_only else apsw.SQLITE_OPEN_READWRITE | apsw.SQLITE_OPEN_CREATE
-    connection = apsw.Connection(path, flags=flags, statementcachesize=STATEMENTS)
+    # SQLite refuses a link anywhere in the path; links above the data directory are the operator's own.
+    folder, name = os.path.split(path)
+    path = os.path.join(os.path.realpath(folder), name)
+    connection = apsw.Connection(path, flags=flags | apsw.SQLITE_OPEN_NOFOLLOW, statementcachesize=STATEMENTS)
     connection.set_busy_timeout(5000)
     return connection
 
