@@ -22,8 +22,8 @@ from email.utils import getaddresses
 from typing import IO, Any
 from urllib.parse import quote, urlencode, urlsplit
 
+from .config.usual import usual
 from .errors import DuplicateUidError, NotRunningError, OptionError, PillarboxError, StateError, StoreError
-from .places import default_data_dir
 from .queue.control import MAX_REQUEST_BYTES, ask
 from .queue.enqueue import message_octets
 from .queue.shards import find_shards
@@ -35,12 +35,14 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
 def connect(
     where: str | os.PathLike[str] | None = None, *, token: str | None = None, patience_s: float = 15.0
 ) -> Client:
-    """A client for the server on that data directory (default: the usual one), or at that URL of its admin API.
+    """A client for the server on that data directory or at that URL of its admin API.
+
+    Default: $PILLARBOX_DATA_DIR, the folder of the configuration file, or the usual one.
 
     `token` is needed with a URL: it stands in admin.json. `patience_s`: so long a server that is not there is waited for.
     Nothing is opened until mail is sent; threads may share it, and it may be made before a fork.
     """
-    place = os.fspath(where) if where is not None else default_data_dir()
+    place = os.fspath(where) if where is not None else usual(is_strict=False).data_dir
     if place.startswith(("http://", "https://")):
         if not token:
             raise OptionError("connect: a URL wants token=: it stands in admin.json in the server's data directory")

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
+from ..config.usual import usual_folder
 from ..errors import StoreError
-from ..places import default_data_dir
 
 _FILE = "admin.json"
 
 
 def find(data_dir: str | None) -> tuple[str, str]:
     """(url, token). StoreError says why there is none."""
-    folder = data_dir or default_data_dir()
+    folder = data_dir or usual_folder()
     path = os.path.join(folder, _FILE)
     try:
         with open(path, encoding="utf-8") as file:

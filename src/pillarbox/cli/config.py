@@ -23,20 +23,23 @@ File = Annotated[
 @config_app.command()
 def check(file: File = None) -> None:
     """Say everything that is wrong with a configuration, a line for each fault; exit 1 when there is any."""
-    from ..daemon.config import ConfigError, find_file
+    from ..config.usual import find_file
+    from ..daemon.config import ConfigError
     from ..daemon.loading import check as look
 
     path = find_file(file, os.environ)
     if path is None:
         raise OptionError("there is no configuration file: name one, or write one with `pillarbox config init FILE`")
     try:
-        look(path, os.environ)
+        warnings = look(path, os.environ)
     except ConfigError as error:
         for fault in error.faults:
             print(fault)
         count = len(error.faults)
         print(f"{count} fault{'' if count == 1 else 's'} in {path}", file=sys.stderr)
         raise typer.Exit(1) from None
+    for warning in warnings:
+        print(f"warning: {warning}")
     print(f"{path}: no faults")
 
 

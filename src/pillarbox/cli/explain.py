@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config.usual import usual_folder
 from ..errors import OptionError, StoreError
-from ..places import default_data_dir
 from ..queue.shards import has_queue
 from ..queue.whole import ask_queue
 from .terminal import json_text
@@ -61,7 +61,7 @@ def _ask(request: dict[str, Any], config: str | None, data_dir: str | None) -> A
     flags = {"data_dir": data_dir} if data_dir is not None else {}
     folder = data_dir
     if folder is None:
-        folder = str(read_config(config, flags).options.get("data_dir") or default_data_dir())
+        folder = str(read_config(config, flags).options.get("data_dir") or usual_folder())
     if not os.path.isdir(folder) or not has_queue(folder):
         return asyncio.run(_dry(request, config, flags, None))
     status = ask_queue(folder, {"verb": "status"})

@@ -25,10 +25,11 @@ import typer
 
 from ..client import field_texts
 from ..clock import SystemClock, UidSource
+from ..config.usual import usual_folder
 from ..errors import DuplicateUidError, OptionError, PillarboxError, StoreError, StoreLockedError
 from ..log.record import escape_controls
 from ..mail.content import Content
-from ..places import default_data_dir, default_hostname
+from ..places import default_hostname
 from ..queue.control import MAX_REQUEST_BYTES, ask, parse_query
 from ..queue.enqueue import Stamp, build_message, parse_enqueue, spooled_content
 from ..queue.kept import as_json
@@ -77,9 +78,7 @@ def export(
     done: list[str] = []
     try:
         with contextlib.ExitStack() as stack:
-            found = (
-                _shared(queue, query) if queue and data_dir is None else _stored(data_dir or default_data_dir(), query)
-            )
+            found = _shared(queue, query) if queue and data_dir is None else _stored(data_dir or usual_folder(), query)
             if kind == "jsonl":
                 file = _new_file(target, stack)
                 for view, content, reader in found:
@@ -117,7 +116,7 @@ def import_(
 ) -> None:
     """Put messages into the queue. All are read first: with a fault in one, none is taken; what is there already stays one."""
     _check_format(kind)
-    folder = data_dir or default_data_dir()
+    folder = data_dir or usual_folder()
     if kind == "jsonl":
         if sender or to or headers:
             raise OptionError("--from, --to and --headers are for messages without an envelope: jsonl has one for each")
@@ -241,7 +240,7 @@ def _stored(folder: str, query: Any) -> Generator[tuple[View, Content, Any], Non
 def print_content(uid: str, data_dir: str | None, queue: str | None) -> None:
     """Writes the octets of one queued message to stdout; on a terminal its control characters are escaped."""
     query = parse_query({"uids": [uid], "is_all": True})
-    sources = _shared(queue, query) if queue and data_dir is None else _stored(data_dir or default_data_dir(), query)
+    sources = _shared(queue, query) if queue and data_dir is None else _stored(data_dir or usual_folder(), query)
     with contextlib.closing(sources):
         for _, content, _ in sources:
             for piece in content.chunks():

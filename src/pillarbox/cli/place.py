@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config.usual import usual, usual_folder
 from ..errors import OptionError, StoreError
-from ..places import default_data_dir
 from ..queue.control import perform
 from ..queue.pages import list_queue, list_store
 from ..queue.shards import has_queue
@@ -20,13 +20,19 @@ from ..queue.shared import open_postgres
 from ..queue.stopped import StoppedSteering
 from ..queue.whole import ask_queue
 
-DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of the queue.")]
+DataDir = Annotated[
+    str | None,
+    typer.Option(
+        "--data-dir", metavar="DIR", help="Folder of the queue. [default: $PILLARBOX_DATA_DIR, or the configuration's]"
+    ),
+]
 QueueUrl = Annotated[
     str | None,
     typer.Option(
         "--queue",
         metavar="URL",
-        envvar="PILLARBOX_QUEUE",
+        # Named by nothing else than the flag: what the environment and the configuration file say.
+        callback=lambda given: given or usual().queue,
         help="A queue on PostgreSQL: postgresql://USER@HOST/DATABASE.",
     ),
 ]
@@ -58,7 +64,7 @@ def list_rows(data_dir: str | None, url: str | None, query: dict[str, Any]) -> I
 
 def folder_of(data_dir: str | None) -> str:
     """A data directory with a queue in it. StoreError when there is none, or it is not for this user."""
-    folder = data_dir or default_data_dir()
+    folder = data_dir or usual_folder()
     if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
         raise StoreError(
             f"the queue in {folder} is not yours to read: use the user that runs the server, or --data-dir"

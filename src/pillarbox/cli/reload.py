@@ -8,9 +8,9 @@ from typing import Annotated
 
 import typer
 
+from ..config.usual import usual_folder
 from ..daemon.pid import running_pid
 from ..errors import StoreError
-from ..places import default_data_dir
 
 
 def reload(
@@ -20,7 +20,7 @@ def reload(
     ] = False,
 ) -> None:
     """Have the running server read its configuration again, for new sessions; what is wrong is said in its log."""
-    folder = data_dir or default_data_dir()
+    folder = data_dir or usual_folder()
     pid = running_pid(folder)
     if pid is None:
         raise StoreError(f"no server runs on {folder}: start `pillarbox serve`, or name its folder with --data-dir")

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from ..config.usual import usual_server
 from ..errors import OptionError, PillarboxError
 from ..places import default_hostname, parse_endpoint
 from ..smtp.framing import normalise_lines
@@ -29,12 +30,18 @@ def send(
     subject: Annotated[
         str, typer.Option(help="Subject, where the text brings no header section.")
     ] = "A message from pillarbox send",
-    server: Annotated[str, typer.Option(metavar="HOST:PORT", help="Where to.")] = "127.0.0.1:2525",
+    server: Annotated[
+        str,
+        typer.Option(
+            metavar="HOST:PORT", help="Where to. [default: where the configuration listens, or 127.0.0.1:2525]"
+        ),
+    ] = "",
     count: Annotated[int, typer.Option(min=1, metavar="N", help="Send it so many times, over one connection.")] = 1,
     raw: Annotated[bool, typer.Option("--raw", help="The text is a whole message: send it so, with CRLF.")] = False,
     file: Annotated[str | None, typer.Argument(help="File with the text; - for stdin. [default: a short text]")] = None,
 ) -> None:
     """Send a message."""
+    server = server or usual_server("127.0.0.1:2525")
     try:
         scheme, host, port = parse_endpoint(server, default_port=25)
     except ValueError as error:

@@ -23,6 +23,7 @@ from email.utils import formataddr, formatdate, getaddresses
 from typing import BinaryIO
 
 from ..client import field_texts, without_bcc
+from ..config.usual import usual_server
 from ..places import default_hostname, parse_endpoint
 from ..smtp.extension import format_xtext
 from ..smtp.framing import normalise_lines
@@ -34,6 +35,20 @@ NAMES = ("sendmail", "mailq", "newaliases")
 _OK, _USAGE, _DATA, _UNAVAILABLE, _TEMPORARY = 0, 64, 65, 69, 75
 _SHORT = "A:B:b:C:D:d:e:F:f:Gh:IiL:mN:nO:o:p:q:R:r:tUV:vX:x"
 _WAIT_S = 300.0
+HELP = """\
+usage: {called} [-t] [-i] [-f SENDER] [-F NAME] [-N NOTIFY] [-R full|hdrs] [-V ENVID] [RECIPIENT]...  < MESSAGE
+       {called} -bs                          SMTP on stdin and stdout
+       {called} -bp, mailq [--data-dir DIR | --queue URL]    the queue, as `pillarbox queue list`
+       {called} -q  [--data-dir DIR | --queue URL]           tries all queued mail again
+       {called} -bi, newaliases              does nothing: there are no alias files
+
+  -t  recipients from To, Cc and Bcc     -i  a line with a dot alone does not end the message
+  -f  reverse-path                       -F  name in the From field, where the message has none
+  -N  never, or success,failure,delay    -R  what a delivery status notification returns
+  -V  envelope identifier                -bv only checks the message and its recipients
+
+The message goes to the SMTP server at $PILLARBOX_SENDMAIL (HOST:PORT), else to where the configuration of this machine
+listens, else to 127.0.0.1:25. Exit codes are those of sysexits.h."""
 
 
 class SendmailError(Exception):
@@ -118,20 +133,45 @@ def _take(call: Call, option: str, value: str) -> None:
 def run(arguments: list[str], called: str = "sendmail", stdin: BinaryIO | None = None) -> int:
     """The exit code; what went wrong is one line on stderr."""
     stdin = stdin or sys.stdin.buffer
+    if "--help" in arguments:
+        for line in HELP.format(called=called).splitlines():
+            say(line)
+        return _OK
     try:
+        place, arguments = _take_place(arguments)
         call = parse_call(arguments, called)
         if call.mode == "s":
             return _relay(stdin)
         if call.mode == "p":
-            return _queue("list")
+            return _queue("list", *place)
         if call.mode == "i":
             return _OK
         if call.flushes:
-            return _queue("retry", "--all")
+            return _queue("retry", "--all", *place)
         return _send(call, stdin)
     except SendmailError as error:
         say(f"{called}: {error}", is_error=True)
         return error.code
+
+
+def _take_place(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """(`--data-dir` and `--queue` as `pillarbox queue` takes them, all other arguments)."""
+    place: list[str] = []
+    others: list[str] = []
+    rest = iter(arguments)
+    for word in rest:
+        if word == "--":
+            others += [word, *rest]
+        elif word.startswith(("--data-dir=", "--queue=")):
+            place.append(word)
+        elif word in ("--data-dir", "--queue"):
+            value = next(rest, None)
+            if value is None:
+                raise SendmailError(_USAGE, f"option {word} requires an argument")
+            place += [word, value]
+        else:
+            others.append(word)
+    return place, others
 
 
 def _queue(*words: str) -> int:
@@ -237,11 +277,18 @@ def _user() -> str:
 
 
 def _server() -> tuple[str, str, int]:
-    text = os.environ.get(ENVIRONMENT) or "127.0.0.1:25"
+    text = os.environ.get(ENVIRONMENT) or usual_server("127.0.0.1:25")
     try:
         return parse_endpoint(text, default_port=25)
     except ValueError as error:
         raise SendmailError(_USAGE, f"{ENVIRONMENT}: {error}") from None
+
+
+def _absent(host: str, port: int, error: Exception) -> str:
+    return (
+        f"no server at {host}:{port} ({error}): start `pillarbox serve --listen {host}:{port}`, "
+        f"or set {ENVIRONMENT}=HOST:PORT"
+    )
 
 
 def _hand_over(call: Call, sender: str, recipients: list[str], octets: bytes) -> None:
@@ -268,7 +315,8 @@ def _hand_over(call: Call, sender: str, recipients: list[str], octets: bytes) ->
         raise SendmailError(_TEMPORARY, str(error)) from None
     except (OSError, smtplib.SMTPException) as error:
         raise SendmailError(
-            _TEMPORARY, f"no server at {host}:{port} ({error}): start `pillarbox serve`, or set {ENVIRONMENT}=HOST:PORT"
+            _TEMPORARY,
+            _absent(host, port, error),
         ) from None
 
 
@@ -327,5 +375,6 @@ def _relay(stdin: BinaryIO) -> int:
                             sock.shutdown(socket.SHUT_WR)
     except OSError as error:
         raise SendmailError(
-            _TEMPORARY, f"no server at {host}:{port} ({error}): start `pillarbox serve`, or set {ENVIRONMENT}=HOST:PORT"
+            _TEMPORARY,
+            _absent(host, port, error),
         ) from None

@@ -9,9 +9,9 @@ from typing import Annotated, Any
 
 import typer
 
+from ..config.usual import usual_folder
 from ..errors import OptionError
 from ..log.record import escape_controls
-from ..places import default_data_dir
 from ..queue.look import ask_sql
 from ..queue.shared import ask_shared_sql
 from ..queue.whole import catch_up
@@ -40,7 +40,7 @@ def sql(
     if queue is not None and data_dir is None:
         columns, rows = ask_shared_sql(queue, text)
     else:
-        folder = data_dir or default_data_dir()
+        folder = data_dir or usual_folder()
         folder = folder if os.path.isdir(folder) else ""
         catch_up(folder)
         columns, rows = ask_sql(folder, text)

@@ -12,7 +12,7 @@ import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -21,10 +21,9 @@ from ..config.units import PathText, Seconds
 from ..errors import OptionError
 from ..options import SECRETS, Options
 from ..places import hide_password, parse_endpoint
+from .environment import given_by, unknown_variables
 from .tomllines import key_lines
 
-DEFAULT_FILE = "/etc/pillarbox/pillarbox.toml"
-ENVIRONMENT = "PILLARBOX_"
 # Given by name in the file, found and built by loading.py.
 NAMED = ("plugins", "handlers", "authenticator")
 # Objects of a program; a file has none.
@@ -122,6 +121,8 @@ class Config:
     settings: dict[str, Setting]
     options: dict[str, Any] = field(default_factory=dict)
     daemon: DaemonOptions = field(default_factory=lambda: DaemonOptions.model_validate({}))
+    # What may be meant so, and most likely is not: said at the start and by `config check`, which pass all the same.
+    warnings: list[Fault] = field(default_factory=list)
 
     def entries(self, key: str) -> list[Any]:
         """The `[[plugins]]` or `[[handlers]]` tables as they stand in the file."""
@@ -140,21 +141,19 @@ def known_keys() -> dict[str, Any]:
     return {**fields, **DaemonOptions.model_fields}
 
 
-def find_file(given: str | None, environment: Mapping[str, str]) -> str | None:
-    """The file to read: the one that was named, else the usual one where there is one, else none."""
-    named = given or environment.get(f"{ENVIRONMENT}CONFIG")
-    return named or (DEFAULT_FILE if os.path.exists(DEFAULT_FILE) else None)
-
-
 def load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, Any]) -> Config:
     """Reads and judges everything. `flags` by option name, only those that were given. ConfigError with all faults."""
     faults: list[Fault] = []
     settings: dict[str, Setting] = {}
     if path is not None:
         settings.update(_of_file(path, faults))
-    settings.update(_of_environment(environment))
+    known, warnings = known_keys(), list[Fault]()
+    for name, value, variable in given_by(environment, known):
+        settings[name] = Setting(value, f"environment {variable}")
+    for variable, text, is_mistake in unknown_variables(environment, known):
+        (faults if is_mistake else warnings).append(Fault(f"environment {variable}", text))
     settings.update({name: Setting(value, _flag(name)) for name, value in flags.items()})
-    config = Config(path, settings)
+    config = Config(path, settings, warnings=warnings)
     _judge(config, faults)
     if faults:
         raise ConfigError(faults, config)
@@ -172,40 +171,6 @@ def _order(fault: Fault) -> tuple[str, int]:
 def _flag(name: str) -> str:
     known = {"max_size_bytes": "max-size", "domains": "domain", "nameservers": "nameserver", "grace_s": "grace"}
     return "--" + known.get(name, name.removesuffix("_s")).replace("_", "-")
-
-
-def _of_environment(environment: Mapping[str, str]) -> Iterator[tuple[str, Setting]]:
-    """PILLARBOX_MAX_SESSIONS=100, lists with commas. What stands there for no option is somebody else's."""
-    for name, field_info in known_keys().items():
-        variable = ENVIRONMENT + name.upper()
-        text = environment.get(variable)
-        if text is not None and name not in _TABLES:
-            yield name, Setting(_environment_value(name, field_info.annotation, text), f"environment {variable}")
-
-
-# Tables of objects: only a file has them.
-_TABLES = ("plugins", "handlers")
-
-
-def _environment_value(name: str, annotation: Any, text: str) -> Any:
-    """A list from words with commas, None from nothing, a table from words with "="; any other text as it is."""
-    kinds = (annotation, *get_args(annotation))
-    words = [word.strip() for word in text.split(",") if word.strip()]
-    if name == "options":
-        return {word.partition("=")[0].strip(): word.partition("=")[2].strip() or "true" for word in words}
-    if name == "dnsbl":
-        pairs = [word.rpartition("=") if "=" in word else (word, "=", "1") for word in words]
-        return {zone.strip(): _number(weight) for zone, _, weight in pairs}
-    if any(get_origin(kind) is list for kind in kinds):
-        return words
-    return None if not text.strip() and type(None) in kinds else text
-
-
-def _number(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
 
 
 def _of_file(path: str, faults: list[Fault]) -> Iterator[tuple[str, Setting]]:

@@ -66,8 +66,11 @@ def resolve(config: Config, *, with_plugins: bool = True) -> dict[str, Any]:
     return options
 
 
-def check(path: str, environment: Mapping[str, str]) -> None:
-    """All that can be found out without starting: options, names, certificates, account files. ConfigError with all faults."""
+def check(path: str, environment: Mapping[str, str]) -> list[Fault]:
+    """Looks at all that can be found out without starting: options, names, certificates, account files.
+
+    Returns the warnings. ConfigError with all faults.
+    """
     faults: list[Fault] = []
     try:
         config = load(path, environment, {})
@@ -88,6 +91,7 @@ def check(path: str, environment: Mapping[str, str]) -> None:
     faults += _look_at_files(config, {name: value for name, value in options.items() if name not in wrong})
     if faults:
         raise ConfigError(faults, config)
+    return config.warnings
 
 
 def _look_at_files(config: Config, options: dict[str, Any]) -> list[Fault]:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
 from ..app import MailServer
+from ..config.usual import find_file
 from ..errors import OptionError, PillarboxError, StoreLockedError
 from ..options import Options, parse_options
 from ..parts import RELOADABLE
@@ -22,7 +23,7 @@ from ..places import Slot, hide_password
 from ..queue.whole import is_paused
 from ..server.limits import raise_descriptor_limit
 from ..server.tls import server_context
-from .config import Config, DaemonOptions, Setting, admin_address, find_file, load
+from .config import Config, DaemonOptions, Setting, admin_address, load
 from .giveway import give_way
 from .handover import Handover, Trial, become_new, hold_signals, is_check, let_signals, received
 from .loading import resolve
@@ -86,6 +87,8 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     as_json = None if daemon.log_format == "auto" else daemon.log_format == "json"
     configure_logs(daemon.log_level, as_json=as_json)
     raise_descriptor_limit(options.max_sessions, options.maxrelay)
+    for warning in config.warnings:
+        _log.warning("configuration: %s", warning)
     # The queue is nobody else's business.
     os.umask(0o077)
     if count > 1 and not options.keeps_mail:
