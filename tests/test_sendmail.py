@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from pillarbox.cli.addresslist import parse_addresses
 from pillarbox.cli.sendmail import SendmailError, named_recipients, parse_call
 from tests.conftest import free_port, tool
 from tests.daemon import Daemon, pillarbox
@@ -121,6 +122,131 @@ def test_smtp_on_stdin_by_swaks(server: Daemon, programs: Path) -> None:
     script = b"EHLO x.test\r\nMAIL FROM:<a@b.test>\r\nRCPT TO:<c@d.test>\r\nQUIT\r\n"
     done2 = call(programs, server, "-bs", text=script)
     assert done2.stdout.count(b"250 2.1") == 2 and done2.stdout.splitlines()[-1].startswith(b"221")
+
+
+DIALOGUE = (
+    "EHLO x.test",
+    "MAIL FROM:<a@b.test>",
+    "RCPT TO:<c@d.test>",
+    "DATA",
+    "Subject: {}",
+    "",
+    "hello",
+    "..",
+    "x\r.",
+    ".",
+    "QUIT",
+    "",
+)
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("source", ["pipe", "file"])
+def test_dialogue_that_comes_as_a_whole_is_held_command_by_command(
+    server: Daemon, programs: Path, tmp_path: Path, end: str, source: str
+) -> None:
+    subject = f"whole-{source}-{len(end)}"
+    text = end.join(DIALOGUE).format(subject).encode()
+    (tmp_path / "dialogue").write_bytes(text)
+    with (tmp_path / "dialogue").open("rb") as file:
+        given: dict[str, Any] = {"stdin": file} if source == "file" else {"input": text}
+        environment = {**os.environ, "PILLARBOX_SENDMAIL": server.address}
+        done = subprocess.run([programs / "sendmail", "-bs"], capture_output=True, timeout=60, env=environment, **given)
+    assert done.returncode == 0 and done.stdout.endswith(b"\r\n") and b"STARTTLS" not in done.stdout, done
+    _, octets = taken(server, subject)
+    assert octets.rstrip().endswith("hello\n.\nx.")
+
+
+def test_dialogue_without_its_end_delivers_nothing(server: Daemon, programs: Path) -> None:
+    before = len(server.queue())
+    text = "\n".join(DIALOGUE[:-3]).encode()
+    assert call(programs, server, "-bs", text=text).returncode == 65
+    assert len(server.queue()) == before
+
+
+def test_refused_data_does_not_make_commands_of_its_content(server: Daemon, programs: Path) -> None:
+    before = len(server.queue())
+    evil = ("MAIL FROM:<a@b.test>", "RCPT TO:<evil@d.test>", "DATA", "Subject: smuggled", "", ".", "QUIT", "")
+    text = "\n".join(("EHLO x.test", "DATA", *evil)).encode()
+    done = call(programs, server, "-bs", text=text)
+    assert done.returncode == 69 and len(server.queue()) == before
+    assert b"250 2.1.0" not in done.stdout
+
+
+@pytest.mark.parametrize(("line", "code"), [("RCPT TO:<bad@@d.test>", 69), ("NOOP", 0), ("NONSENSE", 69)])
+def test_exit_code_is_that_of_the_worst_reply(server: Daemon, programs: Path, line: str, code: int) -> None:
+    done = call(programs, server, "-bs", text=f"EHLO x.test\nMAIL FROM:<a@b.test>\n{line}\nRSET\n".encode())
+    assert done.returncode == code
+
+
+def test_chunks_of_bdat_are_passed_as_they_are(server: Daemon, programs: Path) -> None:
+    text = "\r\n".join(
+        (
+            "EHLO x.test",
+            "MAIL FROM:<a@b.test>",
+            "RCPT TO:<c@d.test>",
+            "BDAT 21 LAST",
+            "Subject: bdat",
+            "",
+            "xx",
+            "QUIT",
+            "",
+        )
+    )
+    assert call(programs, server, "-bs", text=text.encode()).returncode == 0
+    taken(server, "bdat")
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("John (Sales, EU) <j@d.test>", ["j@d.test"]),
+        ("<a@d.test>,,<b@d.test>", ["a@d.test", "b@d.test"]),
+        (",b@d.test,", ["b@d.test"]),
+        ("root (super user)", ["root"]),
+        ("a@d.test (Name (x, y) \\) z)", ["a@d.test"]),
+        ("Team: a@d.test, b@d.test;, c@d.test", ["a@d.test", "b@d.test", "c@d.test"]),
+        ("undisclosed-recipients:;", []),
+        ("", []),
+        ('"Doe, John; <x>" <j@d.test>, k@d.test', ["j@d.test", "k@d.test"]),
+        ('"a, b"@d.test', ['"a, b"@d.test']),
+        ('<"a>b"@d.test>', ['"a>b"@d.test']),
+        ("J. R. Smith <j@d.test>", ["j@d.test"]),
+        ("=?utf-8?q?Gr=C3=BCn=2C?= <a@d.test>", ["a@d.test"]),
+        ("Grün <grün@d.test>", ["grün@d.test"]),
+        ("user@[127.0.0.1], <u@[IPv6:::1]>", ["user@[127.0.0.1]", "u@[IPv6:::1]"]),
+        ("<@r.test,@s.test:a@d.test>", ["a@d.test"]),
+        ("a @ d.test, b@d . test", ["a@d.test", "b@d.test"]),
+        ("John <john>", ["john"]),
+    ],
+)
+def test_address_list_of_a_header_field_is_read(text: str, found: list[str]) -> None:
+    assert parse_addresses(text) == found
+    folded = text.replace(", ", ",\r\n\t").encode()
+    assert named_recipients(b"Subject: x\r\nBcc : " + folded + b"\r\nX-Last: 1\r\n\r\nTo: no@d.test\r\n") == found
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "John Doe",
+        "a@d.test b@d.test",
+        "<a@d.test> x",
+        "<a@d.test> <b@d.test>",
+        "a b@d.test",
+        '"open',
+        "(open",
+        "<a",
+        "<>",
+        "@d.test",
+        "a@",
+    ],
+)
+def test_address_list_that_cannot_be_read_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match="invalid address"):
+        parse_addresses(text)
+    with pytest.raises(SendmailError):
+        named_recipients(f"To: good@d.test, {text}\n\n".encode())
 
 
 def test_what_goes_wrong(server: Daemon, programs: Path) -> None:

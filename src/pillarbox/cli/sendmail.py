@@ -11,22 +11,23 @@ import getopt
 import getpass
 import os
 import re
-import selectors
 import smtplib
-import socket
 import sys
 from dataclasses import dataclass, field
 from email.header import Header
 from email.parser import BytesHeaderParser
 from email.policy import default as modern
-from email.utils import formataddr, formatdate, getaddresses
+from email.utils import formataddr, formatdate
 from typing import BinaryIO
 
-from ..client import field_texts, without_bcc
+from ..client import without_bcc
 from ..config.usual import usual_server
+from ..mail.headers import raw_fields, section_end
 from ..places import default_hostname, parse_endpoint
 from ..smtp.extension import format_xtext
 from ..smtp.framing import normalise_lines
+from .addresslist import parse_addresses
+from .smtp_input import hold_dialogue
 from .terminal import say
 
 ENVIRONMENT = "PILLARBOX_SENDMAIL"
@@ -219,7 +220,8 @@ def _without_from(octets: bytes) -> bytes:
 
 def named_recipients(octets: bytes) -> list[str]:
     """The addresses in To, Cc and Bcc; those of Resent- fields where there are any (RFC 5322 section 3.6.6)."""
-    fields = field_texts(octets)
+    section = octets.replace(b"\r\n", b"\n")
+    fields = [(name.lower(), value) for name, value in raw_fields(section[: section_end(section)])]
     for prefix in ("resent-", ""):
         texts = [text for name, text in fields if name in (f"{prefix}to", f"{prefix}cc", f"{prefix}bcc")]
         found = [address for text in texts for address in addresses_in(text)]
@@ -230,18 +232,10 @@ def named_recipients(octets: bytes) -> list[str]:
 
 def addresses_in(text: str) -> list[str]:
     """The addresses in a list of them. SendmailError for one that cannot be read: nobody is left out in silence."""
-    text = " ".join(text.split())
-    # A group without members, and nothing at all, is nobody.
-    if not text or re.fullmatch(r"[^,@<>]*:\s*;", text):
-        return []
-    found = getaddresses([text])
-    if any(" " in part.strip() and "@" not in part and ":" not in part for part in text.split(",") if '"' not in text):
-        # Words without an address: what stands there is nobody's.
-        found = [("", "")]
-    # What was put together from pieces is no address that stands there.
-    if not all(address and address in text and (" " not in address or address[0] == '"') for _, address in found):
-        raise SendmailError(_DATA, f"these recipients cannot be read: {text[:200]}")
-    return [address for _, address in found]
+    try:
+        return parse_addresses(text)
+    except ValueError as error:
+        raise SendmailError(_DATA, f"these recipients cannot be read: {text[:200]}: {error}") from None
 
 
 def qualified(address: str) -> str:
@@ -346,35 +340,19 @@ def _check(answer: tuple[int, bytes], what: str) -> None:
 
 
 def _relay(stdin: BinaryIO) -> int:
-    """Octets both ways, until the server closes."""
-    _, host, port = _server()
+    """A dialogue with the server, on stdin and stdout."""
+    scheme, host, port = _server()
+    client = smtplib.SMTP_SSL(timeout=_WAIT_S) if scheme == "smtps" else smtplib.SMTP(timeout=_WAIT_S)
     try:
-        with socket.create_connection((host, port), timeout=30) as sock, selectors.DefaultSelector() as both:
-            sock.settimeout(_WAIT_S)
-            both.register(sock, selectors.EVENT_READ)
-            try:
-                both.register(stdin, selectors.EVENT_READ)
-            except (ValueError, PermissionError, OSError):
-                # A file is always ready, and cannot be waited for.
-                sock.sendall(stdin.read())
-                sock.shutdown(socket.SHUT_WR)
-            while True:
-                for key, _ in both.select(_WAIT_S):
-                    if key.fileobj is sock:
-                        octets = sock.recv(65536)
-                        if not octets:
-                            return _OK
-                        sys.stdout.buffer.write(octets)
-                        sys.stdout.buffer.flush()
-                    else:
-                        octets = os.read(stdin.fileno(), 65536)
-                        if octets:
-                            sock.sendall(octets)
-                        else:
-                            both.unregister(stdin)
-                            sock.shutdown(socket.SHUT_WR)
-    except OSError as error:
+        greeting = client.connect(host, port)
+    except (OSError, smtplib.SMTPException) as error:
         raise SendmailError(
             _TEMPORARY,
             _absent(host, port, error),
         ) from None
+    try:
+        return hold_dialogue(client, greeting, stdin, sys.stdout.buffer)
+    except (OSError, smtplib.SMTPException) as error:
+        raise SendmailError(_TEMPORARY, f"the server at {host}:{port} was lost: {error}") from None
+    finally:
+        client.close()

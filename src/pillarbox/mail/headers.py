@@ -44,6 +44,13 @@ class Scan:
         return decode_value((get_raw(self.section, "Subject") or b"")[:1000]).replace("\0", "")[:200]
 
 
+def raw_fields(section: bytes) -> list[tuple[str, str]]:
+    """(name, unfolded value) of each field, in order; UTF-8 as it stands (RFC 6532), other octets replaced."""
+    found = _NAMED.findall(section)
+    return [(name.decode("ascii"), " ".join(value.decode("utf-8", "replace").split())) for name, value in found]
+
+
+_NAMED = re.compile(rb"([!-9;-~]+)[ \t]*:([^\n]*\n(?:[ \t][^\n]*\n)*)")
 _FIELD_BEGINS = re.compile(rb"[!-9;-~]+[ \t]*(?::|\Z)|[ \t]")
 
 
