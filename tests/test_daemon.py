@@ -43,17 +43,13 @@ def test_log_lines_have_fields_and_what_a_peer_sent_is_escaped(tmp_path: Path) -
             sock.sendall(b"GET / HTTP/1.1\x1b[2J\x00\r\n")
             sock.recv(1000)
         send(daemon.port, "evil@c.test")
-        wait_until(lambda: [line for line in log_lines(daemon) if line.get("state") == "deferred"])
+        wait_until(lambda: [line for line in log_lines(daemon) if line["event"] == "deferred"])
         lines = log_lines(daemon)
-        (queued,) = [line for line in lines if line["event"].startswith("queued")]
-        assert (
-            queued["queue_id"] in queued["event"]
-            and queued["session"].startswith("s")
-            and queued["peer"] == "127.0.0.1"
-        )
-        (deferred,) = [line for line in lines if line.get("state") == "deferred"]
+        (queued,) = [line for line in lines if line["event"] == "queued"]
+        assert queued["session"].startswith("s") and queued["peer"] == "127.0.0.1"
+        (deferred,) = [line for line in lines if line["event"] == "deferred"]
         assert deferred["queue_id"] == queued["queue_id"] and deferred["next_hop"] == "handler:^evil@"
-        assert "The handler failed: RuntimeError" in deferred["reason"]
+        assert "The handler failed: RuntimeError" in deferred["reply"]
         text = daemon.log.read_text()
         assert "\x1b" not in text and "\x00" not in text and "\r" not in text
 

@@ -52,7 +52,7 @@ from .queue.whole import Place, WholeQueue, paused_next_hops
 from .server import wiretap
 from .server.accounts import Account, AuthFile
 from .server.connection import Outbox
-from .server.context import ServerContext, facts_of_session
+from .server.context import ServerContext, facts_of_session, session_prefix
 from .server.describe import describe
 from .server.guesses import Guesses
 from .server.limits import Admission
@@ -211,7 +211,7 @@ class Parts:
             room=Room(options.data_dir, options.reserve_bytes if options.keeps_mail else 0),
             wiretap=wiretap.tap if options.options.get("trace") else None,
             guesses=Guesses(self._slot.count),
-            client_prefix=f"s{self._slot.number}-" if self._slot.number else "s",
+            client_prefix=session_prefix(self.clock.time(), self._slot.number),
         )
 
     def _rules(self) -> Rules:

@@ -289,7 +289,7 @@ def test_c56_broken_exchanges(tmp_path: Path, certificate: Certificate, sizes: S
             assert (await client.say(b"AUTH CRAM-MD5")).startswith("504 5.5.4")
             assert (await client.say(b"AUTH")).startswith("501")
             session = next(iter(server._parts.context.sessions.values()))
-            assert session._errors >= 7, "they are counted"
+            assert session.errors >= 7, "they are counted"
             assert (await client.say(b"AUTH PLAIN " + b64("\0user@mx.test\0secret"))).startswith("235 2.7.0")
             client.close()
 

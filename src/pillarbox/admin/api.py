@@ -223,6 +223,7 @@ class Api:
         """One message."""
         action, uid = request.path_params["action"], request.path_params["uid"]
         changed = await self._server.queue.change(_action(action), Query(uids=[uid]))
+        request.state.changed = len(changed)
         if changed:
             return JSONResponse({"changed": changed})
         if await self._server.queue.show(uid) is None:
@@ -241,7 +242,9 @@ class Api:
         query = _query(request, "everything")
         if not query.is_narrow and request.query_params.get("everything") != "1":
             raise ValueError(f"{action}: name messages by a filter, or say everything=1")
-        return JSONResponse({"changed": await self._server.queue.change(_action(action), query)})
+        changed = await self._server.queue.change(_action(action), query)
+        request.state.changed = len(changed)
+        return JSONResponse({"changed": changed})
 
     async def inject(self, request: Request) -> Response:
         """Mail by HTTP."""

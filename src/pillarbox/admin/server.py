@@ -26,6 +26,7 @@ from ..errors import ListenError, PillarboxError
 from . import inbox
 from .access import Access, Guard, read_token, write_file
 from .api import ROWS, Api
+from .audit import Audit
 from .bounded import Bounded
 from .inbox import InboxApi
 from .pages import SAMPLE_S, STATIC, Samples, page_routes
@@ -97,7 +98,7 @@ class Admin:
         )
         write_file(folder, self.url, self.access.token)
         config = uvicorn.Config(
-            Guard(self._app(), self.access),
+            Audit(Guard(self._app(), self.access)),
             loop="none",
             lifespan="off",
             log_config=None,

@@ -100,7 +100,8 @@ class LogHandler(logging.Handler):
         except Exception:
             self.handleError(record)
             return
-        if record.levelno < logging.WARNING:
+        # A burst of failed recipients is one write, too.
+        if record.levelno < logging.WARNING or record.__class__ is LineRecord:
             try:
                 loop = asyncio.get_running_loop()
             except RuntimeError:

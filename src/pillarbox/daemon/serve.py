@@ -14,9 +14,11 @@ import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Any, Protocol
 
+from .. import __version__
 from ..app import MailServer
 from ..config.usual import find_file
 from ..errors import OptionError, PillarboxError, StoreLockedError
+from ..log.kinds import OPERATOR, STARTED, STOPPED
 from ..options import Options, parse_options
 from ..parts import RELOADABLE
 from ..places import Slot, hide_password
@@ -112,6 +114,7 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
         _Alone(running, rows).serve()
     else:
         _supervise(running, options, count, rows, left)
+    STOPPED.write({"version": __version__, "pid": os.getpid(), "data_dir": str(options.data_dir)})
     if pid_file is not None:
         os.close(pid_file)
 
@@ -153,6 +156,8 @@ class _Running:
         self._make_side = make_side
         self._side: Side | None = None
         self.pid_file = pid_file
+        # The supervisor logs the operator's actions, once for all workers.
+        self.is_worker = False
         self.given = given
         self.config = config
         self._read = read
@@ -192,6 +197,7 @@ class _Running:
             return False
         self.given = given
         new_tls(tls)
+        OPERATOR.write({"action": "reload", "via": "signal"})
         return True
 
     def reload(self, server: MailServer) -> None:
@@ -218,6 +224,8 @@ class _Running:
         names += [
             name for name in type(config.daemon).model_fields if _differs(config.daemon, self.config.daemon, name)
         ]
+        if not self.is_worker:
+            OPERATOR.write({"action": "reload", "via": "signal"})
         # Only what was taken: the rest is told of again next time.
         _log.info("reloaded: in force for new sessions and connections")
         if names:
@@ -295,6 +303,7 @@ class _Alone:
         if fault:
             _log.error("no restart, everything stays as it is: %s", fault)
         elif not self._is_over:
+            OPERATOR.write({"action": "restart", "via": "signal"})
             _log.info("restarting")
             self._wants_restart = True
             await self._close(server)
@@ -339,6 +348,7 @@ def _name(name: Any) -> tuple[str, int]:
 
 def _work(running: _Running, slot: Slot, ready: Ready, life: int) -> None:
     """One worker's life, in its own process."""
+    running.is_worker = True
     if running.pid_file is not None:
         # The lock says which process is the server: that is the supervisor, over its restarts too.
         os.close(running.pid_file)
@@ -400,7 +410,8 @@ def _settle_in() -> None:
 
 
 def _say_ready(names: Sequence[tuple[str, int]], options: Options, workers: int, side: Mapping[str, str]) -> None:
-    listed = " ".join(f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names)
+    addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names]
+    listed = " ".join(addresses)
     relay = ",".join(options.relay) or ("none, delivers to the MX" if options.direct else "none, mail stays queued")
     several = f", workers: {workers}" if workers > 1 else ""
     admin = f", admin: {side['admin']}" if side else ""
@@ -409,4 +420,14 @@ def _say_ready(names: Sequence[tuple[str, int]], options: Options, workers: int,
     if side:
         sys.stdout.write(f"pillarbox: dashboard, for one log-in within ten minutes: {side['login']}\n")
     sys.stdout.flush()
+    STARTED.write(
+        {
+            "version": __version__,
+            "pid": os.getpid(),
+            "workers": workers,
+            "listeners": addresses,
+            "data_dir": str(options.data_dir),
+            "queue": where if options.queue else None,
+        }
+    )
     notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=listens on {listed}")

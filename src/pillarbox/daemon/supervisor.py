@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from ..errors import PillarboxError
+from ..log.kinds import OPERATOR
 from ..places import Slot
 from .handover import SIGNALS, Handover, Trial, become_new, hold_signals, let_signals
 from .sockets import Row, close_all, rows_of
@@ -362,6 +363,7 @@ class Supervisor:
             let_signals()
             self._trial = Trial()
             return
+        OPERATOR.write({"action": "restart", "via": "signal"})
         _log.info("restarting %d workers, one after the other", self._count)
         pids = {worker.number: worker.pid for worker in self._workers + self._leaving if worker.pid}
         signal.set_wakeup_fd(-1)

@@ -87,6 +87,9 @@ class ClientConnection(asyncio.Protocol):
         self.target = target
         self.smtp = ClientProtocol(settings.hello_name)
         self.remote = target.name
+        # For log lines: version and cipher, and the time that opening took, until a message has told of it.
+        self.tls: str | None = None
+        self.connect_s = 0.0
         self.is_open = False
         self.idle_since = 0.0
         self.messages = 0
@@ -105,7 +108,7 @@ class ClientConnection(asyncio.Protocol):
 
     async def open(self, *, with_tls: bool = True) -> None:
         """Connects up to where transactions may begin. Raises ConnectFault."""
-        loop = asyncio.get_running_loop()
+        loop, began = asyncio.get_running_loop(), self._clock.monotonic()
         target, settings = self.target, self._settings
         limit = min(CONNECT_S, settings.time_out_s or CONNECT_S)
         self._step = loop.create_future()
@@ -131,6 +134,7 @@ class ClientConnection(asyncio.Protocol):
             raise
         self._step = None
         self._remember_tls()
+        self.connect_s = self._clock.monotonic() - began
         if self.smtp.state is not ClientState.IDLE:
             # The server hung up right behind its last reply.
             self.abort()
@@ -141,6 +145,9 @@ class ClientConnection(asyncio.Protocol):
     def _remember_tls(self) -> None:
         context, transport = self._settings.context, self._transport
         tls = transport.get_extra_info("ssl_object") if transport is not None else None
+        if tls is not None:
+            cipher = tls.cipher()
+            self.tls = f"{tls.version()}/{cipher[0] if cipher else 'unknown'}"
         if tls is not None and isinstance(context, ResumingContext):
             context.remember(self.target.host, tls)
 
@@ -239,6 +246,10 @@ class ClientConnection(asyncio.Protocol):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Connected (and, after STARTTLS, connected anew)."""
         self._transport = cast(asyncio.Transport, transport)
+        name, target = transport.get_extra_info("peername"), self.target
+        if not target.address and isinstance(name, tuple) and name[0] != target.host:
+            # A name that the system resolved: history and log have the address, too.
+            self.remote = Target(target.host, target.port, address=str(name[0])).name
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
 
     def data_received(self, data: bytes) -> None:

@@ -392,6 +392,7 @@ class Lane:
         work = transaction.tag
         assert isinstance(work, Work)
         self._busy -= 1
+        work.tls, work.connect_s, connection.connect_s = connection.tls, connection.connect_s, 0.0
         if self._calm is not None and not self._busy and not self._calm.done():
             self._calm.set_result(None)
         smtp, remote = connection.smtp, connection.remote

@@ -2,16 +2,59 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..events import catalogue as e
 from ..events.dispatch import Dispatcher
+from ..log.kinds import DEFERRED, OUTCOMES
 from ..queue.judged import Judged
 from ..queue.work import Work
 
-_log = logging.getLogger("pillarbox")
+
+def _log_outcomes(work: Work, state: str, group: list[Judged], now: float) -> None:
+    """One line for each recipient."""
+    kind = OUTCOMES.get(state, DEFERRED)
+    if not kind.is_enabled:
+        return
+    message = work.message
+    delay = max(0.0, now - message.received_at)
+    sender, size = message.envelope.reverse_path or "", message.content.size_bytes
+    for one in group:
+        result, settled = one.result, one.settled
+        recipient, reply = result.recipient, result.reply
+        sending = settled.seconds
+        waited = max(0.0, work.started_clock - work.taken_at - work.connect_s) if work.started_clock else 0.0
+        before = max(0.0, delay - waited - work.connect_s - sending)
+        kind.write(
+            {
+                "queue_id": message.uid,
+                "status": _STATUS.get(state, state),
+                "relay": result.remote,
+                "next_hop": work.next_hop or None,
+                "delay": round(delay, 3),
+                "delays": f"{before:.3g}/{waited:.3g}/{work.connect_s:.3g}/{sending:.3g}",
+                "dsn": reply.enhanced or f"{reply.code // 100}.0.0",
+                "tls": work.tls,
+                "size": size,
+                "attempt": recipient.attempts + 1,
+                "due_in": None if settled.due_at is None else round(max(0.0, settled.due_at - now), 1),
+                "stage": None if state == "delivered" else result.stage,
+                "from": sender,
+                "to": recipient.address,
+                "orig_to": _original(recipient.orcpt, recipient.address),
+                "reply": f"{reply.code} {reply.text[:300]}",
+            }
+        )
+
+
+def _original(orcpt: str | None, address: str) -> str | None:
+    """The address of ORCPT, where it is another one."""
+    original = orcpt.partition(";")[2] if orcpt else ""
+    return original if original and original != address else None
+
+
+_STATUS = {"delivered": "sent"}
 
 
 class Counts(Protocol):
@@ -60,20 +103,11 @@ class Outcomes:
 
     def _tell(self, work: Work, state: str, group: list[Judged]) -> None:
         is_delivered = state == "delivered"
-        level = logging.INFO if is_delivered else logging.WARNING
-        is_heard = self._dispatcher.heard["send_success" if is_delivered else "send_failed"]
-        is_logged = _log.isEnabledFor(level)
-        if not is_heard and not is_logged:
+        _log_outcomes(work, state, group, self._now())
+        if not self._dispatcher.heard["send_success" if is_delivered else "send_failed"]:
             return
         uid, first = work.message.uid, group[0]
         recipients = [one.result.recipient.address for one in group]
-        if is_logged:
-            to, reply = ",".join(recipients[:5]), first.result.reply
-            stage, hop = first.result.stage, work.next_hop
-            told = {"queue_id": uid, "state": state, "next_hop": hop, "reason": str(reply)}
-            _log.log(level, "%s %s to=%s next_hop=%s stage=%s: %s", state, uid, to, hop, stage, reply, extra=told)
-        if not is_heard:
-            return
         event: Any
         if is_delivered:
             attempt = first.result.recipient.attempts + 1

@@ -38,8 +38,8 @@ class Parked:
         self.done = done
 
 
-FAILED = Reply(451, "4.3.0", "Temporary failure: try again later")
-FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later")
+FAILED = Reply(451, "4.3.0", "Temporary failure: try again later", reason="plugin-failed")
+FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later", reason="plugin-failed")
 _SMTPC = Kind.SMTPC
 # A failure at one of these cannot be answered; it is only logged.
 _UNANSWERED = frozenset(("disconnected", "response", "message_queued", "send_success", "send_failed", "registered"))

@@ -61,6 +61,7 @@ FIELDS: dict[str, Field] = {
     "to": Field("recipient; in `queued` the first ten", is_address=True),
     "orig_to": Field("recipient before rewriting (ORCPT)", is_address=True),
     "message_id": Field("Message-ID of the content"),
+    "path": Field("path of an HTTP request"),
     "filter": Field("which messages the operator named"),
     "error": Field("what went wrong"),
     "reply": Field("reply text: ours in `refused`, the next hop's in deliveries"),

@@ -29,7 +29,7 @@ CLOSED = Kind(
     "the server ended a session: too many errors, silence, abuse, shutdown",
     "reason session peer code user helo error",
 )
-TLS_FAILED = Kind("tls-failed", _SESSION, INFO, "a TLS handshake with a client failed", "session peer error")
+TLS_FAILED = Kind("tls-failed", _SESSION, INFO, "a TLS handshake with a client failed", "reason session peer error")
 REPAIRED = Kind(
     "repaired",
     _SESSION,
@@ -63,11 +63,11 @@ OPERATOR = Kind(
     "an operator paused, resumed, held, released, retried, cancelled or deleted, reloaded, restarted or logged in",
     "action via uid pid admin count next_hop queue_id filter",
 )
+ADMIN_REFUSED = Kind(
+    "admin-refused", _ADMIN, WARNING, "a request to the admin API or dashboard was refused", "reason admin code path"
+)
 STARTED = Kind(
     "started", "pillarbox.daemon", INFO, "the server listens", "version pid workers listeners data_dir queue"
 )
 STOPPED = Kind("stopped", "pillarbox.daemon", INFO, "the server has ended", "version pid data_dir")
-KINDS = (
-    CONNECTED, DISCONNECTED, REFUSED, CLOSED, TLS_FAILED, REPAIRED, LOGGED_IN, LOGIN_FAILED, QUEUED, DELIVERED, DEFERRED, BOUNCED,
-    EXPIRED, HELD, DSN_QUEUED, OPERATOR, STARTED, STOPPED,
-)  # fmt: skip
+KINDS = tuple(kind for kind in tuple(globals().values()) if isinstance(kind, Kind))

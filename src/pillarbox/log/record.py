@@ -54,6 +54,12 @@ def format_value(name: str, value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+@lru_cache(maxsize=256)
+def short_tls(description: str) -> str | None:
+    """Version and cipher as log lines have them, from the text of Received fields; None without TLS."""
+    return description.replace(" with cipher ", "/") or None
+
+
 def format_fields(fields: dict[str, Any]) -> str:
     """`name=value` for each field that is not None."""
     return " ".join([f"{name}={format_value(name, value)}" for name, value in fields.items() if value is not None])

@@ -97,7 +97,8 @@ class DnsblPlugin:
         """What a client is told that is listed."""
         address = ipaddress.ip_address(host.partition("%")[0])
         text = f"{getattr(address, 'ipv4_mapped', None) or address} is listed by {decided.zone}"
-        return Reply(554, "5.7.1", (f"{text}: {decided.reason}" if decided.reason else text)[:400])
+        text = f"{text}: {decided.reason}" if decided.reason else text
+        return Reply(554, "5.7.1", text[:400], reason="dnsbl")
 
     def _decide(self, verdicts: Sequence[Verdict]) -> Verdict:
         """The heaviest list that has it, when their weights reach 1; else the first that failed; else clean."""

@@ -13,6 +13,8 @@ from ..events.catalogue import CmdMail, CmdRcpt, Fverify, Session
 from ..smtp.address import comparable_domain, domain_of, is_address_literal
 from ..smtp.reply import Reply
 
+_REASON = "sender-unverified"
+
 
 class SenderVerifyPlugin:
     """See the module's text. `at` is "mail" or "rcpt"."""
@@ -53,10 +55,12 @@ class SenderVerifyPlugin:
         if answer.status is Status.FOUND and answer.records:
             if len(answer.records) == 1 and answer.records[0][1] == ".":
                 # RFC 7505 section 4.2
-                return Reply(550, "5.7.27", f"Sender domain {domain} takes no mail (null MX)"), "null MX"
+                return Reply(
+                    550, "5.7.27", f"Sender domain {domain} takes no mail (null MX)", reason=_REASON
+                ), "null MX"
             return None, ""
         if answer.status is Status.NO_NAME:
-            return Reply(550, "5.1.8", f"Sender domain {domain} does not exist"), "no such domain"
+            return Reply(550, "5.1.8", f"Sender domain {domain} does not exist", reason=_REASON), "no such domain"
         if answer.status is Status.FAILED:
             return _unknown(domain), answer.reason or "no answer"
         # RFC 5321 section 5.1: without MX the address of the domain itself serves. The original forgot that.
@@ -65,8 +69,10 @@ class SenderVerifyPlugin:
             return None, ""
         if any(one.status is Status.FAILED for one in answers):
             return _unknown(domain), "no answer"
-        return Reply(550, "5.1.8", f"Sender domain {domain} has neither MX nor address"), "neither MX nor address"
+        return Reply(
+            550, "5.1.8", f"Sender domain {domain} has neither MX nor address", reason=_REASON
+        ), "neither MX nor address"
 
 
 def _unknown(domain: str) -> Reply:
-    return Reply(451, "4.4.3", f"Sender domain {domain} cannot be looked up now: try again later")
+    return Reply(451, "4.4.3", f"Sender domain {domain} cannot be looked up now: try again later", reason=_REASON)

@@ -28,19 +28,21 @@ _NOOP = Reply(250, "2.0.0", "OK")
 _BYE = Reply(221, "2.0.0", "Bye")
 # RFC 5321 section 7.3 and 3.5.3: 252 neither confirms nor denies.
 _VRFY = Reply(252, "2.5.2", "Cannot verify, but will take a message and try to deliver it")
-_EXPN = Reply(502, "5.7.0", "Lists are not expanded here")
-_NO_LMTP = Reply(500, "5.5.1", "This is SMTP, not LMTP: say EHLO")
-_NO_XCLIENT = Reply(550, "5.7.0", "Not for you")
+_EXPN = Reply(502, "5.7.0", "Lists are not expanded here", reason="not-offered")
+_NO_LMTP = Reply(500, "5.5.1", "This is SMTP, not LMTP: say EHLO", reason="not-offered")
+_NO_XCLIENT = Reply(550, "5.7.0", "Not for you", reason="not-offered")
 _READY_FOR_TLS = Reply(220, "2.0.0", "Ready to start TLS")
-_TOO_MANY = Reply(452, "4.5.3", "Too many recipients: send the rest in a further transaction")
+_TOO_MANY = Reply(
+    452, "4.5.3", "Too many recipients: send the rest in a further transaction", reason="too-many-recipients"
+)
 # RFC 6409 section 4.3 and RFC 3207 section 4
-_LOGIN_FIRST = Reply(530, "5.7.0", "Authentication required")
-_TLS_FIRST = Reply(530, "5.7.0", "Must issue a STARTTLS command first")
-_NEEDS_UTF8 = Reply(553, "5.6.7", "Address with UTF-8: use SMTPUTF8 with MAIL")
-_NO_ROOM = Reply(452, "4.3.1", "No room left for mail: try again later")
-_AWAY = Reply(451, "4.3.0", "The queue is away: try again later")
-_NOT_TRUSTED = Reply(550, "5.7.1", "Relaying denied: authenticate, or ask the operator")
-_NOBODY = Reply(550, "5.1.1", "No such mailbox here")
+_LOGIN_FIRST = Reply(530, "5.7.0", "Authentication required", reason="auth-required")
+_TLS_FIRST = Reply(530, "5.7.0", "Must issue a STARTTLS command first", reason="tls-required")
+_NEEDS_UTF8 = Reply(553, "5.6.7", "Address with UTF-8: use SMTPUTF8 with MAIL", reason="needs-smtputf8")
+_NO_ROOM = Reply(452, "4.3.1", "No room left for mail: try again later", reason="no-room")
+_AWAY = Reply(451, "4.3.0", "The queue is away: try again later", reason="queue-unavailable")
+_NOT_TRUSTED = Reply(550, "5.7.1", "Relaying denied: authenticate, or ask the operator", reason="relay-denied")
+_NOBODY = Reply(550, "5.1.1", "No such mailbox here", reason="no-such-recipient")
 
 
 @dataclass(slots=True)
@@ -212,7 +214,8 @@ class Simple:
         if not self.room.is_enough:
             return _AWAY if self.room.is_away else _NO_ROOM
         if session.username is not None and command.address is not None and not may_send_as(session, command.address):
-            return Reply(553, "5.7.1", f"{session.username} may not send as this address")
+            text = f"{session.username} may not send as this address"
+            return Reply(553, "5.7.1", text, reason="sender-not-allowed")
         return _SENDER_OK
 
     def on_cmd_rcpt(self, server: Any, event: e.CmdRcpt) -> Reply:
@@ -254,7 +257,7 @@ class Simple:
         if row is not None and row.rfc:
             return Reply(214, "2.0.0", f"{row.syntax} (RFC {row.rfc})")
         if event.args.strip():
-            return Reply(504, "5.5.4", "No help on that: send HELP alone for the list")
+            return Reply(504, "5.5.4", "No help on that: send HELP alone for the list", reason="not-offered")
         verbs = " ".join(row.verb for row in COMMANDS.values() if row.rfc)
         return Reply(214, "2.0.0", "Pillarbox knows these commands:", verbs, "HELP verb tells the syntax of one")
 

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 import orjson
 
 from ..errors import DuplicateUidError, OptionError, PillarboxError, StateError, StoreError
+from .audit import note_action
 from .commit import GroupCommit
 from .model import ACTIVE, STATES, Action, Query, View, view_as_json
 from .paused import is_next_hop
@@ -316,7 +317,7 @@ class ControlServer:
         self._clients.add(writer)
         try:
             while line := await reader.readline():
-                answer = await self._answer(line, reader)
+                answer = await self._answer(line, reader, writer.get_extra_info("socket"))
                 # orjson encodes a page of the list in 1 ms; json would hold the event loop for 20 ms.
                 writer.write(orjson.dumps(answer) + b"\n")
                 await writer.drain()
@@ -327,13 +328,15 @@ class ControlServer:
             self._clients.discard(writer)
             writer.close()
 
-    async def _answer(self, line: bytes, reader: asyncio.StreamReader) -> dict[str, Any]:
+    async def _answer(self, line: bytes, reader: asyncio.StreamReader, sock: Any) -> dict[str, Any]:
         try:
             request = json.loads(line)
             if isinstance(request, dict) and request.get("verb") == "enqueue":
                 return {"ok": True, "value": await self._take_mail(request, reader)}
             is_own = isinstance(request, dict) and request.get("scope") == "shard"
-            return {"ok": True, "value": await perform(self._own if is_own else self._whole, request)}
+            value = await perform(self._own if is_own else self._whole, request)
+            note_action(sock, request, value)
+            return {"ok": True, "value": value}
         except EOFError:
             # What follows would be read as a request: the connection ends.
             raise

@@ -11,8 +11,10 @@ from collections.abc import Callable, Coroutine
 from typing import Any, Protocol
 
 from ..errors import DuplicateUidError
+from ..log.kinds import DSN_QUEUED
 from .commit import GroupCommit
 from .judged import Judged, Reporter, calls_for_report
+from .lines import log_queued
 from .model import Message, Settlement
 from .store import Store
 from .work import Work
@@ -101,4 +103,13 @@ class Settling:
                     return
                 await asyncio.sleep(FAULT_PAUSE_S)
         for report in reports:
+            _log_report(report)
             self._taker.accepted(report)
+
+
+def _log_report(report: Message) -> None:
+    """Two lines: the original names its DSN, and the DSN is a message like any other."""
+    facts, original = report.facts, report.facts.get("for")
+    to = report.recipients[0].address if report.recipients else None
+    DSN_QUEUED.write({"queue_id": original, "dsn_id": report.uid, "action": facts.get("dsn"), "to": to})
+    log_queued(report)

@@ -163,12 +163,22 @@ def _merge_status(answers: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
+def add_counts(one: Any, other: Any) -> Any:
+    """Counters of two workers as one: numbers, lists of numbers, or counts by label."""
+    if isinstance(one, dict):
+        return {key: add_counts(one.get(key, 0), other.get(key, 0)) for key in {**one, **other}}
+    if isinstance(one, list):
+        return [a + b for a, b in zip(one, other, strict=True)]
+    return one + other
+
+
 def _merge_live(answers: list[dict[str, Any]]) -> dict[str, Any]:
     whole: dict[str, Any] = {"counters": {}, "sessions": [], "lanes": []}
     lanes: dict[str, dict[str, Any]] = {}
     for answer in answers:
         for name, count in answer.get("counters", {}).items():
-            whole["counters"][name] = whole["counters"].get(name, 0) + count
+            known_count = whole["counters"].get(name)
+            whole["counters"][name] = count if known_count is None else add_counts(known_count, count)
         whole["sessions"] += answer.get("sessions", [])
         for lane in answer.get("lanes", []):
             known = lanes.setdefault(lane["next_hop"], {**lane, "waiting": 0, "busy": 0, "connections": 0})

@@ -42,6 +42,9 @@ class Work:
     is_cancelled: bool = False
     taken_at: float = 0.0
     results: list[Result] = field(default_factory=list)
+    # Of the connection: TLS version and cipher, and how long it took to open, for the first message on it.
+    tls: str | None = None
+    connect_s: float = 0.0
 
     def __post_init__(self) -> None:
         if not self.recipients:

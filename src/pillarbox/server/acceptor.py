@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ..events.session import Endpoint
+from ..log.kinds import REFUSED
+from ..log.reasons import label
 from ..smtp.reply import Reply, format_reply
 from . import proxyproto
 from .connection import SmtpConnection, endpoint
@@ -29,7 +31,6 @@ if TYPE_CHECKING:
     from .context import ServerContext
 
 _log = logging.getLogger("pillarbox.listener")
-_session_log = logging.getLogger("pillarbox.session")
 # Connections that are accepted in one loop iteration: sessions that begin together share iterations and commits. More of
 # them cost more accepts in vain than they save.
 ACCEPTED_A_TURN = 4
@@ -191,6 +192,7 @@ class Acceptor:
     def _refuse(self, sock: socket.socket, peer: Endpoint, refusal: Refusal) -> None:
         """Writes 421 where the greeting would be in clear, and closes. The connection has cost one accept."""
         admission = self._context.admission
+        self._context.counters.count_refusal(label(refusal.reason))
         count = admission.count_refusal(peer.host)
         if self._profile.tls is None and admission.may_speak(count):
             with contextlib.suppress(OSError):
@@ -198,8 +200,8 @@ class Acceptor:
         sock.close()
         if count == 1:
             # One line for each address and second: a flood must not fill the log.
-            told = {"peer": peer.host, "reason": refusal.reason}
-            _session_log.warning("connection from %s refused: %s", peer.host, refusal.text, extra=told)
+            fields = {"reason": refusal.reason, "stage": "connect", "peer": peer.host, "code": 421, "dsn": "4.7.0"}
+            REFUSED.write({**fields, "reply": refusal.text})
 
     async def _begin(self, sock: socket.socket, connection: SmtpConnection) -> None:
         """Makes the transport, after the TLS handshake where the listener begins with one."""
@@ -213,6 +215,7 @@ class Acceptor:
             if not connection.has_begun:
                 admission.leave(connection.peer.host)
                 if tls is not None and not self._context.is_closing:
+                    self._context.counters.count_refusal("tls-failed")
                     log_failed_handshake(connection.peer.host, error)
             with contextlib.suppress(OSError):
                 sock.close()
@@ -226,8 +229,9 @@ class Acceptor:
                 proxied = await proxyproto.receive(sock)
         except (ProxyFault, TimeoutError) as error:
             reason = error or f"no PROXY header within {proxyproto.HEADER_S:g} s"
-            told = {"peer": balancer.host, "reason": "proxy-failed"}
-            _log.warning("balancer %s: connection closed: %s", balancer.host, reason, extra=told)
+            self._context.counters.count_refusal("proxy-failed")
+            fields = {"reason": "proxy-failed", "stage": "connect", "peer": balancer.host}
+            REFUSED.write({**fields, "reply": f"balancer: {reason}"[:200]})
             sock.close()
         except (OSError, asyncio.CancelledError):
             sock.close()

@@ -18,6 +18,7 @@ from ..smtp.sasl import Credentials, SaslFault, ServerMechanism, decode_base64, 
 from .accounts import Account, AnyAccount
 from .guesses import Try, Wait
 from .hashing import HashLineFull
+from .refusals import note_login
 
 if TYPE_CHECKING:
     from .context import ServerContext
@@ -26,15 +27,22 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pillarbox.auth")
 _ACCEPTED = Reply(235, "2.7.0", "Authenticated")
 # One text for a wrong name and a wrong password.
-_REFUSED = Reply(535, "5.7.8", "Authentication credentials invalid")
-_CANCELLED = Reply(501, "5.7.0", "Authentication cancelled")
-_BAD_BASE64 = Reply(501, "5.5.2", "Not base64")
-_TOO_LONG = Reply(500, "5.5.6", "Authentication exchange line is too long")
-_BLOCKED = Reply(454, "4.7.0", "Too many failures: try again later")
-# Between two questions whether the tries before this one have their verdicts.
-_ASK_AGAIN_S = 0.1
-_BUSY = Reply(454, "4.7.0", "Too many log-ins at the same time: try again later")
-_FAULT = Reply(454, "4.7.0", "Temporary authentication failure: try again later")
+_REFUSED = Reply(535, "5.7.8", "Authentication credentials invalid", reason="bad-credentials")
+_CANCELLED = Reply(501, "5.7.0", "Authentication cancelled", reason="auth-cancelled")
+_BAD_BASE64 = Reply(501, "5.5.2", "Not base64", reason="auth-cancelled")
+_TOO_LONG = Reply(500, "5.5.6", "Authentication exchange line is too long", reason="auth-cancelled")
+_BLOCKED = Reply(454, "4.7.0", "Too many failures: try again later", reason="auth-blocked")
+_ASK_AGAIN_S = 0.1  # between two questions whether the tries before this one have their verdicts
+_BUSY = Reply(454, "4.7.0", "Too many log-ins at the same time: try again later", reason="over-limit")
+_FAULT = Reply(454, "4.7.0", "Temporary authentication failure: try again later", reason="auth-fault")
+
+
+def log_in(session: SmtpSession, account: Account) -> None:
+    """235 has left: the session is the account's."""
+    session.facts.username = account.name
+    session.facts.senders = session.context.default_senders(account)
+    note_login(session, session.login, account.name)
+    session.account, session.login = None, ""
 
 
 class Authentication:
@@ -43,7 +51,7 @@ class Authentication:
     def __init__(self, context: ServerContext, session: SmtpSession, mechanism: str) -> None:
         self._context = context
         self._session = session
-        self._name = mechanism
+        self.mechanism = mechanism
         self._mechanism: ServerMechanism = server_mechanism(
             mechanism, takes_anything=isinstance(context.authenticate, AnyAccount)
         )
@@ -59,22 +67,27 @@ class Authentication:
     def line(self, line: bytes | None) -> None:
         """A line of the exchange; None when it was too long."""
         if line is None:
-            self._session.auth_decided(_TOO_LONG)
+            self._refuse(_TOO_LONG)
         elif line == b"*":
-            self._session.auth_decided(_CANCELLED)
+            self._refuse(_CANCELLED)
         else:
             try:
                 response = decode_base64(line)
             except SaslFault:
-                self._session.auth_decided(_BAD_BASE64)
+                self._refuse(_BAD_BASE64)
                 return
             self._step(response)
+
+    def _refuse(self, reply: Reply, username: str | None = None) -> None:
+        """The exchange ends without a verdict on a password."""
+        note_login(self._session, self.mechanism, username, failure=reply.reason)
+        self._session.auth_decided(reply)
 
     def _step(self, response: bytes | None) -> None:
         try:
             answer = self._mechanism.step(response)
         except SaslFault:
-            self._failed("-", self._context.clock.monotonic())
+            self._failed(None, self._context.clock.monotonic())
             return
         if isinstance(answer, Credentials):
             self._check(answer)
@@ -87,8 +100,7 @@ class Authentication:
         context, facts = self._context, self._session.facts
         attempt = context.guesses.begin(credentials.username[:255].lower(), facts.peer.host, context.clock.monotonic())
         if attempt is Wait.BLOCKED:
-            self._log("blocked", credentials.username, "auth-blocked")
-            self._session.auth_decided(_BLOCKED)
+            self._refuse(_BLOCKED, credentials.username)
         elif attempt is Wait.BUSY:
             if not self._session.is_lost:
                 context.clock.call_later(_ASK_AGAIN_S, lambda: self._check(credentials))
@@ -112,12 +124,12 @@ class Authentication:
                 account = await self._ask(credentials, attempt)
         except HashLineFull:
             context.guesses.take_back(attempt)
-            self._session.auth_decided(_BUSY)
+            self._refuse(_BUSY, credentials.username)
             return
         except Exception:
             context.guesses.take_back(attempt)
             _log.exception("session %s: the authenticator failed", self._session.facts.client_id)
-            self._session.auth_decided(_FAULT)
+            self._refuse(_FAULT, credentials.username)
             return
         if account is None:
             context.guesses.fail(attempt, context.clock.monotonic())
@@ -146,18 +158,12 @@ class Authentication:
             return None
         raise TypeError(f"the authenticator returned {type(answer).__name__}: bool or Account is wanted")
 
-    def _failed(self, username: str, began: float) -> None:
+    def _failed(self, username: str | None, began: float) -> None:
         """A wrong guess costs a second from the beginning of its verdict, whatever the reason and however long a hash takes."""
-        self._log("failed", username, "bad-credentials")
+        note_login(self._session, self.mechanism, username, failure=_REFUSED.reason)
         clock = self._context.clock
         delay_s = max(0.0, self._context.guess_delay_s - (clock.monotonic() - began))
-        clock.call_later(delay_s, lambda: self._tell(username, None))
-
-    def _log(self, outcome: str, username: str, reason: str) -> None:
-        facts = self._session.facts
-        told = {"session": facts.client_id, "peer": facts.peer.host, "reason": reason}
-        text = "session %s: authentication %s for %r from %s"
-        _log.warning(text, facts.client_id, outcome, username, facts.peer.host, extra=told)
+        clock.call_later(delay_s, lambda: self._tell(username or "-", None))
 
     def _tell(self, username: str, account: Account | None) -> None:
         session, dispatcher = self._session, self._context.dispatcher
@@ -168,7 +174,7 @@ class Authentication:
         if not dispatcher.listens("auth"):
             done(None)
             return
-        event = Auth(session.facts.client_id, session.facts, username, self._name, account is not None)
+        event = Auth(session.facts.client_id, session.facts, username, self.mechanism, account is not None)
         verdict = dispatcher.dispatch(event, done)
         if not isinstance(verdict, Parked):
             done(verdict)
@@ -178,6 +184,7 @@ class Authentication:
         if account is None:
             self._session.auth_decided(_REFUSED)
         elif isinstance(verdict, Reply) and not verdict.is_positive:
+            note_login(self._session, self.mechanism, account.name, failure=verdict.reason or "plugin")
             self._session.auth_decided(_FAULT if verdict.code == 451 else verdict)
         else:
             self._session.auth_decided(_ACCEPTED, account)

@@ -7,9 +7,11 @@ import ssl
 from typing import TYPE_CHECKING, Any, cast
 
 from ..events.catalogue import Endpoint, Session
+from ..log.kinds import CONNECTED
 from ..queue.company import Company
 from ..smtp.server import ServerProtocol
 from .context import DEVICE
+from .refusals import note_connected
 from .repairs import report_repairs
 from .session import SmtpSession
 from .tls import describe, log_failed_handshake
@@ -141,6 +143,8 @@ class SmtpConnection(asyncio.Protocol):
         self.session = SmtpSession(context, self, facts, ServerProtocol(context.protocol_facts(facts), rules))
         context.sessions[facts.client_id] = self.session
         context.counters.sessions += 1
+        if CONNECTED.is_enabled:
+            note_connected(self.session)
         self.session.begin()
 
     def data_received(self, data: bytes) -> None:
@@ -261,6 +265,7 @@ class SmtpConnection(asyncio.Protocol):
         except (OSError, ssl.SSLError, asyncio.CancelledError) as error:
             session.reason = f"TLS handshake failed: {error}"
             log_failed_handshake(self.peer.host, error, session.facts.client_id)
+            self._context.counters.count_refusal("tls-failed")
             transport.abort()
             # Some loops do not tell the protocol of a connection that ends within the handshake.
             self.connection_lost(None)

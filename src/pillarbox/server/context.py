@@ -39,6 +39,10 @@ class Counters:
     sessions: int = 0
     accepted: int = 0
     refused: int = 0
+    # By reason word (log.reasons).
+    refusals: dict[str, int] = field(default_factory=dict)
+    # Log-ins: "ok", or why not.
+    logins: dict[str, int] = field(default_factory=dict)
     delivered: int = 0
     deferred: int = 0
     bounced: int = 0
@@ -46,6 +50,15 @@ class Counters:
     delivery_s: float = 0.0
     # What the device profile mended in commands and content.
     device_repairs: int = 0
+
+    def count_refusal(self, reason: str) -> None:
+        """One refused session, command or message."""
+        self.refused += 1
+        self.refusals[reason] = self.refusals.get(reason, 0) + 1
+
+    def count_login(self, result: str) -> None:
+        """One log-in."""
+        self.logins[result] = self.logins.get(result, 0) + 1
 
 
 @dataclass(slots=True)
@@ -78,7 +91,7 @@ class ServerContext:
     wiretap: Callable[..., None] | None = None
     is_closing: bool = False
     last_client: int = 0
-    # Of several workers each has its own.
+    # Each life of each worker has its own: no id comes twice (session_prefix).
     client_prefix: str = "s"
     guess_delay_s: float = 1.0
     _first_facts: dict[bool, Facts] = field(default_factory=dict)
@@ -123,9 +136,21 @@ class ServerContext:
         return facts
 
     def new_client_id(self) -> str:
-        """A name for a session: short, never used twice by this server while it runs."""
+        """A name for a session: short, never used twice by this server, over restarts too."""
         self.last_client += 1
         return f"{self.client_prefix}{self.last_client:x}"
+
+
+_DIGITS = "0123456789abcdefghijklmnopqrstuvwxyz"
+
+
+def session_prefix(started_at: float, worker: int) -> str:
+    """What the session ids of one life of a worker begin with: its start in milliseconds, its number."""
+    number, text = int(started_at * 1000), ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = _DIGITS[digit] + text
+    return f"s{text or '0'}{f'.{worker}' if worker else ''}-"
 
 
 def facts_of_session(context: ServerContext) -> Callable[[Session], Any]:

@@ -14,8 +14,8 @@ from ..smtp.reply import Reply
 if TYPE_CHECKING:
     from .session import SmtpSession
 
-_TIMED_OUT = Reply(421, "4.4.2", "Time-out: closing")
-_TOO_SLOW = Reply(421, "4.4.2", "Content comes too slowly: closing")
+_TIMED_OUT = Reply(421, "4.4.2", "Time-out: closing", reason="timeout")
+_TOO_SLOW = Reply(421, "4.4.2", "Content comes too slowly: closing", reason="timeout")
 
 
 class Deadlines:

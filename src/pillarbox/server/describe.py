@@ -8,11 +8,6 @@ if TYPE_CHECKING:
     from .session import SmtpSession
 
 
-def told(session: SmtpSession) -> dict[str, Any]:
-    """For a log line: which session, whose, and why."""
-    return {"session": session.facts.client_id, "peer": session.facts.peer.host, "reason": session.reason}
-
-
 def describe(session: SmtpSession, monotonic: float) -> dict[str, Any]:
     """Who it is and what it does; times in seconds."""
     facts = session.facts

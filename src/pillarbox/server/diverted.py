@@ -12,7 +12,7 @@ from ..events.catalogue import Data, DataFh, Session
 from ..smtp.reply import Reply
 
 _log = logging.getLogger("pillarbox.session")
-_FAULT = Reply(451, "4.3.0", "The message could not be stored: try again later")
+_FAULT = Reply(451, "4.3.0", "The message could not be stored: try again later", reason="internal-fault")
 
 
 class Diverted:

@@ -17,6 +17,7 @@ from ..mail import headers, trace
 from ..mail.content import Content
 from ..mail.envelope import Envelope
 from ..queue.company import Expected
+from ..queue.lines import log_queued
 from ..queue.model import Message
 from ..queue.spool import SpoolWriter
 from ..smtp.reply import Reply
@@ -27,11 +28,11 @@ if TYPE_CHECKING:
     from .session import SmtpSession
 
 _log = logging.getLogger("pillarbox.session")
-_FULL = Reply(452, "4.3.1", "No room left for mail: try again later")
-_FAULT = Reply(451, "4.3.0", "The message could not be stored: try again later")
-_LOOP = Reply(554, "5.4.6", "Too many Received fields: this message goes round in a circle")
-_NO_RECIPIENT = Reply(554, "5.5.1", "No recipients are left")
-_HEADER_TOO_LARGE = Reply(552, "5.3.4", "Header section too large")
+_FULL = Reply(452, "4.3.1", "No room left for mail: try again later", reason="no-room")
+_FAULT = Reply(451, "4.3.0", "The message could not be stored: try again later", reason="queue-unavailable")
+_LOOP = Reply(554, "5.4.6", "Too many Received fields: this message goes round in a circle", reason="mail-loop")
+_NO_RECIPIENT = Reply(554, "5.5.1", "No recipients are left", reason="no-recipients")
+_HEADER_TOO_LARGE = Reply(552, "5.3.4", "Header section too large", reason="header-too-large")
 
 
 class _Seen:
@@ -263,7 +264,6 @@ class Intake:
             self._accept(event.envelope, event.content, seen.scan_of(event.content), event.hold)
 
     def _refuse(self, reply: Reply) -> None:
-        self._context.counters.refused += 1
         self.reset()
         self._session.intake_decided(reply)
 
@@ -354,16 +354,7 @@ class Intake:
 def announce(context: ServerContext, message: Message, client_id: str | None) -> None:
     """The `message_queued` event and its log line."""
     envelope = message.envelope
-    if _log.isEnabledFor(logging.INFO):
-        _log.info(
-            "queued %s from=<%s> to=%d size=%d session=%s",
-            message.uid,
-            envelope.reverse_path or "",
-            len(message.recipients),
-            message.content.size_bytes,
-            client_id or "-",
-            extra={"session": client_id, "queue_id": message.uid, "peer": message.facts.get("peer")},
-        )
+    log_queued(message)
     dispatcher = context.dispatcher
     if dispatcher.heard["message_queued"]:
         content = message.content

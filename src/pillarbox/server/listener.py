@@ -29,7 +29,7 @@ SWEEP_S = 1.0
 SILENT_S = 0.25
 LAST_MESSAGES_S = 2.0
 BACKLOG = 1024
-_LEAVING = Reply(421, "4.3.2", "Shutting down: try again later")
+_LEAVING = Reply(421, "4.3.2", "Shutting down: try again later", reason="shutdown")
 
 
 def _place(sock: socket.socket) -> Endpoint | None:

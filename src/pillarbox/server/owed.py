@@ -7,7 +7,8 @@ from abc import abstractmethod
 from ..smtp.command import Command
 from ..smtp.reply import Reply
 
-_NO_ANSWER, _NO_GREETING = Reply(451, "4.3.0", "No answer in time"), Reply(421, "4.3.0", "No answer in time")
+_NO_ANSWER = Reply(451, "4.3.0", "No answer in time", reason="plugin-failed")
+_NO_GREETING = Reply(421, "4.3.0", "No answer in time", reason="plugin-failed")
 
 
 class Owed:

@@ -7,7 +7,6 @@ takes its time the session is parked, its input stays in the protocol's buffer, 
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any
 
 from ..events import catalogue as e
@@ -20,21 +19,20 @@ from ..smtp.server import AuthLine, EndOfContent, ServerProtocol
 from ..smtp.state import State
 from .accounts import Account
 from .atonce import END, AtOnce
-from .authentication import Authentication
+from .authentication import Authentication, log_in
 from .commands import EVENT_NAMES, EVENTS, JUNK
 from .deadlines import Deadlines
-from .describe import told
 from .effects import EFFECTS
 from .intake import Intake
+from .refusals import note_closed, note_disconnected, note_error, note_refusal
 from .response import is_left, last_word
 
 if TYPE_CHECKING:
     from .connection import SmtpConnection
     from .context import ServerContext
 
-_log = logging.getLogger("pillarbox.session")
-_TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing")
-_TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing")
+_TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing", reason="too-many-errors")
+_TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing", reason="too-many-commands")
 _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
 _MAX_BUFFERED = 64 * 1024  # of input that waits while the session is parked; beyond, reading stops
 
@@ -42,14 +40,12 @@ _MAX_BUFFERED = 64 * 1024  # of input that waits while the session is parked; be
 class SmtpSession(AtOnce):
     """One session. The connection feeds it, `facts` is its public side, `protocol` its SMTP."""
 
-    __slots__ = (
-        "_account", "_authentication", "_deadlines", "_errors", "began",
-    )  # fmt: skip
+    __slots__ = ("_authentication", "_deadlines", "account", "began", "context", "errors", "fault", "login")
 
     def __init__(
         self, context: ServerContext, connection: SmtpConnection, facts: e.Session, protocol: ServerProtocol
     ) -> None:
-        self._context = context
+        self._context = self.context = context
         self._dispatcher = context.dispatcher
         self._connection = connection
         self.facts = facts
@@ -66,9 +62,11 @@ class SmtpSession(AtOnce):
         # Between two commands, greeted, and nothing waits on either side: known lines may go the short way.
         self._is_between = False
         self._ways = {} if facts.profile else context.dispatcher.ways
-        self._errors = 0
+        self.errors = 0
         self._junk = 0
-        self._account: Account | None = None
+        self.account: Account | None = None
+        self.login = ""  # the mechanism of an exchange whose reply is about to leave
+        self.fault: Reply | None = None  # the protocol's own reply to what it did not take
         self.is_lost = False
         self.awaits_program = False
         # While an event goes round, whoever will eat it may answer it already.
@@ -126,6 +124,7 @@ class SmtpSession(AtOnce):
             self.protocol.say(reply)
         if self.protocol.is_closed or reply.code >= 400:
             self.reason = f"refused with {reply.code}"
+            note_refusal(self, None, reply)
             self.protocol.close()
         self._is_between = self.protocol.is_between
         self._resume()
@@ -232,10 +231,9 @@ class SmtpSession(AtOnce):
         if self._context.wiretap is not None:
             self._context.wiretap(self, command)
         if command.error is not None:
-            self._event = None
+            self._event, self.fault = None, command.error
             if command.is_abuse:
                 self.reason = f"closed after {command.error.code} {command.error.text}"
-                _log.warning("session %s: %s", self.facts.client_id, self.reason, extra=told(self))
             self._answer(command.error)
             return
         if command.verb in JUNK:
@@ -309,18 +307,18 @@ class SmtpSession(AtOnce):
         self._waiting = self._may_answer = False
         self._command = self._event = self._early = None
         if command is END and not self._is_content:
-            # RFC 5321 section 4.1.1.4: whoever took or refused it, the transaction is over.
-            self.facts.envelope = None
             if reply.code < 400:
                 self._junk = 0
-        if reply.code == 235 and self._account is not None:
-            self.facts.username = self._account.name
-            self.facts.senders = self._context.default_senders(self._account)
-            self._account = None
+            else:
+                note_refusal(self, command, reply)
+            # RFC 5321 section 4.1.1.4: the transaction is over, accepted or refused.
+            self.facts.envelope = None
+        if reply.code == 235 and self.account is not None:
+            log_in(self, self.account)
         if reply.code >= 400:
+            self._count_error(reply, command)
             if command is not None and command.verb in ("BDAT", END.verb) and protocol.state is State.READY:
                 self.reset()
-            self._count_error(reply)
         elif command is not None and event is not None:
             effect = EFFECTS.get(command.verb)
             if effect is not None:
@@ -341,15 +339,14 @@ class SmtpSession(AtOnce):
             if effect is not None:
                 effect(self, command, reply)
         else:
-            self._count_error(reply)
+            self._count_error(reply, command)
 
-    def _count_error(self, reply: Reply) -> None:
-        self._context.counters.refused += 1
-        self._errors += 1
+    def _count_error(self, reply: Reply, command: Command | None) -> None:
+        note_error(self, command, reply)
         if self.protocol.is_closed:
             if self.reason.startswith("client"):
                 self.reason = f"closed after {reply.code} {reply.text}"
-        elif self._errors >= self._context.options.max_errors:
+        elif self.errors >= self._context.options.max_errors:
             self.leave(_TOO_MANY_ERRORS, "too many errors")
 
     # -------------------------------------------------- what positive replies do
@@ -398,9 +395,9 @@ class SmtpSession(AtOnce):
     def auth_decided(self, reply: Reply, account: Account | None = None) -> None:
         """A step of the exchange has its reply; `account` is who gets in, if the reply stays as it is."""
         if not self.is_lost:
-            if reply.code != 334:
-                self._authentication = None
-            self._account = account
+            if reply.code != 334 and self._authentication is not None:
+                self.login, self._authentication = self._authentication.mechanism, None
+            self.account = account
             self._answer(reply)
 
     # ------------------------------------------------------------------- content
@@ -417,11 +414,11 @@ class SmtpSession(AtOnce):
         if end.fault is not None or envelope is None:
             if end.fault is not None:
                 self.intake.tell_fault(end.fault)
-            self.reset()
+            self.intake.reset()
             if end.is_abuse:
                 self.reason = "content with bare CR or LF"
-                _log.warning("session %s: %s", self.facts.client_id, self.reason, extra=told(self))
-            self._answer(end.fault or Reply(503, "5.5.1", "No transaction is open"))
+            self.fault = end.fault or Reply(503, "5.5.1", "No transaction is open")
+            self._answer(self.fault)
             return
         self._waiting = True
         self.intake.finish(envelope, is_plain=end.is_plain)
@@ -456,6 +453,7 @@ class SmtpSession(AtOnce):
         if self.is_lost or self.protocol.is_closed:
             return
         self.reason = reason
+        note_closed(self, reply, reason)
         if self._dispatcher.heard["response"]:
             reply = last_word(self._dispatcher, self.facts, reply)
         self.protocol.say(reply)
@@ -491,6 +489,7 @@ class SmtpSession(AtOnce):
         self.is_lost = True
         self.intake.reset()
         facts = self.facts
+        note_disconnected(self)
         if self._dispatcher.listens("disconnected"):
             self._dispatcher.post(e.Disconnected(facts.client_id, facts, self.reason))
         self._part()

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import ssl
 from typing import Any
 
 from ..errors import OptionError
-
-_log = logging.getLogger("pillarbox.session")
+from ..log.kinds import TLS_FAILED
 
 
 def server_context(cert: str, key: str | None, *, is_device: bool = False) -> ssl.SSLContext:
@@ -63,8 +61,5 @@ def describe(ssl_object: Any) -> str:
 
 def log_failed_handshake(peer: str, error: BaseException, session: str = "") -> None:
     """One line for a handshake that failed, with TLS from the first octet or behind STARTTLS."""
-    told = {"peer": peer, "reason": "tls-failed"}
-    if session:
-        told["session"] = session
     text = str(error) or ("shed in favour of newer ones" if isinstance(error, asyncio.CancelledError) else repr(error))
-    _log.info("TLS handshake with %s failed: %s", peer, text, extra=told)
+    TLS_FAILED.write({"reason": "tls-failed", "session": session or None, "peer": peer, "error": text[:200]})

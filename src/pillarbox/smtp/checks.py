@@ -14,9 +14,9 @@ from .rules import Rules
 # Chunks this small are worth counting: millions of them are work without mail (hostile row 41).
 _SMALL_CHUNK = 1024
 
-EARLY_CONTENT = Reply(503, "5.5.0", "Data behind DATA before the 354 reply")
-_BEHIND_STARTTLS = Reply(554, "5.5.0", "Nothing may follow STARTTLS before its reply")
-_SMALL_CHUNKS = Reply(421, "4.7.0", "Too many small chunks")
+EARLY_CONTENT = Reply(503, "5.5.0", "Data behind DATA before the 354 reply", reason="sequence")
+_BEHIND_STARTTLS = Reply(554, "5.5.0", "Nothing may follow STARTTLS before its reply", reason="protocol-abuse")
+_SMALL_CHUNKS = Reply(421, "4.7.0", "Too many small chunks", reason="protocol-abuse")
 
 
 class Checks:

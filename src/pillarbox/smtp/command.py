@@ -261,7 +261,7 @@ COMMANDS: dict[bytes, Row] = {
 _FOREIGN = re.compile(
     rb"(?i:GET|POST|PUT|HEAD|CONNECT|OPTIONS|DELETE|PATCH|TRACE|HOST:|USER-AGENT:|SSH-[\d.]+-\S*)(?: |\Z)"
 )
-_FOREIGN_REPLY = Reply(554, "5.5.0", "This is SMTP, not what you speak; closing")
+_FOREIGN_REPLY = Reply(554, "5.5.0", "This is SMTP, not what you speak; closing", reason="protocol-abuse")
 _CONTROL = re.compile(rb"[\x00-\x1f\x7f]")
 _UNKNOWN = Reply(500, "5.5.2", "Command not recognised")
 _HAS_CONTROL = Reply(500, "5.5.2", "Control characters are not allowed in a command")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from .reply import Reply
 
-BARE_CONTENT = Reply(550, "5.5.2", "Content has a bare CR or LF: end lines with CR LF")
+BARE_CONTENT = Reply(550, "5.5.2", "Content has a bare CR or LF: end lines with CR LF", reason="bad-line-ends")
 
 
 class EndOfContent:

@@ -28,9 +28,9 @@ TLS_RECORD = 0x16
 # Not for the short way: what is no line, and BDAT, whose chunk may be empty, and then has its end at once.
 _LONG_WAY = bytes((TLS_RECORD,)) + b"Bb"
 
-_TOO_LONG = Reply(500, "5.5.2", "Line too long")
-_BARE_LF = Reply(500, "5.5.2", "Line ended by LF alone: end lines with CR LF")
-_FOREIGN = Reply(554, "5.5.0", "This is SMTP, not TLS; closing")
+_TOO_LONG = Reply(500, "5.5.2", "Line too long", reason="too-large")
+_BARE_LF = Reply(500, "5.5.2", "Line ended by LF alone: end lines with CR LF", reason="bad-line-ends")
+_FOREIGN = Reply(554, "5.5.0", "This is SMTP, not TLS; closing", reason="protocol-abuse")
 
 
 class ServerProtocol(Checks):
