@@ -165,7 +165,7 @@ class Options(BaseModel):
     max_size_bytes: Octets = Field(64 << 20, ge=1024, description="largest message")
     max_recipients: int = Field(1000, ge=100, description="recipients of one message (RFC 5321: 100 or more)")
     max_line_bytes: Octets = Field(2048, ge=512, description="longest command line")
-    max_header_bytes: Octets = Field(128 * 1024, ge=1024, le=128 * 1024, description="largest header section")
+    max_header_bytes: Octets = Field(512 * 1024, ge=1024, le=8 << 20, description="largest header section")
     max_sessions: int = Field(
         10_000, ge=1, description="sessions at once, as far as the limit of file descriptors allows"
     )

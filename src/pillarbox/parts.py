@@ -229,7 +229,7 @@ class Parts:
         rules = replace(
             self._rules(), normalise_bare=True, accept_bare_lf_commands=True, is_strict=False, is_device=True
         )
-        return replace(rules, local_domain=self.options.hostname)
+        return replace(rules, local_domain=self.options.hostname, is_development=self.options.capture)
 
     def _ways(self) -> Ways:
         """How mail leaves."""

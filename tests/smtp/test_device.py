@@ -44,6 +44,14 @@ def test_device_command_is_repaired_and_refused_elsewhere(line: bytes, address: 
     assert plain.error is not None and plain.repairs == ()
 
 
+def test_development_inbox_shows_what_real_servers_refuse() -> None:
+    for line in (b"MAIL FROM:a@b.test", b"RCPT TO:a@b.test", b"HELO"):
+        command, _ = parse_command(line, Grammar(is_device=True, is_development=True))
+        assert command.error is not None and command.error.code == 501
+    command, _ = parse_command(b"RCPT TO:<a..b@d.test>", Grammar(is_device=True, is_development=True))
+    assert command.error is None
+
+
 @pytest.mark.parametrize(
     "line",
     [

@@ -14,6 +14,8 @@ from . import headers
 # How much of a large content is kept in memory, too: the header section has to fit in.
 HEAD_BYTES = 128 * 1024
 _READ_BYTES = 256 * 1024
+# No header section has more; `max_header_bytes` sets the bound for messages that come in.
+MAX_HEADER_BYTES = 8 << 20
 
 
 class Content:
@@ -93,8 +95,20 @@ class Content:
     @property
     def header_section(self) -> bytes:
         """The octets of the header section, without the empty line behind it."""
-        start = self.start(len(self.prefix) + HEAD_BYTES)
+        start = self.section_start()
         return start[: headers.section_end(start)]
+
+    def section_start(self, limit: int = MAX_HEADER_BYTES) -> bytes:
+        """Octets from the start that cover the header section, if it has not more than `limit`."""
+        if not self.path:
+            return self.prefix
+        start = self.start(len(self.prefix) + HEAD_BYTES)
+        if len(start) < min(limit, self.size_bytes) and headers.goes_on(start, headers.section_end(start)):
+            # Longer than what is kept in memory.
+            with open(self.path, "rb") as file:
+                file.seek(self.offset)
+                start = self.prefix + file.read(min(self.file_bytes, limit - len(self.prefix)))
+        return start
 
     def header(self, name: str) -> str | None:
         """The value of the first field of that name, decoded for people, or None."""
@@ -114,8 +128,12 @@ class Content:
         self._set_section(headers.remove(self.header_section, name))
 
     def remove_claims(self, name: str, authserv_id: str) -> None:
-        """Takes out the fields of that name whose first word is `authserv_id` (RFC 8601 section 5)."""
+        """Takes out the fields of that name that `authserv_id` seems to have made (RFC 8601 section 5)."""
         self._set_section(headers.remove_claims(self.header_section, name, authserv_id))
+
+    def end_section(self) -> None:
+        """Puts an empty line behind the header section, for a line follows that some readers would take for a part of it."""
+        self._set_section(self.header_section + b"\r\n")
 
     def prepend(self, fields: bytes) -> None:
         """Puts octets (whole fields with CRLF) on top."""

@@ -1,7 +1,8 @@
 """Scans and changes header sections as octets (RFC 5322 section 2.1 and 2.2). Content outside stays untouched.
 
 The header section ends at the first empty line, or before the first line that is neither a field nor a folded part of
-one: text that has no header section at all is left as it is, and a search never leaves the header section.
+one: there the server puts an empty line, so that every reader of the message sees the same section. A search never
+leaves the header section.
 """
 
 from __future__ import annotations
@@ -9,6 +10,9 @@ from __future__ import annotations
 import re
 from email.errors import MessageError
 from email.header import decode_header, make_header
+
+from ..smtp.address import comparable_domain
+from .cfws import CfwsFault, read_dotted, read_value, skip_cfws
 
 _SECTION = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*")
 # Goes from field to field, for a section is nothing else.
@@ -22,14 +26,22 @@ def section_end(content: bytes) -> int:
     return found.end() if found else 0
 
 
-class Scan:
-    """What one look at a header section tells: where it ends, the names of its fields in lower case, its subject."""
+# What stands behind a header section: nothing, or an empty line.
+_ENDS = (b"\r\n", b"")
 
-    __slots__ = ("end", "names", "received", "section")
+
+class Scan:
+    """What one look at a header section tells: where it ends, the names of its fields in lower case, its subject.
+
+    `lacks_end`: a line follows that is neither empty nor a field.
+    """
+
+    __slots__ = ("end", "lacks_end", "names", "received", "section")
 
     def __init__(self, start: bytes) -> None:
         found = _SECTION.match(start)
-        self.end = found.end() if found else 0
+        self.end = end = found.end() if found else 0
+        self.lacks_end = start[end : end + 2] not in _ENDS
         self.section = section = found[0] if found else b""
         # A list: there are few, and most are asked for once.
         self.names = names = _FIELDS.findall(section.lower())
@@ -72,13 +84,14 @@ def _pattern(name: str) -> re.Pattern[bytes]:
     return found
 
 
+_UNFOLD = re.compile(rb"\r?\n(?=[ \t])")
 _PATTERNS: dict[str, re.Pattern[bytes]] = {}
 
 
 def get_raw(section: bytes, name: str) -> bytes | None:
     """The value of the first field of that name, unfolded, or None."""
     found = _pattern(name).search(section)
-    return re.sub(rb"\r?\n(?=[ \t])", b"", found.group(1)).strip() if found else None
+    return _UNFOLD.sub(b"", found.group(1)).strip() if found else None
 
 
 def decode_value(raw: bytes) -> str:
@@ -106,15 +119,29 @@ def remove(section: bytes, name: str) -> bytes:
     return _pattern(name).sub(b"", section)
 
 
-def remove_claims(section: bytes, name: str, first_word: str) -> bytes:
-    """The section without the fields of that name whose value begins with this word, in any case, behind comments too."""
-    wanted = first_word.lower().encode()
+def remove_claims(section: bytes, name: str, authserv_id: str) -> bytes:
+    """The section without the fields of that name that `authserv_id` seems to have made, however its name is spelt."""
 
     def judge(found: re.Match[bytes]) -> bytes:
-        value = re.sub(rb"\([^()]*\)|\r?\n", b"", found.group(1)).strip().lower()
-        return b"" if re.split(rb"[\s;/]", value, maxsplit=1)[0].strip(b'"') == wanted else found.group(0)
+        return b"" if is_claim(found.group(1), authserv_id) else found.group(0)
 
     return _pattern(name).sub(judge, section)
+
+
+def is_claim(value: bytes, authserv_id: str) -> bool:
+    """True when an Authentication-Results value (RFC 8601 section 2.2) begins with that name for any of its readers.
+
+    Some readers join words around dots, some stop at the first word, some decode encoded words (RFC 2047). A value that
+    breaks the grammar counts as ours where our name stands anywhere in it.
+    """
+    wanted = comparable_domain(authserv_id)
+    try:
+        at = skip_cfws(value)
+        names = {read_value(value, at)[0], read_dotted(value, at)[0]}
+    except CfwsFault:
+        text = re.sub(r'[\s\\"]', "", decode_value(_UNFOLD.sub(b"", value))).lower()
+        return wanted in text or authserv_id.lower() in text
+    return any(comparable_domain(decode_value(name).strip()) == wanted for name in names)
 
 
 def replace(section: bytes, name: str, value: str) -> bytes:

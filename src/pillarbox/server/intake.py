@@ -33,6 +33,7 @@ _FAULT = Reply(451, "4.3.0", "The message could not be stored: try again later",
 _LOOP = Reply(554, "5.4.6", "Too many Received fields: this message goes round in a circle", reason="mail-loop")
 _NO_RECIPIENT = Reply(554, "5.5.1", "No recipients are left", reason="no-recipients")
 _HEADER_TOO_LARGE = Reply(552, "5.3.4", "Header section too large", reason="header-too-large")
+_MAILBOX_LINE = b"X-Mailbox-Line: "
 
 
 class _Seen:
@@ -54,7 +55,7 @@ class _Seen:
             and content.offset == self._offset
         ):
             return self._scan
-        return headers.Scan(content.prefix if content.path is None else content.start())
+        return headers.Scan(content.section_start())
 
 
 class Intake:
@@ -229,11 +230,17 @@ class Intake:
 
     def _judge(self, envelope: Envelope, content: Content) -> None:
         """The checks that need the header section, then the plugins."""
-        start = content.prefix if content.path is None else content.start()
-        scan = headers.Scan(start)
         options = self._context.options
+        limit = options.max_header_bytes
+        start = content.prefix if content.path is None else content.section_start(limit + 1)
+        scan = headers.Scan(start)
+        if not scan.end and start[:80].lstrip(b">").startswith(b"From "):
+            # The first line of a message in an mbox file. As a field, as in Postfix, it does not end the header section.
+            content.prepend(_MAILBOX_LINE)
+            start = content.section_start(limit + 1)
+            scan = headers.Scan(start)
         is_cut = content.size_bytes > len(start) and headers.goes_on(start, scan.end)
-        if scan.end > options.max_header_bytes or is_cut:
+        if scan.end > limit or is_cut:
             self._refuse(_HEADER_TOO_LARGE)
             return
         # RFC 5321 section 6.3
@@ -305,6 +312,8 @@ class Intake:
     def _stamp(self, uid: str, envelope: Envelope, content: Content, now: float, scan: headers.Scan) -> None:
         """Trace fields, and what a submission lacks."""
         hostname, session = self._context.options.hostname, self._session.facts
+        if scan.lacks_end and scan.end:
+            content.end_section()
         added = trace.complete(content, scan, uid, hostname, now) if session.is_submission else b""
         if b"authentication-results" in scan.names:
             # RFC 8601 section 5: what claims to be our own judgement is not, when it comes from outside.
@@ -312,7 +321,7 @@ class Intake:
         if b"return-path" in scan.names:
             # RFC 5321 section 4.4: Return-Path is made at final delivery, nowhere before.
             content.remove_header("Return-Path")
-        if not scan.end and content.size_bytes and content.start(2) != b"\r\n":
+        if scan.lacks_end and not scan.end:
             # Text without a header section: an empty line keeps it apart from ours.
             added += b"\r\n"
         if self._context.options.origin:

@@ -57,6 +57,8 @@ class Grammar:
     is_strict: bool = False
     local_domain: bytes = b""
     is_device: bool = False
+    # Of a development inbox: what every real server refuses is refused there, too, so that its sender notices.
+    is_development: bool = False
 
 
 Parse = Callable[[Command, bytes, Grammar], None]
@@ -94,7 +96,7 @@ _NO_ARGUMENT = Reply(501, "5.5.4", "This command takes no argument")
 def _parse_greeting(command: Command, rest: bytes, grammar: Grammar) -> None:
     if a.is_helo_name(rest):
         command.address = command.args
-    elif grammar.is_device and not rest:
+    elif grammar.is_device and not rest and not grammar.is_development:
         command.address, command.repairs = "unknown", (device.NO_NAME,)
     else:
         command.error = Reply(501, "5.5.4", f"Syntax: {command.verb} domain-or-address-literal")
@@ -122,7 +124,7 @@ def _reread(command: Command, pattern: re.Pattern[bytes], rest: bytes, grammar: 
     found = _completed(pattern, rest, grammar)
     if found is None and grammar.is_device:
         repaired = device.repair_path(rest)
-        if repaired is not None:
+        if repaired is not None and not (grammar.is_development and device.NO_BRACKETS in repaired[1]):
             path, command.repairs = repaired
             found = pattern.match(path) or _completed(pattern, path, grammar)
     return found

@@ -28,6 +28,7 @@ class Rules:
     local_domain: str = ""
     # The device profile: repairs in commands, no EHLO or HELO needed. Goes with normalise_bare and accept_bare_lf_commands.
     is_device: bool = False
+    is_development: bool = False
     # How commands are read by these rules.
     grammar: Grammar = field(init=False, repr=False, compare=False)
     # Whole lines with their CRLF, and what they say: clients and senders repeat themselves. Sessions share these
@@ -37,7 +38,8 @@ class Rules:
     def __post_init__(self) -> None:
         plain = _STRICT if self.is_strict else _LENIENT
         has_more = self.local_domain or self.is_device
-        self.grammar = Grammar(self.is_strict, self.local_domain.encode(), self.is_device) if has_more else plain
+        more = Grammar(self.is_strict, self.local_domain.encode(), self.is_device, self.is_development)
+        self.grammar = more if has_more else plain
 
     def remember(self, line: bytes, command: Command) -> None:
         """Read by these rules, without error and parameters. Bounded: 1,024 lines, of 256 octets at most."""
