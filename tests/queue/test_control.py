@@ -171,3 +171,33 @@ def test_a_stopped_queue() -> None:
 
     run_async(main)
     assert parse_query({"limit": 3, "state": None}) == Query(limit=3)
+
+
+def test_silent_and_half_clients_of_the_control_socket_give_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pillarbox.queue import control
+
+    async def main() -> None:
+        async with serving(tmp_path) as server:
+            path = str(tmp_path / "control.sock")
+            sockets = []
+            for octets in (b"", b'{"verb"') * control.MAX_CLIENTS:
+                sock = socket.socket(socket.AF_UNIX)
+                sock.connect(path)
+                sock.sendall(octets)
+                sockets.append(sock)
+                await asyncio.sleep(0)
+            assert (await asyncio.to_thread(control.ask, str(tmp_path), {"verb": "status"}))["running"]
+            live = server._parts._control
+            assert live is not None and len(live._clients) <= control.MAX_CLIENTS
+            monkeypatch.setattr(control, "SILENT_S", 0.1)
+            for sock in sockets:
+                sock.close()
+            reader, writer = await asyncio.open_unix_connection(path)
+            writer.write(b'{"verb": "enqueue", "item": {}, "size_bytes": 10}\nhalf')
+            async with asyncio.timeout(5):
+                assert await reader.read() == b"", "closed without an answer"
+            writer.close()
+
+    run_async(main)

@@ -78,8 +78,7 @@ class Access:
             return JSONResponse({"error": "this Origin is not ours"}, 403)
         if self.is_open or scope["path"] in _OPEN:
             return None
-        kind, _, given = headers.get("authorization", "").partition(" ")
-        if kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode()):
+        if self._has_bearer(headers):
             return None
         if self._has_cookie(headers.get("cookie", "")):
             # A browser says where a request that changes something comes from; what does not say it is none of ours.
@@ -91,6 +90,15 @@ class Access:
             401,
             {"WWW-Authenticate": "Bearer"},
         )
+
+    def is_holder(self, scope: Scope) -> bool:
+        """True for a request with a valid token or cookie; where none is asked for, for each."""
+        headers = Headers(scope=scope)
+        return self.is_open or self._has_bearer(headers) or self._has_cookie(headers.get("cookie", ""))
+
+    def _has_bearer(self, headers: Headers) -> bool:
+        kind, _, given = headers.get("authorization", "").partition(" ")
+        return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode())
 
     def _is_ours(self, host: str, scope: Scope) -> bool:
         """One of our names, or, on a wildcard, the very address that was called."""

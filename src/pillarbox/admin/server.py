@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import functools
 import ipaddress
 import logging
 import os
@@ -27,7 +28,7 @@ from . import inbox
 from .access import Access, Guard, read_token, write_file
 from .api import ROWS, Api
 from .audit import Audit
-from .bounded import Bounded
+from .bounded import Bounded, Places
 from .inbox import InboxApi
 from .pages import SAMPLE_S, STATIC, Samples, page_routes
 from .rows import answering_errors
@@ -106,7 +107,7 @@ class Admin:
             server_header=False,
             proxy_headers=False,
             timeout_graceful_shutdown=1,
-            http=Bounded,
+            http=functools.partial(Bounded, places=Places(self.access.is_holder)),  # type: ignore[arg-type]
             ws="none",
             h11_max_incomplete_event_size=64 * 1024,
         )

@@ -28,6 +28,9 @@ from .shards import control_socket
 
 _log = logging.getLogger("pillarbox.control")
 MAX_REQUEST_BYTES = 1 << 20
+# Connections at once, and seconds for a request and for each piece of content.
+MAX_CLIENTS = 64
+SILENT_S = 60.0
 _PIECE_BYTES = 1 << 18
 Enqueue = Callable[[dict[str, Any]], Awaitable[str]]
 Rows = list[dict[str, Any]]
@@ -285,7 +288,9 @@ class ControlServer:
         self._own = own
         self._whole = whole or own
         self._server: asyncio.AbstractServer | None = None
-        self._clients: set[asyncio.StreamWriter] = set()
+        # Oldest first; a client that waits for an answer is not in `_silent`.
+        self._clients: dict[asyncio.StreamWriter, None] = {}
+        self._silent: dict[asyncio.StreamWriter, None] = {}
 
     async def start(self) -> None:
         """Binds. The caller owns the folder's lock, so a socket that is there is left over."""
@@ -314,9 +319,15 @@ class ControlServer:
                 os.unlink(self.path)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self._clients.add(writer)
+        self._clients[writer] = None
+        if len(self._clients) > MAX_CLIENTS:
+            # A client of ours asks at once: the oldest that is silent gives way.
+            for oldest in list(self._silent)[:1] or [writer]:
+                oldest.transport.abort()
+                self._clients.pop(oldest, None)
+                self._silent.pop(oldest, None)
         try:
-            while line := await reader.readline():
+            while line := await self._next_request(reader, writer):
                 answer = await self._answer(line, reader, writer.get_extra_info("socket"))
                 # orjson encodes a page of the list in 1 ms; json would hold the event loop for 20 ms.
                 writer.write(orjson.dumps(answer) + b"\n")
@@ -325,8 +336,17 @@ class ControlServer:
             # A line over the limit, or a client that left: nothing of ours is touched.
             pass
         finally:
-            self._clients.discard(writer)
+            self._clients.pop(writer, None)
             writer.close()
+
+    async def _next_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bytes:
+        """Returns a line. TimeoutError (an OSError) for a client that is silent, or sends half a request."""
+        self._silent[writer] = None
+        try:
+            async with asyncio.timeout(SILENT_S):
+                return await reader.readline()
+        finally:
+            self._silent.pop(writer, None)
 
     async def _answer(self, line: bytes, reader: asyncio.StreamReader, sock: Any) -> dict[str, Any]:
         try:
@@ -362,15 +382,24 @@ class ControlServer:
         if size > self._max_content_bytes:
             # It is read to its end, so that the sender hears why.
             while size > 0:
-                size -= len(await reader.readexactly(min(size, _PIECE_BYTES)))
+                size -= len(await _next_piece(reader, size))
             raise OptionError(f"enqueue: key 'content': larger than max_size_bytes, which is {self._max_content_bytes}")
         with tempfile.SpooledTemporaryFile(_PIECE_BYTES) as file:
             while size > 0:
-                piece = await reader.readexactly(min(size, _PIECE_BYTES))
+                piece = await _next_piece(reader, size)
                 size -= len(piece)
                 file.write(piece)
             file.seek(0)
             return await self._enqueue({**item, "content": file})
+
+
+async def _next_piece(reader: asyncio.StreamReader, size: int) -> bytes:
+    try:
+        async with asyncio.timeout(SILENT_S):
+            return await reader.readexactly(min(size, _PIECE_BYTES))
+    except TimeoutError:
+        # What follows would be read as a request: the connection ends.
+        raise EOFError("the content does not come") from None
 
 
 @contextlib.contextmanager
