@@ -48,7 +48,7 @@ async def settled(server: MailServer, uid: str, attempts: int) -> None:
 
 def test_relay_denied_and_domain_not_ours(tmp_path: Path) -> None:
     async def main() -> None:
-        given = {"domains": ["ours.test"], "relay": "127.0.0.1:1"}
+        given = {"domains": ["ours.test"], "domains_via": "relay", "relay": "127.0.0.1:1"}
         async with serving(tmp_path, **given) as server:
             found = await asked(server, "x@else.test", sender="a@b.test", peer=STRANGER)
             assert found["verdict"] == "refuses" and found["reply"].startswith("550 5.7.1 Relaying denied")
@@ -59,7 +59,7 @@ def test_relay_denied_and_domain_not_ours(tmp_path: Path) -> None:
         async with serving(tmp_path, domains=["ours.test"]) as server:
             found = await asked(server, "x@ours.test", peer=STRANGER)
             assert found["reply"] == "550 5.1.1 No such mailbox here"
-            assert "no handler and no relay takes its mail" in found["reason"]
+            assert "no handler matches and domains_via is handlers" in found["reason"]
         async with serving(tmp_path, **given) as server:
             found = await asked(server, "x@else.test", peer=STRANGER, user="me@ours.test")
             assert (found["verdict"], found["reply"]) == ("delivers", "250 2.1.5 Recipient OK")
@@ -82,7 +82,7 @@ def test_dnsbl_and_sender_verification(tmp_path: Path) -> None:
         "b.test": {"MX": [(10, "mx.b.test")]},
     }
     given = {
-        "dnsbl_enable": True, "dnsbl": ["list.test"], "sender_verify": True, "domains": ["ours.test"], "relay": "127.0.0.1:1",
+        "dnsbl_enable": True, "dnsbl": ["list.test"], "sender_verify": True, "domains": ["ours.test"], "domains_via": "relay", "relay": "127.0.0.1:1",
         "resolver": DictResolver(zones),
     }  # fmt: skip
 

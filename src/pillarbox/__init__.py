@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from . import events
     from .app import MailServer
     from .client import connect
-    from .delivery.handlers import Defer, Handler, Item, Reject
+    from .delivery.answers import Defer, Reject
+    from .delivery.handlers import Handler, Item
     from .errors import (
         AddressError,
         CommitInDoubtError,
@@ -39,7 +40,7 @@ _ERRORS = (
 )  # fmt: skip
 _PLACES = {
     "Account": "server.accounts",
-    "Defer": "delivery.handlers",
+    "Defer": "delivery.answers",
     "Eat": "events.plugin",
     "Event": "events.catalogue",
     "Handler": "delivery.handlers",
@@ -47,7 +48,7 @@ _PLACES = {
     "MailServer": "app",
     "MailServerOptions": "option_types",
     "Plugin": "events.plugin",
-    "Reject": "delivery.handlers",
+    "Reject": "delivery.answers",
     "Reply": "smtp.reply",
     "connect": "client",
     **dict.fromkeys(_ERRORS, "errors"),

@@ -10,15 +10,16 @@ import asyncio
 import logging
 import os
 import random
+import re
 import signal
 import sys
 import uuid
 from collections.abc import Callable, Mapping, Sequence
-from typing import IO, Any, Self, Unpack, overload
+from typing import IO, Any, Self, TypeVar, Unpack, overload
 
 from .capture.inbox import Inbox
 from .clock import Clock, SystemClock, loop_factory
-from .delivery.handlers import Handler, Handlers, Item, parse_handlers
+from .delivery.handlers import Handler, Handlers, Item, check_match, parse_handlers
 from .errors import DuplicateUidError, ListenError, OptionError, StateError
 from .events import catalogue as e
 from .events.check import check_given
@@ -42,6 +43,7 @@ from .server.raw import ReplyLines
 from .smtp.reply import Reply
 
 _log = logging.getLogger("pillarbox")
+Callback = TypeVar("Callback", bound=Callable[[Item], Any])
 _SERVERS: dict[str, list[MailServer]] = {}
 
 
@@ -208,6 +210,7 @@ class MailServer(EventSide):
         self.options = merged
         if "handlers" in update:
             self._handlers.replace(handlers)
+        parts.route_again()
         return [name for name in names if name not in RELOADABLE]
 
     async def shutdown(self, *, grace_s: float = 30.0) -> None:
@@ -319,15 +322,20 @@ class MailServer(EventSide):
     def set_handlers(self, handlers: Sequence[Handler | Mapping[str, Any]]) -> None:
         """These, and no others, from now on. OptionError names index, key and reason, and nothing changes."""
         self._handlers.replace(parse_handlers(handlers, self._for_event))
-        self._parts.scheduler.wake()
+        self._parts.route_again()
 
     def handler(
-        self, match: str, **options: Unpack[HandlerKeywords]
-    ) -> Callable[[Callable[[Item], Any]], Callable[[Item], Any]]:
-        """`@server.handler(r"@app\\.example$")`: recipients that match go to the function, from the queue."""
+        self, match: str | re.Pattern[str], **options: Unpack[HandlerKeywords]
+    ) -> Callable[[Callback], Callback]:
+        """`@server.handler(r"@app\\.example$")`: recipients that match go to the function, from the queue.
 
-        def add(callback: Callable[[Item], Any]) -> Callable[[Item], Any]:
+        Register handlers before the server starts: until then new mail for them is refused.
+        """
+        check_match(match)
+
+        def add(callback: Callback) -> Callback:
             self._handlers.add(Handler(match, callback, **options))
+            self._parts.route_again()
             return callback
 
         return add
@@ -337,14 +345,18 @@ class MailServer(EventSide):
         self._names.define(name)
         (name,) = self._names.flat([name])
 
-        async def call_all(item: Item) -> None:
+        async def call_all(item: Item) -> Any:
             callbacks = self.dispatcher.subscribers.callbacks(name)
             if not callbacks:
                 raise StateError(f"nobody is registered for the event {name!r} of a handler")
             for callback in callbacks:
                 answer = callback(item)
                 if answer is not None and hasattr(answer, "__await__"):
-                    await answer
+                    answer = await answer
+                if answer is not None and not (isinstance(answer, Reply) and answer.code < 300):
+                    # A refusal, or what the handler's lane calls a fault: the others do not get the message.
+                    return answer
+            return None
 
         return call_all
 
@@ -417,6 +429,13 @@ class MailServer(EventSide):
     async def cancel_message(self, uid: str) -> bool:
         """Takes a message out of the queue: True if it was there. One in flight is not sent again."""
         return bool(await self._running().queue.change(Action.CANCEL, Query(uids=[uid])))
+
+    async def reroute_message(self, uid: str) -> bool:
+        """Routes a message anew, as if it had just come: also mail that waits for a handler. True if it was queued.
+
+        `domains` and `domains_via` still decide where mail for an own domain goes.
+        """
+        return bool(await self._running().queue.change(Action.REROUTE, Query(uids=[uid])))
 
     async def pause_queue(self, next_hop: str | None = None) -> None:
         """Running sends finish; nothing else is sent until resume_queue, not even after a restart.

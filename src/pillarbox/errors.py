@@ -3,6 +3,13 @@
 Each class says who can mend what it reports: the peer, the operator (or the embedding program), or us.
 """
 
+from __future__ import annotations
+
+from collections.abc import Awaitable
+from typing import TypeVar
+
+T = TypeVar("T")
+
 
 class PillarboxError(Exception):
     """Root of every exception that Pillarbox raises on purpose."""
@@ -50,3 +57,21 @@ class DuplicateUidError(StoreError):
 
 class AddressError(PillarboxError, ValueError):
     """A mail address that RFC 5321 section 4.1.2 does not allow. Whoever wrote it mends it."""
+
+
+class ExitError(PillarboxError):
+    """A plugin, a handler or a subscriber raised what ends a process (sys.exit): it failed, and the server lives."""
+
+    def __init__(self, error: BaseException) -> None:
+        super().__init__(f"{type(error).__name__}: {error}" if str(error) else type(error).__name__)
+
+
+async def contained(awaitable: Awaitable[T]) -> T:
+    """Awaits it; what would end the event loop from within a task is an ExitError.
+
+    asyncio raises SystemExit and KeyboardInterrupt of a task out of the running loop, also if the task is awaited.
+    """
+    try:
+        return await awaitable
+    except (SystemExit, KeyboardInterrupt) as error:
+        raise ExitError(error) from error

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .delivery.client import ClientConnection, ConnectFault
-from .delivery.route import HANDLER, MX, NOWHERE, RELAY, Target
+from .delivery.route import HANDLER, MX, NOWHERE, RELAY, UNMATCHED, WHY_UNMATCHED, Target
 from .events.session import Endpoint, Session
 from .places import LOGIN_SCHEMES
 from .plugins.dnsbl import DnsblPlugin
@@ -212,7 +212,11 @@ class Explainer:
         )
         reply = rule.judge(session, address)
         if reply is not None and is_ours:
-            story.refuse("relay rule", reply, f"{ours}, but no handler and no relay takes its mail")
+            story.refuse(
+                "relay rule",
+                reply,
+                f"{ours}, but no handler matches and domains_via is {self._parts.options.domains_via}",
+            )
         elif reply is not None:
             story.refuse("relay rule", reply, f"{ours}, and this client may not relay")
         elif is_ours:
@@ -228,12 +232,18 @@ class Explainer:
 
     # ------------------------------------------------------------------- the route
 
-    async def _route(self, story: Story, address: str, *, with_probe: bool) -> dict[str, Any]:
+    async def _route(
+        self, story: Story, address: str, *, with_probe: bool, queued: str | None = None
+    ) -> dict[str, Any]:
         ways = self._parts.lanes.ways
-        key = ways.router.next_hop(address)
+        key = ways.router.next_hop(address, queued)
         route: dict[str, Any] = {"next_hop": key or None, "kind": "none", "servers": [], "tls": None}
         if key == NOWHERE:
             story.tell("route", "waits", ways.router.why_nowhere)
+        elif key == UNMATCHED:
+            route["kind"] = "handler"
+            pattern = (queued or "").removeprefix(HANDLER)
+            story.tell("route", "waits", f"{WHY_UNMATCHED} (was queued for {pattern})" if pattern else WHY_UNMATCHED)
         elif key.startswith(HANDLER):
             route["kind"] = "handler"
             story.tell("route", "passes", f"to the handler {key.removeprefix(HANDLER)}")
@@ -387,7 +397,7 @@ class Explainer:
                 story.tell("route", "notes", text)
                 return {"next_hop": found["next_hop"], "kind": "queued", "servers": [], "tls": None}
         dry = Story()
-        route = await self._route(dry, found["address"], with_probe=False)
+        route = await self._route(dry, found["address"], with_probe=False, queued=found["next_hop"])
         self._limits(dry, route["next_hop"])
         story.steps += [step for step in dry.steps if step["verdict"] in ("holds", "waits", "bounces")]
         if found["state"] == "deferred" or found["attempts"]:

@@ -60,6 +60,11 @@ class Options(BaseModel):
     domains: list[str] = Field(
         default_factory=list, description="domains that strangers may send to; .example.org means every subdomain"
     )
+    domains_via: Literal["handlers", "relay"] = Field(
+        "handlers",
+        description="where mail for domains goes when no handler matches: handlers: refused at RCPT, and queued mail waits "
+        "for a handler; relay: to the relay (default of pillarbox serve)",
+    )
     trust: list[str] = Field(
         default_factory=lambda: list(LOOPBACK), description="networks (CIDR) that may relay, without authentication"
     )

@@ -22,7 +22,7 @@ from .delivery.handlers import Handlers
 from .delivery.lanes import LaneLimits, Lanes, Ways
 from .delivery.mx import MxLookup, MxPolicy
 from .delivery.outcomes import Outcomes
-from .delivery.route import Router, relay_next_hop
+from .delivery.route import UNMATCHED, Router, relay_next_hop
 from .delivery.tlspolicy import TlsPolicy, client_context
 from .dns import CachingResolver, DnsResolver, Resolver
 from .events.dispatch import Dispatcher
@@ -87,7 +87,7 @@ RELOADABLE = frozenset(
         "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer",
         "max_connections_per_minute", "max_errors", "max_junk",
         "client_time_out", "min_rate_bytes_s", "bare_line_ends", "bare_lf_commands", "local_parts",
-        "strict_envelope", "max_received", "handlers", "device_networks",
+        "strict_envelope", "max_received", "handlers", "device_networks", "domains_via",
     )
 )  # fmt: skip
 
@@ -118,7 +118,13 @@ class Parts:
         self.scheduler = self._make_scheduler()
         self.resolver = self._make_resolver()
         relay = relay_next_hop(options.relay)
-        self.router = Router(relay, handlers.find, options.direct)
+        self.router = Router(
+            relay,
+            handlers.find,
+            options.direct,
+            lambda domain: self.rule.is_own(domain),
+            is_own_relayed=options.domains_via == "relay",
+        )
         self.rule = RelayRule(tuple(options.domains), options.trusted_networks, self.router.takes_ours)
         self.context = self._make_context()
         self.watchdog = LoopWatchdog()
@@ -342,6 +348,7 @@ class Parts:
         context.device_tls = renewed(context.device_tls, device_tls)
         context.authenticate = authenticate
         self.router.is_direct = options.direct
+        self.router.is_own_relayed = options.domains_via == "relay"
         self.rule.change(tuple(options.domains), options.trusted_networks)
         self.lanes.change(ways)
         self.scheduler.change_policy(self._retry_policy(), self._history())
@@ -350,6 +357,14 @@ class Parts:
         simple = self.dispatcher.pipeline.get(SIMPLE)
         if isinstance(simple, Simple):
             simple.change(options.max_recipients)
+        self.scheduler.wake()
+
+    def route_again(self) -> None:
+        """Mail that waits for a handler is due now: handlers, domains or the queue's content have changed."""
+        if not self.scheduler.is_running:
+            return
+        if self.handlers.list() or self.router.is_own_relayed:
+            self.scheduler.next_hop_is_back(UNMATCHED, ("lookup",))
         self.scheduler.wake()
 
     # -------------------------------------------------------------------- life
@@ -385,6 +400,7 @@ class Parts:
             self._follower.on_unfit = self.on_unfit
             self._follower.start(self._pulse, self.context.room.set_away)
         await self.scheduler.start()
+        self.route_again()
         if options.keeps_mail:
             await self._open_to_others()
 
@@ -402,7 +418,7 @@ class Parts:
             )
             await self._control.start()
         if slot.number == 0 and options.has_shards:
-            self._adopter = Adopter(self.commit, self.scheduler.wake, self.clock, options.data_dir, slot.count)
+            self._adopter = Adopter(self.commit, self.route_again, self.clock, options.data_dir, slot.count)
             self._adopter.start()
 
     async def _restore(self, item: dict[str, Any]) -> str:

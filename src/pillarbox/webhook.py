@@ -23,7 +23,8 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import __version__
-from .delivery.handlers import Defer, Item, Reject
+from .delivery.answers import Defer, Reject
+from .delivery.handlers import Item
 from .errors import OptionError, PillarboxError
 from .httppost import PostError, post
 

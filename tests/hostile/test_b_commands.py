@@ -232,7 +232,7 @@ def test_b30_source_route(sizes: Sizes) -> None:
 )
 def test_b31_no_relay_through_hack_forms(sizes: Sizes, to: bytes) -> None:
     async def main() -> None:
-        options = {"domains": ["ours.test"], "relay": "127.0.0.1:1"}
+        options = {"domains": ["ours.test"], "domains_via": "relay", "relay": "127.0.0.1:1"}
         async with wired(sizes, peer="192.0.2.7", **options) as (_, wire):
             await wire.ask(HELLO + MAIL)
             reply = (await wire.ask(b"RCPT TO:<" + to + b">\r\n"))[0]

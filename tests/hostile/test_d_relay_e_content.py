@@ -325,7 +325,10 @@ def test_e84_return_path_and_bcc(sizes: Sizes) -> None:
     )
 
     async def main(peer: str, keeps_bcc: bool) -> None:
-        async with wired(sizes, peer, domains=["d.test"], relay="127.0.0.1:9", paused=True) as (server, wire):
+        async with wired(sizes, peer, domains=["d.test"], domains_via="relay", relay="127.0.0.1:9", paused=True) as (
+            server,
+            wire,
+        ):
             await wire.ask(HELLO)
             await wire.ask(START)
             assert (await wire.ask(content))[-1].startswith("250")

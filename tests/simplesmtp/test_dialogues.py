@@ -134,7 +134,7 @@ def test_dialogue_enqueue(tmp_path: Path) -> None:
     run_async(main)
 
 
-@server_test(domains=["server.test"], trust=[], relay="127.0.0.1:9", paused=True)
+@server_test(domains=["server.test"], domains_via="relay", trust=[], relay="127.0.0.1:9", paused=True)
 async def test_dialogue_domains(server: MailServer) -> None:
     await play(server, "domains")
 

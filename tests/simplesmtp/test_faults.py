@@ -340,7 +340,7 @@ def test_fault_b22_b23_kept_first_then_250(tmp_path: Path) -> None:
     run_async(main)
 
 
-@server_test(domains=["mx.test"], relay="127.0.0.1:9", paused=True)
+@server_test(domains=["mx.test"], domains_via="relay", relay="127.0.0.1:9", paused=True)
 async def test_fault_b24_b25_b26_rfc_5321(server: MailServer) -> None:
     client = await Client.connect(server)
     assert (await client.ask(b"HELP")).startswith("214") and (await client.ask(b"")).startswith("500")

@@ -209,7 +209,7 @@ def test_option_maxrelay(tmp_path: Path) -> None:
     assert parse_options({}).maxrelay == 100 and parse_options({}).maxrelay_per_next_hop == 20
 
 
-@server_test(domains=["example.org", ".example.net", "bücher.test"], trust=[], relay="127.0.0.1:9")
+@server_test(domains=["example.org", ".example.net", "bücher.test"], domains_via="relay", trust=[], relay="127.0.0.1:9")
 async def test_option_domains(server: MailServer) -> None:
     client = await Client.connect(server)
     await client.ask(b"EHLO x.test")

@@ -42,7 +42,7 @@ ROWS = (
     Row("GET", "/api/lanes", "lanes", "Next hops with their state", "[lane]", {}),
     Row(
         "GET", "/api/next-hops", "next_hops", "What waits for whom, the most first",
-        "[{next_hop, queued, deferred, held, due_at}]", {},
+        "[{next_hop, queued, deferred, held, due_at, reason}]", {},
     ),
     Row("GET", "/api/options", "options", "Options in force; secrets are left out", "{option: value}", {}),
     Row(
@@ -67,11 +67,12 @@ ROWS = (
         "application/octet-stream", {},
     ),
     Row(
-        "POST", "/api/messages/{uid}/{action}", "act", "hold, release, retry or cancel one message", "{changed: [uid]}", {}
+        "POST", "/api/messages/{uid}/{action}", "act", "hold, release, retry, reroute or cancel one message",
+        "{changed: [uid]}", {},
     ),
     Row(
         "POST", "/api/queue/{action}", "queue_act",
-        "pause or resume sending, to one next_hop or to all; hold, release, retry or cancel by filter (everything=1 for all)",
+        "pause or resume sending, to one next_hop or to all; hold, release, retry, reroute, cancel by filter (everything=1: all)",
         "{changed: [uid]}", {**_FILTERS, "everything": "1: every message that is not final"},
     ),
     Row(

@@ -204,7 +204,7 @@ def _why_not(place: tuple[str | None, str | None], uid: str) -> str:
 
 
 def _steering_command(verb: str, done: str, help_text: str) -> None:
-    """One of the four commands that differ only in their verb."""
+    """Adds one of the commands that differ only in their verb."""
 
     def command(
         uids: Uids = None,
@@ -227,10 +227,36 @@ def _steering_command(verb: str, done: str, help_text: str) -> None:
 for _verb, _done, _help in (
     ("hold", "held", "Keep messages from being sent, until `release`."),
     ("release", "released", "Let held messages go on, at once."),
-    ("retry", "due now", "Try messages now, whatever their next attempt was; forgets the next hop's back-off, too."),
     ("cancel", "cancelled", "Take messages out of the queue for good: no delivery, no DSN."),
 ):
     _steering_command(_verb, _done, _help)
+
+
+@queue_app.command()
+def retry(
+    uids: Uids = None,
+    state: State = None,
+    sender: Sender = None,
+    to: To = None,
+    next_hop: NextHop = None,
+    older_than: OlderThan = None,
+    everything: Everything = False,
+    reroute: Annotated[
+        bool,
+        typer.Option(
+            "--reroute",
+            help="Route by the present options, as if the mail had just come: also mail that waits for a handler.",
+        ),
+    ] = False,
+    data_dir: DataDir = None,
+    queue: QueueUrl = None,
+    as_json: Json = False,
+) -> None:
+    """Try messages now, whatever their next attempt was; forgets the next hop's back-off, too."""
+    query = _query(uids, state, sender, to, next_hop, older_than)
+    _steer(
+        "reroute" if reroute else "retry", "due now", (data_dir, queue), query, everything=everything, as_json=as_json
+    )
 
 
 OneHop = Annotated[

@@ -24,6 +24,8 @@ from ..places import hide_password, parse_endpoint
 from .environment import given_by, unknown_variables
 from .tomllines import key_lines
 
+# Options whose default differs from that of an embedded server: the daemon knows all its handlers from its configuration.
+DEFAULTS: dict[str, Any] = {"domains_via": "relay"}
 # Given by name in the file, found and built by loading.py.
 NAMED = ("plugins", "handlers", "authenticator")
 # Objects of a program; a file has none.
@@ -356,7 +358,7 @@ def template() -> str:
     for name, info in known_keys().items():
         if name in ("plugins", "handlers", "options", "control", "relay_pass"):
             continue
-        value = info.get_default(call_default_factory=True)
+        value = DEFAULTS.get(name, info.get_default(call_default_factory=True))
         is_example = name in _EXAMPLES and (value is None or name in _OF_THE_MACHINE)
         lines.append(
             f"# {info.description}{'; an example, there is no default:' if is_example and value is None else ''}"
@@ -423,7 +425,7 @@ def _as_toml(value: Any) -> str:
 def shown(config: Config) -> list[tuple[str, str, str]]:
     """(option, value, where it came from) of every option; secrets are not shown."""
     rows = []
-    judged = {**Options(**config.options).model_dump(exclude=set(NAMED)), **config.daemon.model_dump()}
+    judged = {**Options(**{**DEFAULTS, **config.options}).model_dump(exclude=set(NAMED)), **config.daemon.model_dump()}
     for name in known_keys():
         setting = config.settings.get(name)
         source = setting.source if setting is not None else "default"

@@ -19,7 +19,7 @@ from ..options import parse_options
 from ..queue.whole import is_paused
 from ..server.accounts import AuthFile
 from ..server.tls import server_context
-from .config import Config, ConfigError, Fault, load
+from .config import DEFAULTS, Config, ConfigError, Fault, load
 from .privileges import find_identity
 
 GROUP = "pillarbox.plugins"
@@ -36,7 +36,7 @@ def resolve(config: Config, *, with_plugins: bool = True) -> dict[str, Any]:
         if folder not in sys.path:
             sys.path.insert(0, folder)
     faults: list[Fault] = []
-    options = dict(config.options)
+    options = {**DEFAULTS, **config.options}
     plugins: dict[str, Any] = {}
     for entry in _entries(config, "plugins") if with_plugins else ():
         try:

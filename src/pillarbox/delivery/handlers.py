@@ -6,66 +6,39 @@ Must not know SMTP sessions or the store.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import email
 import email.policy
 import inspect
 import io
 import logging
 import re
-import threading
-from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from email.message import EmailMessage
 from typing import IO, Any
 
 import regex
 
-from ..clock import Clock
-from ..errors import OptionError, PillarboxError
+from ..errors import OptionError, StateError
 from ..mail.content import Content
-from ..queue.work import Result, Work, give_back
+from ..queue.work import Work
 from ..smtp.address import comparable_domain
-from ..smtp.reply import Reply
-from .waiting import WaitingLine
 
 _log = logging.getLogger("pillarbox.handlers")
 # A pattern that has not decided by then is at fault (hostile row 110); addresses are 254 octets at most.
 MATCH_S = 0.05
-WAITING = 200
-WAITING_BYTES = 8 << 20
-_DONE = Reply(250, "2.0.0", "Taken by the handler")
-
-
-class Reject(PillarboxError):
-    """Raised by a handler: the message bounces with this text. `code` is 5yz, `enhanced` its enhanced status code."""
-
-    def __init__(self, text: str = "The message was refused", code: int = 550, enhanced: str = "5.7.1") -> None:
-        super().__init__(text)
-        if not 500 <= code <= 599:
-            raise ValueError(f"reply code {code}: a rejection is 5yz; raise anything else to have it tried again")
-        self.reply = Reply(code, enhanced, "".join(c if c.isprintable() else "?" for c in text) or "Refused")
-
-
-class Defer(PillarboxError):
-    """Raised by a handler: the message is tried again later, as after any exception, and the queue tells this text."""
-
-    def __init__(self, text: str = "The handler wants it later", code: int = 451, enhanced: str = "4.3.0") -> None:
-        super().__init__(text)
-        if not 400 <= code <= 499:
-            raise ValueError(f"reply code {code}: a deferral is 4yz; raise Reject for one that bounces")
-        self.reply = Reply(code, enhanced, "".join(c if c.isprintable() else "?" for c in text) or "Later")
 
 
 class Item:
     """What a handler gets. `recipients` are just the handler's own; `attempt` counts from 1; times in unix seconds.
 
     `content` is the octets as they are queued, read when asked for; `open()` gives them as a binary file, and `parsed()`
-    as an `email.message.EmailMessage`. `name` is the event's, for a handler that names one.
+    as an `email.message.EmailMessage`. `match` is the match of the handler's pattern in the first recipient's address,
+    `matches` those of all recipients, in their order. `name` is the event's, for a handler that names one.
     """
 
     __slots__ = (
         "_content",
+        "_search",
         "attempt",
         "facts",
         "name",
@@ -76,7 +49,8 @@ class Item:
         "uid",
     )
 
-    def __init__(self, work: Work, name: str = "") -> None:
+    def __init__(self, work: Work, name: str, search: Callable[[str], regex.Match[str] | None]) -> None:
+        self._search = search
         message = work.message
         self.uid = message.uid
         self.reverse_path = message.envelope.reverse_path
@@ -87,6 +61,19 @@ class Item:
         self.facts = dict(message.facts)
         self.name = name
         self._content: Content = message.content
+
+    @property
+    def match(self) -> regex.Match[str]:
+        """The match in the first recipient's address: `item.match[1]`, `item.match["token"]`."""
+        return self.matches[0]
+
+    @property
+    def matches(self) -> list[regex.Match[str]]:
+        """The matches, in the order of `recipients`. StateError if the handler was replaced and does not match any more."""
+        found = [self._search(address) for address in self.recipients]
+        if None in found:
+            raise StateError(f"{self!r}: the pattern of the handler does not match a recipient any more")
+        return [one for one in found if one is not None]
 
     @property
     def content(self) -> bytes:
@@ -150,18 +137,18 @@ class Handler:
         in_thread: bool | None = None,
         event: str | None = None,
     ) -> None:
-        flags = match.flags if isinstance(match, re.Pattern) else 0
-        text = match.pattern if isinstance(match, re.Pattern) else match
-        if not isinstance(text, str) or not text:
-            raise OptionError(f"'match': {match!r} is no pattern: give a regular expression such as r'@app\\.example$'")
+        text, flags = check_match(match)
         try:
             self._regex = regex.compile(text, _regex_flags(flags))
         except regex.error as error:
             raise OptionError(f"'match': {text!r} is no regular expression: {error}") from None
-        if not callable(callback):
-            raise OptionError(f"'callback': {callback!r} cannot be called: give a function")
-        if not isinstance(concurrency, int) or concurrency < 1:
+        _check_callback(callback)
+        if not isinstance(concurrency, int) or isinstance(concurrency, bool) or concurrency < 1:
             raise OptionError(f"'concurrency': {concurrency!r} is not allowed: give a number from 1 on")
+        if time_out_s is not None and (
+            not isinstance(time_out_s, (int, float)) or isinstance(time_out_s, bool) or not time_out_s > 0
+        ):
+            raise OptionError(f"'time_out_s': {time_out_s!r} is not allowed: give seconds, or None")
         self.match = text
         letters = "".join(letter for letter, ours, _ in _FLAGS if flags & ours)
         # What the queue keeps of it: the same pattern with other flags is another handler.
@@ -172,16 +159,49 @@ class Handler:
         self.in_thread = bool(getattr(callback, "in_thread", False)) if in_thread is None else in_thread
         self.event = event
 
-    def matches(self, address: str) -> bool:
-        """True for an address (`local@domain`) of this handler's; False with a log line where the pattern takes too long."""
+    def search(self, address: str) -> regex.Match[str] | None:
+        """Returns the match in an address (`local@domain`); None with a log line where the pattern takes too long."""
         try:
-            return self._regex.search(address, timeout=MATCH_S) is not None
+            return self._regex.search(address, timeout=MATCH_S)
         except TimeoutError:
             _log.error("handler %r: the pattern takes too long on %r: rewrite it", self.match, address)
-            return False
+            return None
+
+    def matches(self, address: str) -> bool:
+        """True for an address of this handler's."""
+        return self.search(address) is not None
 
     def __repr__(self) -> str:
         return f"Handler({self.match!r}, {self.callback!r})"
+
+
+def check_match(match: Any) -> tuple[str, int]:
+    """Returns pattern and flags. OptionError for what is not a pattern."""
+    text, flags = (match.pattern, match.flags) if isinstance(match, re.Pattern) else (match, 0)
+    if isinstance(text, str) and text:
+        return text, flags
+    if callable(match) and not isinstance(match, type):
+        name = getattr(match, "__name__", "function")
+        raise OptionError(
+            f"'match': {match!r} is no pattern: give a regular expression; did you mean "
+            f"@server.handler(r'@app\\.example$') above {name}, or Handler(match, {name})?"
+        )
+    raise OptionError(f"'match': {match!r} is no pattern: give a regular expression such as r'@app\\.example$'")
+
+
+def _check_callback(callback: Any) -> None:
+    if isinstance(callback, type):
+        raise OptionError(
+            f"'callback': {callback!r} is a class: give a function; did you mean a method of {callback.__name__}(...)?"
+        )
+    if inspect.isgeneratorfunction(callback) or inspect.isasyncgenfunction(callback):
+        raise OptionError(f"'callback': {callback!r} has a yield, and would never run: give a function without")
+    if not callable(callback):
+        if inspect.iscoroutine(callback):
+            name = callback.__name__
+            callback.close()
+            raise OptionError(f"'callback': {name}() was called already: give a function; did you mean {name}?")
+        raise OptionError(f"'callback': {callback!r} cannot be called: give a function")
 
 
 def _regex_flags(flags: int) -> int:
@@ -236,34 +256,6 @@ def _parse_handler(one: Any, for_event: Callable[[str], Callable[[Item], Any]]) 
     return Handler(one["match"], for_event(event), event=event.removeprefix("smtpd_"), **more)
 
 
-def _in_thread(callback: Callable[[Item], Any], item: Item) -> asyncio.Future[Any]:
-    """Runs it in a thread of its own, that no shutdown has to wait for; what it raises comes back, whatever it is."""
-    loop = asyncio.get_running_loop()
-    future: asyncio.Future[Any] = loop.create_future()
-
-    def hand_back(value: Any, error: BaseException | None) -> None:
-        if future.done():
-            return
-        if isinstance(error, StopIteration):
-            error = RuntimeError("the handler raised StopIteration")
-        if error is not None:
-            future.set_exception(error)
-        else:
-            future.set_result(value)
-
-    def work() -> None:
-        value, error = None, None
-        try:
-            value = callback(item)
-        except BaseException as caught:
-            error = caught
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(hand_back, value, error)
-
-    threading.Thread(target=work, name="pillarbox-handler", daemon=True).start()
-    return future
-
-
 class Handlers:
     """The handlers of a server, in order: the first that matches takes the recipient. Live: `replace` at any time."""
 
@@ -287,173 +279,22 @@ class Handlers:
         """The name of the handler that takes this address, or None."""
         if not self._handlers:
             return None
-        local_part, at, domain = address.rpartition("@")
-        # RFC 5321 section 4.5.1: a postmaster without a domain is this host's.
-        address = f"{local_part}@{comparable_domain(domain)}" if at else f"{address}@{self._hostname}"
+        address = self._searched(address)
         for handler in self._handlers:
             if handler.matches(address):
                 return handler.name
         return None
 
+    def match(self, handler: Handler, address: str) -> regex.Match[str] | None:
+        """The match of a handler's pattern in a recipient's address."""
+        return handler.search(self._searched(address))
+
+    def _searched(self, address: str) -> str:
+        """The form of an address that patterns are searched in."""
+        local_part, at, domain = address.rpartition("@")
+        # RFC 5321 section 4.5.1: a postmaster without a domain is this host's.
+        return f"{local_part}@{comparable_domain(domain)}" if at else f"{address}@{self._hostname}"
+
     def get(self, name: str) -> Handler | None:
         """The handler of that name."""
         return next((handler for handler in self._handlers if handler.name == name), None)
-
-
-class HandlerLane:
-    """One handler's work: what waits, what runs, never more than its concurrency. Beside `delivery.lane.Lane`."""
-
-    def __init__(
-        self,
-        key: str,
-        find: Callable[[], Handler | None],
-        clock: Clock,
-        finished: Callable[[Work], None],
-        wake: Callable[[], None],
-        may_begin: Callable[[], bool] = lambda: True,
-    ) -> None:
-        self._may_begin = may_begin
-        self.key = key
-        self._find = find
-        self._clock = clock
-        self._finished = finished
-        self._waiting = WaitingLine(WAITING, WAITING_BYTES, wake)
-        self._running: set[asyncio.Task[None]] = set()
-        self._is_stopping = False
-        # Threads and tasks that went on when their time was over: they have their place until they end.
-        self._left_behind = 0
-
-    @property
-    def waiting(self) -> int:
-        """Messages that wait for their turn."""
-        return len(self._waiting)
-
-    def has_room(self) -> bool:
-        """False while enough waits."""
-        return self._waiting.has_room() and not self._is_stopping
-
-    def describe(self) -> dict[str, Any]:
-        """The lane as JSON, as delivery.lane.Lane does it."""
-        return {
-            "next_hop": self.key,
-            "state": "busy" if self._running else "idle",
-            "waiting": len(self._waiting),
-            "busy": len(self._running),
-            "connections": 0,
-            "retry_at": None,
-            "reason": None,
-        }
-
-    @property
-    def is_idle(self) -> bool:
-        """Nothing waits or runs."""
-        return not (self._waiting or self._running or self._left_behind)
-
-    def push(self, work: Work) -> None:
-        """Takes work."""
-        self._waiting.push(work)
-        self._feed()
-
-    def withdraw(self, uids: Collection[str] | None) -> list[Work]:
-        """Work that has not begun."""
-        return self._waiting.take(uids)
-
-    def _feed(self) -> None:
-        while self._waiting and not self._is_stopping:
-            handler = self._find()
-            if handler is not None and len(self._running) + self._left_behind >= handler.concurrency:
-                return
-            work = self._waiting.pop()
-            if not self._may_begin():
-                give_back(work, self._clock.time())
-                self._finished(work)
-                continue
-            task = asyncio.get_running_loop().create_task(self._run(handler, work))
-            self._running.add(task)
-            task.add_done_callback(self._done)
-
-    def _done(self, task: asyncio.Task[None]) -> None:
-        self._running.discard(task)
-        self._feed()
-
-    async def _run(self, handler: Handler | None, work: Work) -> None:
-        work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
-        reply, is_delivered = await self._call(handler, work)
-        work.results = [
-            Result(
-                r, reply, "handler", is_delivered=is_delivered, is_permanent=reply.is_permanent, remote=work.next_hop
-            )
-            for r in work.recipients
-        ]
-        self._finished(work)
-
-    def _limit(self, handler: Handler, work: Work) -> float:
-        """Its own bound, else what is left of the message's time: nothing is in hand for ever (hostile row 112)."""
-        if handler.time_out_s is not None:
-            return handler.time_out_s
-        return max(60.0, work.message.expires_at - self._clock.time())
-
-    async def _bounded(self, awaitable: Awaitable[Any], limit_s: float) -> None:
-        """Waits for it so long; TimeoutError then, also when it does not let itself be cancelled."""
-        inner = asyncio.ensure_future(awaitable)
-        try:
-            await asyncio.wait([inner], timeout=limit_s)
-        except asyncio.CancelledError:
-            self._leave_behind(inner)
-            raise
-        if not inner.done():
-            self._leave_behind(inner)
-            raise TimeoutError
-        answer = inner.result()
-        if inspect.isawaitable(answer):
-            await self._bounded(answer, limit_s)
-
-    def _leave_behind(self, inner: asyncio.Future[Any]) -> None:
-        self._left_behind += 1
-
-        def ended(future: asyncio.Future[Any]) -> None:
-            self._left_behind -= 1
-            if not future.cancelled():
-                future.exception()
-            self._feed()
-
-        # A thread's future ends with the thread, whatever is asked of it.
-        if isinstance(inner, asyncio.Task):
-            inner.cancel()
-        inner.add_done_callback(ended)
-
-    async def _call(self, handler: Handler | None, work: Work) -> tuple[Reply, bool]:
-        if handler is None:
-            return Reply(451, "4.3.5", "The handler of this recipient is gone"), False
-        try:
-            item = Item(work, handler.event or "")
-            answer = _in_thread(handler.callback, item) if handler.in_thread else handler.callback(item)
-            if inspect.isawaitable(answer):
-                await self._bounded(answer, self._limit(handler, work))
-        except (Reject, Defer) as answered:
-            return answered.reply, False
-        except asyncio.CancelledError:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                return Reply(451, "4.3.2", "The server stopped while the handler ran"), False
-            return Reply(451, "4.3.0", "The handler cancelled itself"), False
-        except TimeoutError:
-            _log.error("handler %r took too long on %s", handler.match, work.message.uid)
-            return Reply(451, "4.3.0", "The handler took too long"), False
-        except Exception as error:
-            _log.exception("handler %r failed on %s", handler.match, work.message.uid)
-            # The text stays here: what a handler says may be nobody else's business.
-            return Reply(451, "4.3.0", f"The handler failed: {type(error).__name__}"), False
-        return _DONE, True
-
-    async def stop(self, grace_s: float) -> None:
-        """What runs may finish within the grace; what is cut off is tried again."""
-        self._is_stopping = True
-        running = set(self._running)
-        if running:
-            _, late = await asyncio.wait(running, timeout=max(grace_s, 0.001))
-            for task in late:
-                task.cancel()
-            if late:
-                # A handler may refuse to be cancelled: the server goes down all the same.
-                await asyncio.wait(late, timeout=1.0)

@@ -6,6 +6,7 @@ Bounds connections over all next hops; what waits in one lane never holds up ano
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
@@ -16,10 +17,11 @@ from ..queue.slots import Slots
 from ..queue.work import Result, Work
 from ..smtp.reply import Reply
 from .client import ClientSettings
-from .handlers import HandlerLane, Handlers
+from .handlerlane import HandlerLane
+from .handlers import Handlers
 from .lane import Lane
 from .mx import MxLookup
-from .route import HANDLER, MX, NOWHERE, Router, Target
+from .route import HANDLER, MX, NOWHERE, UNMATCHED, WHY_UNMATCHED, Router, Target
 from .terms import LaneSettings
 from .turns import Turns
 
@@ -31,6 +33,11 @@ MX_WAITING = 200
 MX_WAITING_BYTES = 4 << 20
 # Mail without a route is looked at again after this.
 NOWHERE_S = 3600.0
+# Mail that no handler matches is looked at again after a quarter of its age, within these bounds: of a shared queue another
+# node may have the handler. A change of this server's handlers makes it due immediately.
+UNMATCHED_S = (10.0, NOWHERE_S)
+_log = logging.getLogger("pillarbox.delivery")
+_NO_HANDLER = Reply(451, "4.3.5", "No handler matches: waits for a handler")
 # Where a rate is set, as much waits in memory as goes within this.
 LINE_S = 60.0
 _UNLIMITED = 1 << 30
@@ -84,6 +91,8 @@ class Lanes:
         self._connections = 0
         self._has_refused = False
         self._is_stopping = False
+        # Mail that no handler matches is in the queue, as far as is known.
+        self._has_unmatched = False
 
     @property
     def ways(self) -> Ways:
@@ -195,15 +204,17 @@ class Lanes:
 
     # ------------------------------------------------------- for the scheduler
 
-    def next_hop(self, address: str) -> str:
+    def next_hop(self, address: str, queued: str | None = None) -> str:
         """See queue.work.Deliverer."""
-        return self._ways.router.next_hop(address)
+        return self._ways.router.next_hop(address, queued)
 
     def deliver(self, work: Work) -> None:
         """See queue.work.Deliverer."""
         key = work.next_hop
         if key in self.paused:
             self._return(work, Reply(451, "4.3.2", "The operator has paused this next hop"))
+        elif key == UNMATCHED:
+            self._return_unmatched(work)
         elif key.startswith(HANDLER):
             self._handler_lane(key).push(work)
         elif key == NOWHERE or (key.startswith(MX) and self._ways.mx is None):
@@ -217,11 +228,28 @@ class Lanes:
         work.results = [Result(r, why, "lookup", is_attempt=False, retry_at=retry_at) for r in work.recipients]
         self.finished(work)
 
+    def _return_unmatched(self, work: Work) -> None:
+        """No handler matches: the queue keeps the recipients. No attempt is counted."""
+        if not self._has_unmatched:
+            self._has_unmatched = True
+            told = {"queue_id": work.message.uid, "next_hop": UNMATCHED, "reason": WHY_UNMATCHED}
+            to = ",".join(r.address for r in work.recipients[:5])
+            _log.warning("%s to=%s: %s; other mail may wait, too", work.message.uid, to, WHY_UNMATCHED, extra=told)
+        retry_at = now = self._clock.time()
+        if self._ways.handlers.list():
+            least, most = UNMATCHED_S
+            retry_at += min(max((now - work.message.received_at) / 4, least), most)
+        # Without any handler this server does not claim it again (`blocked`), and a node that has handlers may.
+        work.results = [Result(r, _NO_HANDLER, "lookup", is_attempt=False, retry_at=retry_at) for r in work.recipients]
+        self.finished(work)
+
     def _handler_lane(self, key: str) -> HandlerLane:
         lane = self._handler_lanes.get(key)
         if lane is None:
             match, handlers = key.removeprefix(HANDLER), self._ways.handlers
-            lane = HandlerLane(key, lambda: handlers.get(match), self._clock, self.finished, self.wake, self.may_begin)
+            lane = HandlerLane(
+                key, lambda: handlers.get(match), self._clock, self.finished, self.wake, self.may_begin, handlers.match
+            )
             self._handler_lanes[key] = lane
         return lane
 
@@ -251,7 +279,7 @@ class Lanes:
     def has_room(self, next_hop: str, *, is_memory_full: bool = False) -> bool:
         """See queue.work.Deliverer."""
         if (
-            next_hop == NOWHERE
+            next_hop in (NOWHERE, UNMATCHED)
             or next_hop in self.paused
             or (self.slots is not None and self.slots.is_denied(next_hop))
         ):
@@ -275,11 +303,19 @@ class Lanes:
         """See queue.work.Deliverer."""
         keys = (*self._lanes, *self._handler_lanes)
         blocked = [key for key in keys if not self.has_room(key, is_memory_full=is_memory_full)]
+        if self._waits_for_any_handler and UNMATCHED not in self.paused:
+            blocked.append(UNMATCHED)
         return [*blocked, *(key for key in self.paused if key not in keys)]
+
+    @property
+    def _waits_for_any_handler(self) -> bool:
+        return self._has_unmatched and not self._ways.handlers.list()
 
     def down(self) -> list[str]:
         """See queue.work.Deliverer."""
         down = [key for key, lane in self._lanes.items() if lane.is_down and key not in self.paused]
+        if self._waits_for_any_handler and UNMATCHED not in self.paused:
+            down.append(UNMATCHED)
         router = self._ways.router
         return down if router.relay is not None or router.is_direct else [*down, NOWHERE]
 
@@ -307,6 +343,10 @@ class Lanes:
         for lane in self._lanes.values():
             lane.forget_backoff()
 
+    def _is_unmatched(self, key: str) -> bool:
+        """True for the key of a handler that this server does not have."""
+        return key.startswith(HANDLER) and self._ways.handlers.get(key.removeprefix(HANDLER)) is None
+
     def why_waiting(self, next_hops: Collection[str] | None = None) -> str | None:
         """See queue.work.Deliverer."""
         if next_hops is None:
@@ -315,6 +355,8 @@ class Lanes:
             next_hops = {*self._lanes, *self.paused}
         elif NOWHERE in next_hops:
             return self._ways.router.why_nowhere
+        elif any(self._is_unmatched(key) for key in next_hops):
+            return WHY_UNMATCHED
         reasons = [
             f"the next hop {key} is paused: pillarbox queue resume --next-hop {key}"
             for key in sorted(self.paused)

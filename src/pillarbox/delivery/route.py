@@ -10,6 +10,9 @@ from ..smtp.address import comparable_domain, domain_of
 
 HANDLER, RELAY, MX = "handler:", "relay:", "mx:"
 NOWHERE = ""
+# The next hop of mail that only a handler may have, while no handler matches its recipient.
+UNMATCHED = HANDLER
+WHY_UNMATCHED = "no handler matches; waits for a handler"
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,28 +53,40 @@ def relay_next_hop(relay: list[str]) -> NextHop | None:
 
 @dataclass(slots=True)
 class Router:
-    """Decides the next hop of an address, by name: handlers first, in every mode; then `relay`; then the domain's MX."""
+    """Decides the next hop of an address, by name: handlers first, in every mode; then `relay`; then the domain's MX.
+
+    `is_own(domain)` is True for a domain of the option `domains`. `is_own_relayed` sends mail for such a domain to the
+    relay when no handler matches (option `domains_via`); otherwise that mail waits for a handler.
+    """
 
     relay: NextHop | None
     find_handler: Callable[[str], str | None]
     is_direct: bool
+    is_own: Callable[[str], bool]
+    is_own_relayed: bool
 
-    def next_hop(self, address: str) -> str:
-        """The key of the next hop, NOWHERE when there is no way to go."""
+    def next_hop(self, address: str, queued: str | None = None) -> str:
+        """Returns the key of the next hop, NOWHERE without a route, UNMATCHED for mail that waits for a handler.
+
+        `queued` is the key that the queue keeps for this recipient. Mail that was queued for a handler never goes to
+        the relay or to an MX by itself, whatever handlers and options are now.
+        """
         handler = self.find_handler(address)
         if handler is not None:
             return HANDLER + handler
+        if queued is not None and queued.startswith(HANDLER):
+            return UNMATCHED
+        domain = domain_of(address)
+        if self.is_own(domain):
+            # The MX of an own domain is this server.
+            return self.relay.key if self.relay is not None and self.is_own_relayed else UNMATCHED
         if self.relay is not None:
             return self.relay.key
-        if not self.is_direct:
-            return NOWHERE
-        domain = domain_of(address)
-        # A postmaster without a domain is ours; our own MX is ourselves.
-        return MX + comparable_domain(domain) if domain else NOWHERE
+        return MX + comparable_domain(domain) if domain and self.is_direct else NOWHERE
 
     def takes_ours(self, address: str) -> bool:
-        """True when mail for one of our own domains has a way: the MX of such a domain is ourselves."""
-        return self.relay is not None or self.find_handler(address) is not None
+        """True when mail for this address of an own domain has a route: a handler, or the relay if `domains_via` allows."""
+        return (self.relay is not None and self.is_own_relayed) or self.find_handler(address) is not None
 
     @property
     def why_nowhere(self) -> str:

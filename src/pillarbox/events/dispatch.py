@@ -1,7 +1,7 @@
 """Dispatch: one event through the plugins, then to the subscribers, with as few turns of the loop as possible.
 
 A plain call while nobody suspends; an async method is driven inline by `send(None)` and gets a task only when it truly
-suspends. Failures of plugins end here.
+suspends. Failures of plugins end here, sys.exit() among them.
 """
 
 from __future__ import annotations
@@ -13,7 +13,8 @@ from collections.abc import Callable, Generator
 from types import CoroutineType
 from typing import Any
 
-from ..smtp.reply import Reply
+from ..errors import contained
+from ..smtp.reply import Reply, parse_reply
 from .catalogue import CATALOGUE, Kind, PluginFailed
 from .pipeline import SIMPLE, Pipeline, Step
 from .plugin import Eat
@@ -41,6 +42,9 @@ class Parked:
 FAILED = Reply(451, "4.3.0", "Temporary failure: try again later", reason="plugin-failed")
 FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later", reason="plugin-failed")
 _SMTPC = Kind.SMTPC
+_WANTED = 'expected None, an Eat, a Reply, an awaitable, or a text such as "550 5.7.1 Not accepted"'
+# Who eats one of these owes a reply.
+_OWES = ("cmd_", "connection", "data")
 # A failure at one of these cannot be answered; it is only logged.
 _UNANSWERED = frozenset(("disconnected", "response", "message_queued", "send_success", "send_failed", "registered"))
 
@@ -63,6 +67,7 @@ class Dispatcher:
         # The same by the event's class: asking an object for what its class says costs more.
         self._steps_of: dict[type[Any], tuple[Step, ...]] = {}
         self._running: set[asyncio.Task[Any]] = set()
+        self._eater: str | None = None
         # At hand for the next coroutine, while none is driven.
         self._driver: Generator[Any, Any, Any] | None = None
 
@@ -122,7 +127,7 @@ class Dispatcher:
                         result = self._checked(step, event, given.value)
                         if result is None:
                             continue
-            except (Exception, asyncio.CancelledError) as error:
+            except BaseException as error:
                 result = self._failed(step, event, error)
                 if result is None:
                     continue
@@ -147,7 +152,7 @@ class Dispatcher:
             step = steps[index]
             try:
                 result = step.method(server, event)
-            except (Exception, asyncio.CancelledError) as error:
+            except BaseException as error:
                 result = self._failed(step, event, error)
             if result is not None:
                 return self._take(event, steps, index, eaten, done, result)
@@ -179,6 +184,8 @@ class Dispatcher:
             if step.alias == SIMPLE:
                 self._end(event, eaten)
             return result, eaten, True
+        if result is not Eat.NONE and event.name.startswith(_OWES):
+            self._eater = step.alias
         if result is Eat.ALL:
             return Eat.ALL, eaten, True
         if result is Eat.PLUGIN:
@@ -186,6 +193,11 @@ class Dispatcher:
                 self.subscribers.notify(event)
             return Eat.PLUGIN if eaten is Eat.NONE else Eat.ALL, eaten, True
         return None, (Eat.CLIENT if result is Eat.CLIENT else eaten), False
+
+    def take_eater(self) -> str | None:
+        """Returns the plugin that ate the last event, for whoever waits for the reply that it owes."""
+        eater, self._eater = self._eater, None
+        return eater
 
     def _end(self, event: Any, eaten: Eat) -> Verdict:
         if eaten is Eat.NONE:
@@ -200,23 +212,27 @@ class Dispatcher:
         if awaitable.__class__ is not CoroutineType and not asyncio.iscoroutine(awaitable):
             if hasattr(awaitable, "__await__"):
                 return _Suspended(_await(awaitable), None, is_begun=False)
-            return self._failed(
-                step, event, TypeError(f"returned {awaitable!r}: None, an Eat, a Reply or an awaitable is wanted")
-            )
+            return self._checked(step, event, awaitable)
         if step.needs_task:
             return _Suspended(awaitable, None, is_begun=False)
         try:
             first = awaitable.send(None)
         except StopIteration as stop:
             return None if stop.value is None else self._checked(step, event, stop.value)
-        except (Exception, asyncio.CancelledError) as error:
+        except BaseException as error:
             return self._failed(step, event, error)
         return _Suspended(awaitable, first, is_begun=True)
 
     def _checked(self, step: Step, event: Any, result: Any) -> Verdict:
         if result is None or result.__class__ is Reply or result.__class__ is Eat:
             return result
-        return self._failed(step, event, TypeError(f"returned {result!r}: None, an Eat or a Reply is wanted"))
+        if isinstance(result, str):
+            try:
+                return parse_reply(result)
+            except ValueError:
+                # It is told below.
+                pass
+        return self._failed(step, event, TypeError(f"returned {result!r}: {_WANTED}"))
 
     def _park(
         self, event: Any, steps: tuple[Step, ...], index: int, eaten: Eat, done: Done | None, waiting: _Suspended
@@ -252,7 +268,7 @@ class Dispatcher:
 
     async def _wait(self, step: Step, event: Any, waiting: _Suspended) -> Verdict:
         deadline_s = getattr(step.plugin, "deadline_s", 60.0)
-        inner = asyncio.get_running_loop().create_task(waiting.rest())
+        inner = asyncio.get_running_loop().create_task(contained(waiting.rest()))
         try:
             return self._checked(step, event, await asyncio.wait_for(inner, deadline_s))
         except TimeoutError:
@@ -261,7 +277,10 @@ class Dispatcher:
             if (task := asyncio.current_task()) is not None and task.cancelling():
                 raise
             return self._failed(step, event, asyncio.CancelledError("the plugin cancelled itself"))
-        except Exception as error:
+        except BaseException as error:
+            if isinstance(error, GeneratorExit) and not inner.done():
+                # This coroutine is closed: the plugin has not failed.
+                raise
             return self._failed(step, event, error)
 
     # ------------------------------------------------------------------ failures

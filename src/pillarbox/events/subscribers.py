@@ -13,6 +13,8 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Any, Generic, TypeVar
 
+from ..errors import contained
+
 _log = logging.getLogger("pillarbox.events")
 BUFFER = 10_000
 ALL = "all"
@@ -64,7 +66,8 @@ class _Subscriber:
         assert self.callback is not None
         try:
             return self.callback(event)
-        except Exception:
+        except BaseException:
+            # sys.exit() in a subscriber does not end the server.
             _log.exception("subscriber %r failed on %s", self.callback, event.name)
             return None
 
@@ -73,7 +76,11 @@ class _Subscriber:
         while True:
             if inspect.isawaitable(result):
                 try:
-                    await result
+                    await contained(result)
+                except asyncio.CancelledError:
+                    if (task := asyncio.current_task()) is not None and task.cancelling():
+                        raise
+                    _log.warning("subscriber %r cancelled itself", self.callback)
                 except Exception:
                     _log.exception("subscriber %r failed", self.callback)
             if not self.buffer:

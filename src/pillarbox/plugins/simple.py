@@ -76,6 +76,11 @@ class RelayRule:
         mapped = getattr(address, "ipv4_mapped", None)
         return any((mapped or address) in network for network in self.networks)
 
+    def is_own(self, domain: str) -> bool:
+        """True for what the router keeps for this server: a domain of `domains`, and the postmaster without a domain."""
+        # RFC 5321 section 4.5.1: a postmaster without a domain is this host's.
+        return bool(self.domains) and (not domain or self.is_ours(domain))
+
     def is_ours(self, domain: str) -> bool:
         """True for a domain of `domains`, exact or below a `.suffix`, in any case, A-labels or U-labels."""
         domain = comparable_domain(domain)

@@ -193,7 +193,7 @@ class LiveSteering:
         self._explain = explain
         self._scheduler = scheduler
         self._commit = commit
-        self._why_waiting = why_waiting
+        self.why_waiting = self._why_waiting = why_waiting
         self._live = live
 
     async def list(self, query: Query) -> Rows:

@@ -378,8 +378,10 @@ def _steer(action: Action, r: Recipient, now: float) -> bool:
     elif action is Action.RELEASE and r.state == "held":
         r.state = "deferred" if r.attempts else "queued"
         r.due_at = now + 3600 if r.is_leased else now
-    elif action is Action.RETRY and r.state in ACTIVE and not r.is_leased:
+    elif action in (Action.RETRY, Action.REROUTE) and r.state in ACTIVE and not r.is_leased:
         r.due_at = now
+        if action is Action.REROUTE:
+            r.next_hop = None
     elif action is Action.CANCEL and r.state not in FINAL:
         r.state, r.due_at = "cancelled", None
     else:

@@ -120,6 +120,8 @@ class Action(Enum):
     HOLD = "hold"
     RELEASE = "release"
     RETRY = "retry"
+    # As RETRY, and routed as if it had just come: the next hop that the queue keeps is forgotten.
+    REROUTE = "reroute"
     CANCEL = "cancel"
 
 

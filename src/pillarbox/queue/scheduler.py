@@ -165,7 +165,7 @@ class Scheduler:
         is_full = self._is_memory_full
         has_room = True
         for r in message.recipients:
-            r.next_hop = deliverer.next_hop(r.address)
+            r.next_hop = deliverer.next_hop(r.address, r.next_hop)
             has_room = has_room and deliverer.has_room(r.next_hop, is_memory_full=is_full)
         if not self._is_running or self.is_paused or message.is_held:
             return message
@@ -200,11 +200,12 @@ class Scheduler:
         # What is retried is routed anew: options and handlers may have changed.
         route, now = self._deliverer.next_hop, self._clock.monotonic()
         if len(recipients) == 1:
-            works = [Work(message, route(recipients[0].address), recipients, 0.0, 0.0, False, now)]
+            only = recipients[0]
+            works = [Work(message, route(only.address, only.next_hop), recipients, 0.0, 0.0, False, now)]
         else:
             groups: dict[str, list[Recipient]] = {}
             for recipient in recipients:
-                groups.setdefault(route(recipient.address), []).append(recipient)
+                groups.setdefault(route(recipient.address, recipient.next_hop), []).append(recipient)
             works = [Work(message, hop, group, 0.0, 0.0, False, now) for hop, group in groups.items()]
         for work in works:
             self._in_hand[id(work)] = work
@@ -455,7 +456,7 @@ class Scheduler:
             try:
                 count = await self._commit.run(lambda store: store.wake(next_hop, stages, now))
                 if count:
-                    _log.info("next hop %s is back: %d deferred recipients are due now", next_hop, count)
+                    _log.info("next hop %s takes mail again: %d recipients are due now", next_hop, count)
             except Exception as error:
                 _log.error("what waits for %s keeps its time: %s", next_hop, error)
             self.wake()

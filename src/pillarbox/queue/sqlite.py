@@ -413,7 +413,7 @@ class SqliteStore:
         sql = SQL[action.value]
         changed: list[str] = []
         for key, uid in self._read.ids(query):
-            self._db.execute(sql, (now, key) if action in (Action.RELEASE, Action.RETRY) else (key,))
+            self._db.execute(sql, (now, key) if action in (Action.RELEASE, Action.RETRY, Action.REROUTE) else (key,))
             if self._db.changes():
                 changed.append(uid)
                 if action is Action.CANCEL:

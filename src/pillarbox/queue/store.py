@@ -169,7 +169,7 @@ class Store(Protocol):
         """Messages, oldest first, with all their recipients, without attempts."""
 
     def change(self, action: Action, query: Query, now: float) -> list[str]:
-        """Holds, releases, retries or cancels what the query means; the uids of what was changed."""
+        """Holds, releases, retries, reroutes or cancels what the query means; the uids of what was changed."""
 
     def wake(self, next_hop: str, stages: Collection[str], now: float) -> int:
         """What was deferred for a fault of this next hop as a whole, or never tried, is due now; how many recipients."""

@@ -283,7 +283,7 @@ class WholeQueue:
         return views[: query.limit]
 
     async def next_hops(self, limit: int = 200) -> Rows:
-        """What waits for whom, the most first: next_hop, recipients by state, earliest due time."""
+        """Returns what waits for whom, the most first: next_hop, recipients by state, earliest due time, and why it waits."""
         hops: dict[str, dict[str, Any]] = {}
         for rows in await self._read(lambda reader: reader.next_hops(limit)):
             for hop, state, count, due_at in rows:
@@ -291,6 +291,8 @@ class WholeQueue:
                 row[state] += count
                 times = [at for at in (row["due_at"], due_at) if at is not None]
                 row["due_at"] = min(times) if times else None
+        for hop, row in hops.items():
+            row["reason"] = self._own.why_waiting({hop}) if row["queued"] or row["deferred"] else None
         found = sorted(hops.values(), key=lambda row: (-row["queued"] - row["deferred"] - row["held"], row["next_hop"]))
         return found[:limit]
 

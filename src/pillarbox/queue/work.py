@@ -60,8 +60,8 @@ def give_back(work: Work, now: float) -> None:
 class Deliverer(Protocol):
     """The delivering side, as the scheduler sees it."""
 
-    def next_hop(self, address: str) -> str:
-        """The key of the next hop of a recipient, decided by name alone."""
+    def next_hop(self, address: str, queued: str | None) -> str:
+        """Returns the key of a recipient's next hop, decided by name alone. `queued` is the key that the queue keeps."""
 
     def deliver(self, work: Work) -> None:
         """Takes work for one next hop; ends with Scheduler.finished(work)."""

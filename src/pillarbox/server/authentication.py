@@ -126,7 +126,7 @@ class Authentication:
             context.guesses.take_back(attempt)
             self._refuse(_BUSY, credentials.username)
             return
-        except Exception:
+        except (Exception, SystemExit, KeyboardInterrupt):
             context.guesses.take_back(attempt)
             _log.exception("session %s: the authenticator failed", self._session.facts.client_id)
             self._refuse(_FAULT, credentials.username)

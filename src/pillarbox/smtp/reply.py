@@ -23,12 +23,33 @@ def enhanced_fits(code: int, enhanced: str) -> bool:
     return found is not None and int(found.group(1)) == code // 100
 
 
-class Reply:
-    """One SMTP reply: `Reply(550, "5.7.1", "not here", "and not there")`.
+_SHAPED = re.compile(r"[\d.]*\Z")
 
-    `enhanced` is a string such as "5.7.1", or None. `lines` holds at least one line of text, without line ends.
-    Raises ValueError for a code outside 200..599, a class digit that does not fit the code, and for CR, LF or other
-    control characters in the text. Immutable.
+
+def read_status(code: int, enhanced: str, lines: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
+    """Returns the enhanced status code and the lines, where the second argument of a reply may be text.
+
+    `(550, "not you")` has no status code, `(550, "5.7.1 not you")` has one in front of its text. ValueError for what looks
+    like a status code and does not fit the reply code.
+    """
+    if not isinstance(enhanced, str):
+        raise ValueError(f'reply: invalid enhanced status code {enhanced!r}: expected text such as "5.7.1", or None')
+    if enhanced_fits(code, enhanced):
+        return enhanced, lines
+    if _SHAPED.match(enhanced):
+        raise ValueError(f"enhanced status code {enhanced!r} does not fit reply code {code}: RFC 2034 section 4")
+    found = _WITH_STATUS.match(enhanced)
+    if found is not None and enhanced_fits(code, found[1]):
+        return found[1], (found[2], *lines)
+    return None, (enhanced, *lines)
+
+
+class Reply:
+    """One SMTP reply: `Reply(550, "5.7.1", "not here", "and not there")`, or `Reply(550, "not here")`.
+
+    `enhanced` is a string such as "5.7.1", or None; a string that is no status code is the first line of text. `lines`
+    holds at least one line of text, without line ends. Raises ValueError for a code outside 200..599, a class digit that
+    does not fit the code, what is not text, and for CR, LF or other control characters in it. Immutable.
 
     `reason` is a word for log lines and metrics, never sent: `Reply(450, "4.7.1", "Try later", reason="greylisted")`.
     """
@@ -44,9 +65,11 @@ class Reply:
     def __init__(self, code: int, enhanced: str | None = None, *lines: str, reason: str = "") -> None:
         if not isinstance(code, int) or not 200 <= code <= 599:
             raise ValueError(f"reply code {code!r}: give a number from 200 to 599")
-        if enhanced is not None and not enhanced_fits(code, enhanced):
-            raise ValueError(f"enhanced status code {enhanced!r} does not fit reply code {code}: RFC 2034 section 4")
+        if enhanced is not None:
+            enhanced, lines = read_status(code, enhanced, lines)
         for line in lines:
+            if not isinstance(line, str):
+                raise ValueError(f"reply: invalid line {line!r}: expected text")
             if _FORBIDDEN.search(line):
                 raise ValueError(
                     f"reply text {line!r} has a control character; give each line as an argument of its own"

@@ -306,6 +306,15 @@ SELECT message_id FROM released;
 UPDATE due SET due_at = coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8)
 WHERE message_id = ANY(%(ids)s) AND owner IS NULL RETURNING message_id;
 
+-- name: reroute
+WITH free AS (
+  UPDATE due SET due_at = coalesce(%(now)s::float8, extract(epoch FROM clock_timestamp())::float8), next_hop = ''
+  WHERE message_id = ANY(%(ids)s) AND owner IS NULL RETURNING message_id, number
+), forgotten AS (
+  UPDATE recipient r SET next_hop = NULL FROM free f WHERE r.message_id = f.message_id AND r.number = f.number
+)
+SELECT message_id FROM free;
+
 -- name: wake
 WITH back AS (
   SELECT d.message_id, d.number FROM due d JOIN recipient r ON r.message_id = d.message_id AND r.number = d.number

@@ -164,6 +164,10 @@ WHERE message_id = ?2 AND state = 'held';
 -- name: retry
 UPDATE recipient SET due_at = ?1 WHERE message_id = ?2 AND state IN ('queued', 'deferred') AND NOT leased;
 
+-- name: reroute
+UPDATE recipient SET due_at = ?1, next_hop = NULL
+WHERE message_id = ?2 AND state IN ('queued', 'deferred') AND NOT leased;
+
 -- name: cancel
 UPDATE recipient SET state = 'cancelled', due_at = NULL
 WHERE message_id = ? AND state IN ('queued', 'deferred', 'held');
