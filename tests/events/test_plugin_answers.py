@@ -62,7 +62,7 @@ def test_plugin_answer_as_text_is_a_reply(kind: str, tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, store="memory", plugins={"p": Answers("550 5.7.1 not you", kind)}) as server:
             assert await rcpt(server) == "550 5.7.1 not you"
-            for nonsense in ("not you", "550 a\r\nb", "", 550, True, ("550",)):
+            for nonsense in ("not you", "250 OK", "354 go on", "550 a\r\nb", "", 550, True, ("550",)):
                 server.plugin_del("p")
                 server.plugin_add("p", Answers(nonsense, kind))
                 assert await rcpt(server) == "451 4.3.0 Temporary failure: try again later"

@@ -59,7 +59,7 @@ def test_reply() -> None:
     )
     with pytest.raises(AttributeError, match="does not change"):
         reply.code = 250
-    for bad in ((99,), (600,), ("250",), (250, "5.1.1"), (550, "x"), (250, None, "a\nb"), (250, None, "a\0")):
+    for bad in ((99,), (600,), ("250",), (250, "5.1.1"), (550, "5.7"), (250, None, "a\nb"), (250, None, "a\0")):
         with pytest.raises(ValueError):
             Reply(*bad)  # type: ignore[arg-type]
     long = format_reply(Reply(250, "2.0.0", "x" * 1000, "ü" * 300))

@@ -7,6 +7,7 @@ suspends. Failures of plugins end here, sys.exit() among them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import types
 from collections.abc import Callable, Generator
@@ -42,7 +43,7 @@ class Parked:
 FAILED = Reply(451, "4.3.0", "Temporary failure: try again later", reason="plugin-failed")
 FAILED_AT_CONNECTION = Reply(421, "4.3.0", "Temporary failure: try again later", reason="plugin-failed")
 _SMTPC = Kind.SMTPC
-_WANTED = 'expected None, an Eat, a Reply, an awaitable, or a text such as "550 5.7.1 Not accepted"'
+_WANTED = 'expected None, an Eat, a Reply, an awaitable, or a text of 4yz or 5yz such as "550 5.7.1 Not accepted"'
 # Who eats one of these owes a reply.
 _OWES = ("cmd_", "connection", "data")
 # A failure at one of these cannot be answered; it is only logged.
@@ -227,11 +228,10 @@ class Dispatcher:
         if result is None or result.__class__ is Reply or result.__class__ is Eat:
             return result
         if isinstance(result, str):
-            try:
-                return parse_reply(result)
-            except ValueError:
-                # It is told below.
-                pass
+            # A text may refuse, never accept: a plugin that returns some string by mistake must not let mail in.
+            with contextlib.suppress(ValueError):
+                if (reply := parse_reply(result)).code >= 400:
+                    return reply
         return self._failed(step, event, TypeError(f"returned {result!r}: {_WANTED}"))
 
     def _park(
