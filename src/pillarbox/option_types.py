@@ -48,6 +48,9 @@ class MailServerOptions(TypedDict, total=False):
     """PEM file with the private key; default: the certificate's file"""
     domains: str | Sequence[str] | None
     """domains that strangers may send to; .example.org means every subdomain"""
+    domains_via: Literal["handlers", "relay"]
+    """where mail for domains goes when no handler matches: handlers: refused at RCPT, and queued mail waits for a
+    handler; relay: to the relay (default of pillarbox serve)"""
     trust: str | Sequence[str] | None
     """networks (CIDR) that may relay, without authentication"""
     authenticator: Callable[[str, str], Verdict | Awaitable[Verdict]] | None
