@@ -316,6 +316,7 @@ def test_reload_without_a_server_says_so(tmp_path: Path) -> None:
 def test_a_queues_password_is_not_shown(tmp_path: Path) -> None:
     file = tmp_path / "pillarbox.toml"
     file.write_text('queue = "postgresql://me:hushhush@db.test/mail"\n')
+    file.chmod(0o640)
     done = pillarbox("config", "show", str(file), "--json")
     assert "hushhush" not in done.stdout and "db.test/mail" in done.stdout
     file.write_text('queue = "mysql://me:hushhush@db.test/mail"\n')

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
         AddressError,
         CommitInDoubtError,
         DuplicateUidError,
+        ExitError,
         ListenError,
         NotRunningError,
         OptionError,
@@ -35,8 +36,8 @@ if TYPE_CHECKING:
     from .smtp.reply import Reply
 
 _ERRORS = (
-    "AddressError", "CommitInDoubtError", "DuplicateUidError", "ListenError", "NotRunningError", "OptionError", "PillarboxError",
-    "PluginError", "StateError", "StoreError", "StoreFullError", "StoreLockedError",
+    "AddressError", "CommitInDoubtError", "DuplicateUidError", "ExitError", "ListenError", "NotRunningError", "OptionError",
+    "PillarboxError", "PluginError", "StateError", "StoreError", "StoreFullError", "StoreLockedError",
 )  # fmt: skip
 _PLACES = {
     "Account": "server.accounts",
@@ -62,6 +63,7 @@ __all__ = [
     "DuplicateUidError",
     "Eat",
     "Event",
+    "ExitError",
     "Handler",
     "Item",
     "ListenError",

@@ -19,6 +19,7 @@ from typing import IO, Any, Self, TypeVar, Unpack, overload
 
 from .capture.inbox import Inbox
 from .clock import Clock, SystemClock, loop_factory
+from .config.files import check_folder
 from .delivery.handlers import Handler, Handlers, Item, check_match, parse_handlers
 from .errors import DuplicateUidError, ListenError, OptionError, StateError
 from .events import catalogue as e
@@ -165,6 +166,8 @@ class MailServer(EventSide):
         self._loop = asyncio.get_running_loop()
         parts = self._parts
         given = self.plugin_list()
+        for text in check_folder(self.options.data_dir):
+            _log.warning("data directory: %s", text)
         parts.store.open()
         try:
             await parts.start()

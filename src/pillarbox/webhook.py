@@ -15,6 +15,7 @@ import binascii
 import hashlib
 import hmac
 import json
+import logging
 import ssl
 import time
 from collections.abc import Mapping
@@ -23,10 +24,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from . import __version__
+from .config.files import exposed_text
 from .delivery.answers import Defer, Reject
 from .delivery.handlers import Item
 from .errors import OptionError, PillarboxError
 from .httppost import PostError, post
+
+_log = logging.getLogger("pillarbox.webhook")
 
 # It shall not come again: the request itself is at fault, or the place is gone for ever.
 PERMANENT = (400, 404, 405, 410, 413, 415, 422)
@@ -70,6 +74,9 @@ class Webhook:
         if kind not in KINDS:
             raise OptionError(f"webhook: kind {kind!r}: there are {' and '.join(KINDS)}")
         if secret_file is not None:
+            exposed = exposed_text(secret_file, "the secret of a webhook")
+            if exposed is not None:
+                _log.warning("webhook: %s", exposed)
             try:
                 with open(secret_file, encoding="utf-8") as file:
                     secret = file.readline().strip()

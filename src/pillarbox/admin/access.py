@@ -11,6 +11,7 @@ import hmac
 import json
 import os
 import secrets
+import stat
 import time
 
 from starlette.datastructures import Headers
@@ -147,8 +148,9 @@ class Guard:
 def write_file(folder: str, url: str, token: str) -> str:
     """admin.json, readable by the owner alone: where the API is, and its token."""
     path = os.path.join(folder, FILE)
-    temporary = f"{path}.{os.getpid()}.tmp"
-    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    # A name that nobody can have made before.
+    temporary = f"{path}.{secrets.token_hex(8)}.tmp"
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
         json.dump({"url": url, "token": token}, file)
     os.replace(temporary, path)
@@ -156,9 +158,13 @@ def write_file(folder: str, url: str, token: str) -> str:
 
 
 def read_token(folder: str) -> str | None:
-    """The token of before, so that a restart logs nobody out."""
+    """The token of before, so that a restart logs nobody out. None for a file that is not ours alone."""
     try:
-        with open(os.path.join(folder, FILE), encoding="utf-8") as file:
+        handle = os.open(os.path.join(folder, FILE), os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        with os.fdopen(handle, encoding="utf-8") as file:
+            status = os.fstat(handle)
+            if status.st_uid != os.geteuid() or stat.S_IMODE(status.st_mode) & 0o077:
+                return None
             found = json.load(file).get("token")
     except (OSError, ValueError, AttributeError):
         return None

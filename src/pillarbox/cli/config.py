@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..errors import OptionError
+from .terminal import say
 
 config_app = typer.Typer(no_args_is_help=True, help="Check, show and begin a configuration file.")
 
@@ -39,7 +40,7 @@ def check(file: File = None) -> None:
         print(f"{count} fault{'' if count == 1 else 's'} in {path}", file=sys.stderr)
         raise typer.Exit(1) from None
     for warning in warnings:
-        print(f"warning: {warning}")
+        say(f"warning: {warning}", is_error=True)
     print(f"{path}: no faults")
 
 

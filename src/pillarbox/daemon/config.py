@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from ..config.faults import fault_text, unknown_text
+from ..config.files import exposed_text, open_folder_text
 from ..config.units import PathText, Seconds
 from ..errors import OptionError
 from ..options import SECRETS, Options
@@ -157,6 +157,7 @@ def load(path: str | None, environment: Mapping[str, str], flags: Mapping[str, A
     settings.update({name: Setting(value, _flag(name)) for name, value in flags.items()})
     config = Config(path, settings, warnings=warnings)
     _judge(config, faults)
+    _warn_of_files(config)
     if faults:
         raise ConfigError(faults, config)
     return config
@@ -202,12 +203,9 @@ def _of_file(path: str, faults: list[Fault]) -> Iterator[tuple[str, Setting]]:
         elif key in ("plugins", "handlers"):
             yield key, Setting([_Entry(one, *_lines_of(lines, key, n)) for n, one in enumerate(_list(value))], place)
         else:
-            if key == "relay_pass" and _others_may_read(path):
-                faults.append(
-                    Fault(
-                        place, f"'relay_pass' in a file that others may read: chmod 600 {path}, or use relay_pass_file"
-                    )
-                )
+            secret = exposed_text(path, f"{key!r}") if _has_secret(key, value) else None
+            if secret is not None:
+                faults.append(Fault(place, secret + ", or keep it in a file of its own" * (key == "relay_pass")))
             yield key, Setting(_relative(key, value, folder), place)
 
 
@@ -242,8 +240,37 @@ def _relative(key: str, value: Any, folder: str) -> Any:
     return value
 
 
-def _others_may_read(path: str) -> bool:
-    return bool(os.stat(path).st_mode & (stat.S_IRGRP | stat.S_IROTH))
+def _has_secret(key: str, value: Any) -> bool:
+    """True for a password, also within the URL of a database."""
+    return key == "relay_pass" or (key == "queue" and isinstance(value, str) and _has_password(value))
+
+
+def _has_password(url: str) -> bool:
+    return ":" in url.partition("://")[2].rpartition("@")[0]
+
+
+# Options that are files with a secret in them.
+_SECRET_FILES = {
+    "tls_key": "the private key",
+    "auth_file": "password hashes",
+    "relay_pass_file": "the password",
+}
+
+
+def _warn_of_files(config: Config) -> None:
+    """What every user may read and should not, and code that every user may write."""
+    paths = {name: config.settings[name].value for name in _SECRET_FILES if name in config.settings}
+    if "tls_key" not in paths and "tls_cert" in config.settings:
+        paths["tls_cert"] = config.settings["tls_cert"].value
+    found = [
+        (name, exposed_text(str(path), _SECRET_FILES.get(name, "the private key")))
+        for name, path in paths.items()
+        if path
+    ]
+    found += [("python_path", open_folder_text(folder)) for folder in config.daemon.python_path]
+    for name, text in found:
+        if text is not None:
+            config.warnings.append(Fault(config.place(name), text))
 
 
 def _toml_fault(path: str, text: str, message: str) -> Fault:

@@ -66,6 +66,11 @@ def resolve(config: Config, *, with_plugins: bool = True) -> dict[str, Any]:
     return options
 
 
+def without_code(config: Config) -> dict[str, Any]:
+    """The options without plugins and handlers, and with any authenticator: all that binding needs. Imports nothing."""
+    return {**config.options, "authenticator": bool} if "authenticator" in config.settings else dict(config.options)
+
+
 def check(path: str, environment: Mapping[str, str]) -> list[Fault]:
     """Looks at all that can be found out without starting: options, names, certificates, account files.
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import fcntl
 import os
 
+from ..config.files import check_folder
 from ..errors import StoreError, StoreLockedError
 
 NAME = "server.pid"
@@ -15,6 +16,7 @@ NAME = "server.pid"
 
 def claim(folder: str) -> int:
     """Locks the file and writes our pid; keep the descriptor open. StoreLockedError when a server has it."""
+    check_folder(folder)
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
         handle = os.open(os.path.join(folder, NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)

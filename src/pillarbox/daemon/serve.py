@@ -28,7 +28,7 @@ from ..server.tls import server_context
 from .config import Config, DaemonOptions, Setting, admin_address, load
 from .giveway import give_way
 from .handover import Handover, Trial, become_new, hold_signals, is_check, let_signals, received
-from .loading import resolve
+from .loading import resolve, without_code
 from .logs import configure_logs
 from .pid import claim
 from .privileges import become, find_identity
@@ -78,13 +78,12 @@ MakeSide = Callable[[MailServer, tuple[str, int] | None, Sequence[str]], Side]
 def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None = None) -> None:
     """Blocks until the server has been shut down. `flags` by option name. Raises PillarboxError for what is in its way."""
     config = read_config(file, flags)
-    daemon, given = config.daemon, resolve(config)
-    activated = activated_sockets()
+    daemon, activated = config.daemon, activated_sockets()
     if activated:
         # The service manager has bound them: where the server listens is not for it to say.
-        given.pop("address", None)
-        given["listen"] = as_listen(activated)
-    options = parse_options(given)
+        config.options.pop("address", None)
+        config.options["listen"] = as_listen(activated)
+    options = parse_options(without_code(config))
     count = count_workers(daemon.workers)
     as_json = None if daemon.log_format == "auto" else daemon.log_format == "json"
     configure_logs(daemon.log_level, as_json=as_json)
@@ -98,12 +97,24 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     if count > 1 and options.capture:
         raise OptionError(f"workers {count}: option 'capture' is of one process; use workers 1")
     if is_check():
-        MailServer(**given)
+        MailServer(**resolve(config))
         return
     left = received()
     rows = _rows(left, activated, options, count)
     if daemon.user is not None:
         become(find_identity(daemon.user), options.data_dir)
+    elif os.geteuid() == 0:
+        _log.warning(
+            "serving as root: name a user for the option `user`, which the server becomes once its ports are bound"
+        )
+    # Code of others is imported by the user that serves, never by root on its way there.
+    try:
+        given = resolve(config)
+        parse_options(given)
+    except OptionError:
+        if left is None:
+            close_all(rows)
+        raise
     pid_file = _claim(options, rows, is_first=left is None)
     if left is not None:
         # Not the server starts, a new image of it: what was paused or resumed meanwhile counts.

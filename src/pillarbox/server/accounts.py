@@ -6,9 +6,12 @@ A line: `name:scrypt$N$r$p$salt$hash[:address,@domain,*]`. Hashes are scrypt (RF
 from __future__ import annotations
 
 import base64
+import contextlib
+import fcntl
 import hashlib
 import hmac
 import os
+import stat
 from dataclasses import dataclass
 
 from ..errors import OptionError
@@ -150,21 +153,53 @@ def format_line(name: str, hashed: str, may_send_as: tuple[str, ...]) -> str:
     return f"{name}:{hashed}" + (f":{','.join(may_send_as)}" if may_send_as else "")
 
 
-def update_file(path: str, name: str, line: str | None) -> bool:
-    """Sets or (None) removes an account; the file is replaced as a whole, mode 0600. True if the name was there."""
-    lines: list[str] = []
+def update_file(path: str | os.PathLike[str], name: str, line: str | None) -> bool:
+    """Sets or (None) removes an account; the file is replaced as a whole. True if the name was there.
+
+    It keeps its owner, group and mode, so that a server of another user can still read it; a new one is 0600. Changes
+    at the same time wait for each other.
+    """
+    target = os.path.realpath(path)
+    lock = _locked(target, is_made=line is not None)
+    if lock is None:
+        return False
     try:
-        with open(path, encoding="utf-8") as file:
-            lines = file.read().splitlines()
-    except FileNotFoundError:
-        pass
+        return _replace(target, lock, name, line)
+    finally:
+        os.close(lock)
+
+
+def _locked(path: str, *, is_made: bool) -> int | None:
+    """A descriptor of the file, locked; None where there is none and none is made."""
+    while True:
+        try:
+            handle = os.open(path, os.O_RDWR | os.O_CLOEXEC | (os.O_CREAT if is_made else 0), 0o600)
+        except FileNotFoundError:
+            if is_made:
+                raise
+            return None
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.stat(path).st_ino == os.fstat(handle).st_ino:
+                return handle
+        # The one before us has replaced the file: the lock is on the old one.
+        os.close(handle)
+
+
+def _replace(path: str, lock: int, name: str, line: str | None) -> bool:
+    with open(path, encoding="utf-8") as file:
+        lines = file.read().splitlines()
     kept = [old for old in lines if not _is_entry(old) or old.partition(":")[0] != name]
     was_there = len(kept) != len(lines)
     if line is not None:
         kept.append(line)
+    before = os.fstat(lock)
     temporary = f"{path}.{os.getpid()}.tmp"
     handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600)
     with os.fdopen(handle, "w", encoding="utf-8") as file:
+        if (before.st_uid, before.st_gid) != (os.geteuid(), os.getegid()):
+            os.fchown(handle, before.st_uid, before.st_gid)
+        os.fchmod(handle, stat.S_IMODE(before.st_mode))
         file.write("".join(f"{one}\n" for one in kept))
         file.flush()
         os.fsync(file.fileno())
