@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -23,8 +24,11 @@ FLAGS = [
 
 
 @contextmanager
-def browsing(base: str) -> Iterator[Any]:
-    """A page; at the end it must not have complained, nor asked any other host than `base`."""
+def browsing(base: str, *, is_hostile: bool = False) -> Iterator[Any]:
+    """A page; at the end it must not have complained, nor asked any other host than `base`.
+
+    `is_hostile`: the page shows a message that tries to load and run something; the browser reports what it has blocked.
+    """
     if os.environ.get("CI"):
         import playwright.sync_api as playwright
     else:
@@ -34,9 +38,20 @@ def browsing(base: str) -> Iterator[Any]:
         try:
             page = browser.new_page(viewport={"width": 1100, "height": 800})
             complaints: list[str] = []
-            page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+            blocked = re.compile("Content Security Policy|Blocked script execution|ERR_BLOCKED_BY_CSP")
+            page.on(
+                "console",
+                lambda message: (
+                    complaints.append(message.text)
+                    if message.type == "error" and not (is_hostile and blocked.search(message.text))
+                    else None
+                ),
+            )
             page.on("pageerror", lambda error: complaints.append(str(error)))
-            page.on("request", lambda r: complaints.append(r.url) if not r.url.startswith(base) else None)
+            page.on(
+                "requestfinished" if is_hostile else "request",
+                lambda r: complaints.append(r.url) if not r.url.startswith((base, "data:")) else None,
+            )
             yield page
             assert complaints == []
         finally:

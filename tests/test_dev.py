@@ -176,7 +176,7 @@ def hostile_html() -> EmailMessage:
 def test_in_a_browser(tmp_path: Path) -> None:
     """Mail shows at once; its HTML is styled, and neither runs nor loads anything."""
     pictures = shots(tmp_path)
-    with dev("--keep=100") as server, browsing(server.url) as page:
+    with dev("--keep=100") as server, browsing(server.url, is_hostile=True) as page:
         page.goto(server.url + "/inbox")
         assert "Nothing yet" in page.locator("#inbox").inner_text()
         server.send(subject="first")
@@ -197,7 +197,10 @@ def test_in_a_browser(tmp_path: Path) -> None:
         connection.request("GET", str(link.get_attribute("href")))
         answer = connection.getresponse()
         assert answer.read() == b"x" * 3000 and answer.getheader("content-type") == "application/octet-stream"
-        assert answer.getheader("content-disposition") == 'attachment; filename="a__b___.html"'
+        assert (
+            answer.getheader("content-disposition")
+            == "attachment; filename=\"a _b___.html\"; filename*=UTF-8''a%20%22b%22%3C%3E.html"
+        )
         connection.close()
         page.goto(server.url + "/inbox?subject=first")
         assert page.locator("#inbox tbody tr").count() == 1

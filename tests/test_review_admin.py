@@ -17,7 +17,8 @@ from typing import Any
 
 import pytest
 
-from pillarbox.admin.parsed import MOST_INLINE_BYTES, html_page, parsed_view
+from pillarbox.admin.htmlview import MOST_INLINE_BYTES
+from pillarbox.admin.parsed import html_page, parsed_view
 from pillarbox.daemon.config import ConfigError, load
 from pillarbox.daemon.loading import check, resolve
 from pillarbox.daemon.tomllines import key_lines

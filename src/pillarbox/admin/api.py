@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
@@ -15,11 +15,12 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 from .. import __version__
 from ..app import MailServer
 from ..errors import DuplicateUidError, PillarboxError
+from ..mail.content import Content
 from ..options import Options
 from ..queue.control import parse_query
 from ..queue.model import Action, Query
 from . import metrics, reading, stream
-from .parsed import up_to
+from .parsed import MOST_PARSED_BYTES
 from .rows import Row, openapi
 
 MOST_ROWS = 1000
@@ -189,7 +190,9 @@ class Api:
         found = await self._server.queued_content(request.path_params["uid"])
         if found is None:
             return _unknown(request)
-        return JSONResponse(await reading.view(await asyncio.to_thread(up_to, found.chunks())))
+        if reading.is_too_large(found.size_bytes):
+            return _too_large(found)
+        return JSONResponse(await reading.view(found.chunks(), found.size_bytes))
 
     async def attachment(self, request: Request) -> Response:
         """One file of it."""
@@ -197,13 +200,20 @@ class Api:
         number = request.path_params["number"]
         if found is None or not (number.isascii() and number.isdigit()):
             return _unknown(request)
-        octets = await asyncio.to_thread(up_to, found.chunks())
-        part = await reading.part(octets, int(number[:6]))
+        if reading.is_too_large(found.size_bytes):
+            return _too_large(found)
+        part = await reading.part(found.chunks(), found.size_bytes, int(number[:6]))
         if part is None:
-            return _unknown(request)
+            return JSONResponse({"error": f"message {request.path_params['uid']} has no attachment {number}"}, 404)
+        if isinstance(part, bool):
+            return JSONResponse({"error": "the message took too long to read, or too much memory: fetch /content"}, 422)
         # Never shown by a browser as a page of ours.
-        headers = {"content-disposition": f'attachment; filename="{part[0]}"'}
-        return Response(part[1], media_type="application/octet-stream", headers=headers)
+        headers = {
+            "content-disposition": content_disposition(part.name),
+            "content-length": str(part.size_bytes),
+            "content-security-policy": "default-src 'none'; sandbox",
+        }
+        return StreamingResponse(part.chunks(), media_type="application/octet-stream", headers=headers)
 
     async def events(self, request: Request) -> Response:
         """What happens."""
@@ -324,6 +334,21 @@ def _query(request: Request, *others: str) -> Query:
         else:
             fields[name] = text
     return parse_query(fields)
+
+
+def _too_large(content: Content) -> Response:
+    text = f"the message has {content.size_bytes} octets: up to {MOST_PARSED_BYTES} it is taken apart; fetch /content"
+    return JSONResponse({"error": text}, 413)
+
+
+def content_disposition(name: str) -> str:
+    """The header for a download by that name (RFC 6266): ASCII for old programs, then the name as it is."""
+    # Only the last part of a path; controls and marks that turn the direction of a text are no part of a name.
+    name = re.split(r"[/\\]", name)[-1].strip() or name
+    name = re.sub("[\x00-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069]", "_", name)[-200:]
+    plain = re.sub(r"[^A-Za-z0-9._ ()+,=@~-]", "_", name)
+    extended = "" if plain == name else f"; filename*=UTF-8''{quote(name, safe='')}"
+    return f'attachment; filename="{plain}"{extended}'
 
 
 def _unknown(request: Request) -> Response:

@@ -14,7 +14,6 @@ from ..capture.inbox import Wanted
 from ..errors import OptionError
 from ..queue.model import View
 from . import reading
-from .parsed import MOST_PARSED_BYTES
 from .rows import Row
 
 LONGEST_WAIT_S = 60.0
@@ -95,14 +94,14 @@ class InboxApi:
             )
         except TimeoutError as error:
             return JSONResponse({"error": str(error)}, 404)
-        return JSONResponse(envelope_json(found) | await reading.view(found.octets[:MOST_PARSED_BYTES]))
+        return JSONResponse(envelope_json(found) | await reading.view([found.octets], len(found.octets)))
 
     async def inbox_get(self, request: Request) -> Response:
         """One."""
         found = await self._server.inbox.get(request.path_params["uid"])
         if found is None:
             return _unknown(request)
-        return JSONResponse(envelope_json(found) | await reading.view(found.octets[:MOST_PARSED_BYTES]))
+        return JSONResponse(envelope_json(found) | await reading.view([found.octets], len(found.octets)))
 
     async def inbox_clear(self, request: Request) -> Response:
         """All of them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections import deque
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from ..app import MailServer
 from ..capture.inbox import CAPTURED, Wanted
 from ..queue.control import parse_query
 from . import reading
-from .parsed import HTML_POLICY, up_to
+from .htmlview import HTML_POLICY, SANDBOX
 from .rows import answering_errors
 
 HERE = Path(__file__).parent
@@ -28,7 +27,8 @@ STATIC = HERE / "static"
 SAMPLE_S = 5.0
 SAMPLES = 720
 PAGE_ROWS = 200
-_PARSED_BYTES = 1 << 20
+# Of a longer text the page shows this much and says so.
+SHOWN_CHARACTERS = 1 << 20
 _TITLES = (("/", "Overview"), ("/queue", "Queue"), ("/sessions", "Sessions"), ("/events", "Events"))
 
 
@@ -131,14 +131,16 @@ class Pages:
         content = await self._server.queued_content(uid)
         parsed = None
         if content is not None:
-            parsed = await reading.view(await asyncio.to_thread(up_to, content.chunks(), _PARSED_BYTES))
+            parsed = await reading.view(content.chunks(), content.size_bytes)
         is_inbox = row["received"].get("held_for") == CAPTURED and row["state"] == "held"
-        return self._page("message.html", request, row=row, parsed=parsed, is_inbox=is_inbox)
+        return self._page(
+            "message.html", request, row=row, parsed=parsed, is_inbox=is_inbox, sandbox=SANDBOX, most=SHOWN_CHARACTERS
+        )
 
     async def html(self, request: Request) -> Response:
         """A message's HTML: a document of its own, for a frame, that may do nothing."""
         content = await self._server.queued_content(request.path_params["uid"])
-        page = None if content is None else await reading.html(await asyncio.to_thread(up_to, content.chunks()))
+        page = None if content is None else await reading.html(content.chunks(), content.size_bytes)
         return HTMLResponse(page or "", 200 if page is not None else 404, {"Content-Security-Policy": HTML_POLICY})
 
     async def inbox(self, request: Request) -> Response:

@@ -6,14 +6,14 @@ It is the queue of every other server: what is captured is on the disk before it
 from __future__ import annotations
 
 import asyncio
-import email
-import email.policy
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from email.message import EmailMessage
 from typing import Any, Protocol
 
 from ..mail.content import Content
+from ..mail.emailmessage import read_email
+from ..mail.readable import read
 from ..queue.model import Action, Message, Query, View
 
 # Stands in `received.held_for` of what is in the inbox, and not held for another reason.
@@ -47,22 +47,18 @@ class Captured:
     octets: bytes
 
     def parsed(self) -> EmailMessage:
-        """The message as the standard library reads it."""
-        found = email.message_from_bytes(self.octets, policy=email.policy.default)
-        assert isinstance(found, EmailMessage)
-        return found
+        """Returns the message as the standard library's class. Never raises: what breaks the rules is mended in the object."""
+        return read_email(self.octets)
 
     @property
     def text(self) -> str:
         """Its text/plain body, or ""."""
-        part = self.parsed().get_body(("plain",))
-        return "" if part is None else str(part.get_content())
+        return read(self.octets).text or ""
 
     @property
     def html(self) -> str:
         """Its text/html body, or ""."""
-        part = self.parsed().get_body(("html",))
-        return "" if part is None else str(part.get_content())
+        return read(self.octets).html or ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,8 +6,6 @@ Must not know SMTP sessions or the store.
 
 from __future__ import annotations
 
-import email
-import email.policy
 import inspect
 import io
 import logging
@@ -20,6 +18,7 @@ import regex
 
 from ..errors import OptionError, StateError
 from ..mail.content import Content
+from ..mail.emailmessage import read_email
 from ..queue.work import Work
 from ..smtp.address import comparable_domain
 
@@ -88,11 +87,11 @@ class Item:
         return io.BufferedReader(_Pieces(content))
 
     def parsed(self) -> EmailMessage:
-        """The message as Python's own class. ValueError where its parts are nested beyond all use; `content` still is there."""
-        try:
-            return email.message_from_bytes(self.content, policy=email.policy.default)
-        except RecursionError:
-            raise ValueError("the parts of this message are nested too deeply to be parsed") from None
+        """Returns the message as the standard library's class. Never raises: what breaks the rules is mended in the object.
+
+        `content` has the octets as they were sent.
+        """
+        return read_email(self.content)
 
     def __repr__(self) -> str:
         return f"Item({self.uid!r}, to={self.recipients!r}, attempt={self.attempt})"

@@ -8,11 +8,11 @@ leaves the header section.
 from __future__ import annotations
 
 import re
-from email.errors import MessageError
-from email.header import decode_header, make_header
 
 from ..smtp.address import comparable_domain
 from .cfws import CfwsFault, read_dotted, read_value, skip_cfws
+from .charset import decode_octets
+from .words import decode_words
 
 _SECTION = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*")
 # Goes from field to field, for a section is nothing else.
@@ -52,8 +52,15 @@ class Scan:
         """The subject for people, 200 characters at most."""
         if b"subject" not in self.names:
             return ""
-        # Cut before it is decoded, too: some encodings take their time with what is long.
-        return decode_value((get_raw(self.section, "Subject") or b"")[:1000]).replace("\0", "")[:200]
+        raw = get_raw(self.section, "Subject") or b""
+        if len(raw) > 1000:
+            # Cut before it is decoded, too: some encodings take their time. Cut at a blank, so that no character is halved.
+            raw = (
+                raw[: raw.rfind(b" ", 0, 1000)]
+                if b" " in raw[500:1000]
+                else raw[:1000].decode("utf-8", "ignore").encode()
+            )
+        return decode_value(raw).replace("\0", "")[:200]
 
 
 def raw_fields(section: bytes) -> list[tuple[str, str]]:
@@ -95,15 +102,8 @@ def get_raw(section: bytes, name: str) -> bytes | None:
 
 
 def decode_value(raw: bytes) -> str:
-    """A field's value for people: encoded words decoded (RFC 2047), what is broken replaced, never an exception."""
-    text = raw.decode("utf-8", "replace")
-    if "=?" not in text:
-        return text
-    try:
-        # Some charsets can spell a lone surrogate, which nothing can write: not a queue, not a log.
-        return str(make_header(decode_header(text))).encode("utf-8", "replace").decode("utf-8")
-    except (ValueError, LookupError, MessageError):
-        return text
+    """Returns a field's value for people: encoded words decoded one by one (RFC 2047), octets guessed at. Never raises."""
+    return decode_words(decode_octets(raw))
 
 
 def format_field(name: str, value: str) -> bytes:
