@@ -17,7 +17,8 @@ from pillarbox.errors import CommitInDoubtError, OptionError, StoreError, StoreL
 from pillarbox.mail.content import Content
 from pillarbox.queue import pgnode, pgwork, settling
 from pillarbox.queue.model import Action, Query, Settled, Settlement, view_as_json
-from pillarbox.queue.pgnode import StoreAwayError, free
+from pillarbox.queue.pgconnect import StoreAwayError
+from pillarbox.queue.pgnode import free
 from pillarbox.queue.postgres import PostgresStore
 from pillarbox.queue.shared import ask_shared_sql
 from pillarbox.queue.sql import migrations

@@ -18,7 +18,8 @@ from pillarbox.queue.clocks import Bounds
 from pillarbox.queue.memory import MemoryStore
 from pillarbox.queue.model import IN_HAND, Action, Attempt, Message, Query, Settlement
 from pillarbox.queue.paused import PAUSED, PAUSED_HOPS
-from pillarbox.queue.pgnode import News, StoreAwayError
+from pillarbox.queue.pgconnect import StoreAwayError
+from pillarbox.queue.pgnode import News
 from pillarbox.queue.slots import HORIZON_S, REFRESH_S
 
 from .loop import Machine, SimLoop

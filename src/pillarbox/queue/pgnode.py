@@ -20,11 +20,11 @@ import psycopg
 from psycopg import errors
 
 from .. import __version__
-from ..errors import DuplicateUidError, StoreError, StoreFullError
+from ..errors import StoreError
 from .paused import PAUSED, PAUSED_HOPS
+from .pgconnect import CONNECT_S, Connection, StoreAwayError, check_sessions, connect, reason_of, shown, translated
 from .sql import migrations, named_queries
 
-Connection = psycopg.Connection[tuple[Any, ...]]
 SQL = named_queries("postgres")
 _log = logging.getLogger("pillarbox.queue")
 # A node that has not been heard of for so long is dead. It beats three times as often.
@@ -33,9 +33,6 @@ LEASE_S = 30.0
 # long after its last beat, at most, somebody has looked, and what it had in hand is the others'.
 BEAT = 0.25
 SILENCE = 0.75
-CONNECT_S = 5.0
-# A statement of ours that takes longer is in trouble: a lock, or a disk.
-STATEMENT_S = 120.0
 # A database that is away is looked for so often.
 AGAIN_S = 0.5
 CHANNEL = "pillarbox"
@@ -44,64 +41,12 @@ _MIGRATION_LOCK = 0x70696C6C
 _REAP = 1000
 
 
-# 250 means that it is on the disk, whatever the database's own default. The other side, too, finds out in seconds that its
-# peer is gone: what it holds is wanted by others.
-_SETTINGS = f"""
-SET synchronous_commit = on; SET client_encoding = 'UTF8';
-SET statement_timeout = {int(STATEMENT_S * 1000)}; SET idle_in_transaction_session_timeout = {int(STATEMENT_S * 1000)};
-SET tcp_keepalives_idle = 10; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3; SET tcp_user_timeout = 30000
-"""
-
-
-class StoreAwayError(StoreError):
-    """The queue's database cannot be reached. The operator mends it; clients are told 451 4.3.0 meanwhile."""
-
-
 class News(NamedTuple):
     """What a heart-beat found: flags as they are now, and whether leases of ours may have been lost."""
 
     is_paused: bool
     paused_next_hops: str | None
     has_lost: bool
-
-
-def shown(url: str) -> str:
-    """The URL without its password."""
-    return re.sub(r"(?<=//)([^/@:]*):[^/]*@", r"\1:***@", url)
-
-
-def translated(error: psycopg.Error, url: str) -> StoreError:
-    """The error as one of ours."""
-    text = " ".join(str(error).split())
-    if isinstance(error, errors.UniqueViolation) and "message_uid" in text:
-        return DuplicateUidError("a message with this queue id is queued already: choose another uid")
-    if isinstance(error, errors.DiskFull):
-        return StoreFullError(f"no room left for the queue at {shown(url)}: make room on the database's disk")
-    if isinstance(error, psycopg.OperationalError | psycopg.InterfaceError) and not isinstance(
-        error, errors.QueryCanceled | errors.DeadlockDetected | errors.SerializationFailure
-    ):
-        return StoreAwayError(f"the queue at {shown(url)} is away: {text}")
-    return StoreError(f"the queue at {shown(url)} failed: {text}")
-
-
-def connect(url: str, name: str) -> Connection:
-    """A connection in autocommit, with what we rely on. StoreAwayError or StoreError says why there is none."""
-    try:
-        connection: Connection = psycopg.connect(
-            url,
-            autocommit=True,
-            connect_timeout=int(CONNECT_S),
-            application_name=f"pillarbox {name}",
-            # A lost peer is found out about in seconds, where the system can.
-            keepalives_idle=10,
-            keepalives_interval=5,
-            keepalives_count=3,
-            tcp_user_timeout=30_000,
-        )
-        connection.execute(_SETTINGS.encode())
-    except psycopg.Error as error:
-        raise translated(error, url) from None
-    return connection
 
 
 def migrate(connection: Connection, url: str) -> None:
@@ -172,6 +117,8 @@ class Heart:
         self.is_away = False
         # By how much the database's clock is ahead of ours.
         self.offset_s = 0.0
+        # How often this connection was made anew: those of others may lead to a server that is not the primary any more.
+        self.generation = 0
         self.counters = {"takeovers": 0, "late_settles": 0}
         self._alive_until = 0.0
         self._stop = threading.Event()
@@ -184,8 +131,9 @@ class Heart:
 
     def start(self) -> None:
         """Registers this node, and takes what the dead have left. StoreError says why that cannot be."""
-        connection = connect(self.url, self.name)
+        connection = connect(self.url, self.name, writes=True)
         try:
+            check_sessions(connection, self.url)
             migrate(connection, self.url)
             self.me = self._one(connection, "SELECT nextval('node_id')")[0]
             self._register(connection)
@@ -245,8 +193,9 @@ class Heart:
                 self._stop.wait(AGAIN_S)
 
     def _connect_again(self) -> Connection:
-        connection = connect(self.url, self.name)
+        connection = connect(self.url, self.name, writes=True)
         self._connection = connection
+        self.generation += 1
         self._listen(connection)
         return connection
 
@@ -259,7 +208,11 @@ class Heart:
         if self._stop.is_set():
             return
         if not self.is_away:
-            _log.error("the queue at %s is away, mail is refused with 451 until it is back: %s", shown(self.url), error)
+            _log.error(
+                "queue database %s unreachable; refusing mail with 451 until it recovers: %s",
+                shown(self.url),
+                reason_of(translated(error, self.url) if isinstance(error, errors.ReadOnlySqlTransaction) else error),
+            )
             self.on_away(True)
         self.is_away = True
         self._close()

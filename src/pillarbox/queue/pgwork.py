@@ -17,7 +17,8 @@ from typing import Any, NamedTuple
 import psycopg
 
 from ..errors import CommitInDoubtError, StoreError
-from .pgnode import SQL, Connection, StoreAwayError, connect, shown, translated
+from .pgconnect import Connection, StoreAwayError, connect, shown, translated
+from .pgnode import SQL
 
 _log = logging.getLogger("pillarbox.queue")
 _BLOCK = 1000
@@ -141,6 +142,8 @@ class Session:
 
     def __init__(self, url: str, name: str) -> None:
         self.url = url
+        # False: a reader, to whom a standby is good enough.
+        self.writes = False
         self.hands = Hands()
         self.me = 0
         self._name = name
@@ -161,7 +164,7 @@ class Session:
     def connected(self) -> Connection:
         """The connection; StoreAwayError when there is none to be had."""
         if self._db is None or self._db.closed:
-            self._db = connect(self.url, self._name)
+            self._db = connect(self.url, self._name, writes=self.writes)
             row = self._db.execute(
                 "SELECT pid, backend_start FROM pg_stat_activity WHERE pid = pg_backend_pid()"
             ).fetchone()
@@ -205,8 +208,12 @@ class Session:
                 db.execute("COMMIT")
         except psycopg.Error as error:
             found = translated(error, self.url)
-            is_in_doubt = is_sent and work.matters and isinstance(found, StoreAwayError)
-            if not is_in_doubt:
+            is_read_only = isinstance(error, psycopg.errors.ReadOnlySqlTransaction)
+            is_in_doubt = is_sent and work.matters and isinstance(found, StoreAwayError) and not is_read_only
+            if is_read_only:
+                # After a fail-over the session of the former primary stays open: another server is wanted.
+                self.disconnect()
+            elif not is_in_doubt:
                 self._roll_back()
             if not is_in_doubt or not self._told(work):
                 self.hands.failed(work)

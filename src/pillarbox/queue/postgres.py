@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import time
+import weakref
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, TypeVar
 
@@ -23,7 +24,8 @@ from . import postgres_steer, shards
 from .clocks import Bounds
 from .folder import make_folder, make_spool, take_lock
 from .model import Action, Message, Query, Recipient, Settlement, View
-from .pgnode import CONNECT_S, LEASE_S, SQL, Connection, Heart, StoreAwayError, check_tables, node_name, translated
+from .pgconnect import CONNECT_S, Connection, StoreAwayError, reason_of, translated, warn_of_clear_text
+from .pgnode import LEASE_S, SQL, Heart, check_tables, node_name
 from .pgwork import Lease, Numbers, Session, Work
 from .postgres_read import PIECE_BYTES, WITHIN, PostgresReader
 from .postgres_rows import (
@@ -93,8 +95,9 @@ class PostgresStore:
         self._lock = take_lock(self._lock_path, self.folder)
         try:
             make_spool(self.spool)
+            warn_of_clear_text(self.url)
             self.heart.start()
-            self._session.me = self.heart.me
+            self._session.me, self._session.writes = self.heart.me, True
             self._session.connected()
             self.heart.run()
         except BaseException:
@@ -114,6 +117,14 @@ class PostgresStore:
 
     def reader(self) -> PostgresReader:
         """A reader for other threads, with connections from a pool."""
+        generations: weakref.WeakKeyDictionary[Connection, int] = weakref.WeakKeyDictionary()
+
+        def check(connection: Connection) -> None:
+            # The heart had to look for the database since: after a fail-over this may be the former primary.
+            if generations.get(connection) != self.heart.generation:
+                connection.close()
+                raise psycopg.OperationalError("the connection is from before the database was lost")
+
         if self._pool is None:
             self._pool = ConnectionPool(
                 self.url,
@@ -122,6 +133,8 @@ class PostgresStore:
                 timeout=CONNECT_S,
                 kwargs={"autocommit": True, "application_name": f"pillarbox {self.heart.name} reader"},
                 open=True,
+                configure=lambda connection: generations.update({connection: self.heart.generation}),
+                check=check,
                 reconnect_timeout=CONNECT_S,
             )
             logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
@@ -133,7 +146,7 @@ class PostgresStore:
                 with pool.connection() as connection:
                     yield connection
             except PoolTimeout as error:
-                raise StoreAwayError(f"the queue's database does not answer: {error}") from None
+                raise StoreAwayError(f"the queue's database does not answer: {reason_of(error)}") from None
             except psycopg.Error as error:
                 raise translated(error, self.url) from error
 

@@ -14,7 +14,8 @@ from typing import Any
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
 from .model import Attempt, Message, Query, Recipient, View, first_page
-from .pgnode import SQL, Connection
+from .pgconnect import Connection
+from .pgnode import SQL
 
 _log = logging.getLogger("pillarbox.queue")
 # The size of a piece of a content. What is no larger is held in memory, too.

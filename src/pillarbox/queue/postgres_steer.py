@@ -6,7 +6,8 @@ from typing import Any
 
 from .clocks import AHEAD_S, EARLIEST, Bounds
 from .model import Action
-from .pgnode import SQL, Connection
+from .pgconnect import Connection
+from .pgnode import SQL
 from .slots import HORIZON_S, REFRESH_S, Wants
 
 

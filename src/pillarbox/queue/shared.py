@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -31,16 +32,41 @@ def ask_shared_sql(url: str, sql: str) -> tuple[list[str], Iterator[tuple[Any, .
     open_postgres(url)
     import psycopg
 
-    from .pgnode import check_tables, connect
+    from .pgconnect import connect, reason_of
+    from .pgnode import check_tables
 
     connection = connect(url, "looks")
     check_tables(connection, url)
-    connection.execute("SET default_transaction_read_only = on")
     try:
-        # One statement, and no parameters: a % is a %.
-        cursor = psycopg.ClientCursor(connection).execute(sql.encode(), prepare=False)
-    except psycopg.errors.ReadOnlySqlTransaction:
-        raise OptionError("the queue is only read here: SELECT, from queue_messages, queue_recipients, ...") from None
+        connection.execute("BEGIN READ ONLY")
+        # A cursor takes SELECT alone, and a prepared statement is one statement: COPY, SET, DO, CALL and what stands behind
+        # a semicolon never run. No parameters: a % is a %.
+        connection.execute(b"DECLARE question NO SCROLL CURSOR FOR " + sql.encode(), prepare=True)
+        cursor = connection.execute("FETCH FORWARD 1000 FROM question")
+    except (psycopg.errors.ReadOnlySqlTransaction, psycopg.errors.InvalidCursorDefinition):
+        raise OptionError(_ONLY_READ) from None
     except psycopg.Error as error:
-        raise OptionError(f"SQL: {' '.join(str(error).split())}") from None
-    return [column.name for column in cursor.description or ()], iter(cursor.fetchall() if cursor.description else [])
+        if isinstance(error, psycopg.errors.SyntaxError) and not _QUESTION.match(sql):
+            raise OptionError(_ONLY_READ) from None
+        raise OptionError(f"SQL: {reason_of(error)}") from None
+    return [column.name for column in cursor.description or ()], _rows(connection, cursor)
+
+
+def _rows(connection: Any, cursor: Any) -> Iterator[tuple[Any, ...]]:
+    import psycopg
+
+    from .pgconnect import reason_of
+
+    with connection:
+        try:
+            while rows := cursor.fetchall():
+                yield from rows
+                cursor = connection.execute("FETCH FORWARD 1000 FROM question")
+            connection.execute("ROLLBACK")
+        except psycopg.Error as error:
+            raise OptionError(f"SQL: {reason_of(error)}") from None
+
+
+_ONLY_READ = "the queue is only read here: SELECT, from queue_messages, queue_recipients, ..."
+# Behind comments: a statement that a cursor takes.
+_QUESTION = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/|\()*(?:SELECT|WITH|VALUES|TABLE)\b", re.I | re.S)
