@@ -14,7 +14,7 @@ import re
 import signal
 import sys
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import IO, Any, Self, TypeVar, Unpack, overload
 
 from .capture.inbox import Inbox
@@ -273,6 +273,12 @@ class MailServer(EventSide):
     def getsocknames(self) -> list[tuple[str, int]]:
         """(host, port) of all listeners."""
         return self._parts.listeners.names()
+
+    def answer_control(self, verb: str, answer: Callable[[], Awaitable[dict[str, Any]]]) -> None:
+        """From now on a request `verb` on the control socket gets what `answer` returns; for who runs the server."""
+        control = self._parts._control
+        if control is not None:
+            control.verbs[verb] = answer
 
     # --------------------------------------------------------------- sessions
 

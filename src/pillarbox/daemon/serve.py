@@ -176,7 +176,8 @@ class _Running:
         self.data_dir = parse_options(given).data_dir
         self.last: asyncio.Task[None] | None = None
         self._reloading: asyncio.Task[None] | None = None
-        self._reloads_again = False
+        self._reloads_again = self._was_asked = False
+        self._latest = config
 
     async def start_side(self, server: MailServer) -> dict[str, str]:
         """The admin API, where it is wanted: its URL and one to log in by."""
@@ -220,27 +221,67 @@ class _Running:
 
     async def _reload(self, server: MailServer) -> None:
         try:
-            # Reading and judging a long file takes its time, in which mail goes on.
-            config, given = await asyncio.to_thread(self._read_all)
-            names = server.reload(**{**given, "plugins": self.given.get("plugins", {})})
+            if self._was_asked:
+                # This worker has reloaded when it was asked by the control socket, and the supervisor passes it on.
+                self._was_asked = False
+                return
+            if not self.is_worker:
+                OPERATOR.write({"action": "reload", "via": "signal"})
+            await self._apply(server)
         except Exception as error:
             _say_not_reloaded(error)
-            return
         finally:
             if self._reloads_again:
                 self._reloads_again = False
                 self._reloading = asyncio.get_running_loop().create_task(self._reload(server))
+
+    async def _apply(self, server: MailServer) -> dict[str, Any]:
+        """Reads and applies the configuration. Returns the names that changed, and those that only a restart changes."""
+        # Reading and judging a long file takes its time, in which mail goes on.
+        config, given = await asyncio.to_thread(self._read_all)
+        before = server.options
+        names = server.reload(**{**given, "plugins": self.given.get("plugins", {})})
+        fields = (name for name in type(before).model_fields if name != "handlers")
+        changed = [name for name in fields if getattr(before, name) != getattr(server.options, name)]
+        if config.entries("handlers") != self._latest.entries("handlers"):
+            changed.append("handlers")
         if config.entries("plugins") != self.config.entries("plugins"):
             names.append("plugins")
         names += [
             name for name in type(config.daemon).model_fields if _differs(config.daemon, self.config.daemon, name)
         ]
-        if not self.is_worker:
-            OPERATOR.write({"action": "reload", "via": "signal"})
-        # Only what was taken: the rest is told of again next time.
-        _log.info("reloaded: in force for new sessions and connections")
+        self._latest = config
+        _log.info(
+            "reloaded: %s; certificates and accounts are read again, in force for new sessions and connections",
+            ", ".join(changed) or "no option changed",
+        )
         if names:
+            # Only what was taken: the rest is reported again next time.
             _log.warning("only a restart changes %s: `pillarbox reload --restart`", ", ".join(sorted(names)))
+        return {"pid": self.pid, "changed": changed, "restart": sorted(names)}
+
+    def answer(self, server: MailServer) -> None:
+        """From now on `pillarbox reload` is answered by the control socket."""
+
+        async def reload() -> dict[str, Any]:
+            done = await self._apply(server)
+            if self.is_worker:
+                self._was_asked = True
+                # The supervisor tells the other workers, and logs it once for all.
+                os.kill(self.pid, signal.SIGHUP)
+            return {**done, "is_logged": self.is_worker}
+
+        async def restart() -> dict[str, Any]:
+            os.kill(self.pid, signal.SIGUSR2)
+            return {"pid": self.pid, "is_logged": True}
+
+        server.answer_control("reload", reload)
+        server.answer_control("restart", restart)
+
+    @property
+    def pid(self) -> int:
+        """The process that is the server."""
+        return os.getppid() if self.is_worker else os.getpid()
 
     def _read_all(self) -> tuple[Config, dict[str, Any]]:
         config = self._read()
@@ -292,6 +333,7 @@ class _Alone:
         _settle_in()
         loop = asyncio.get_running_loop()
         loop.add_signal_handler(signal.SIGHUP, self._running.reload, server)
+        self._running.answer(server)
         loop.add_signal_handler(signal.SIGUSR2, self._begin, self._restart, server)
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin, self._end, server)
@@ -375,6 +417,7 @@ def _work(running: _Running, slot: Slot, ready: Ready, life: int) -> None:
         loop = asyncio.get_running_loop()
         loop.add_reader(life, _left_alone, running, server, life)
         loop.add_signal_handler(signal.SIGHUP, running.reload, server)
+        running.answer(server)
         # The listeners have copies: when those and the supervisor's are closed, nobody waits in vain.
         for _, sock in slot.sockets or ():
             sock.close()

@@ -280,6 +280,8 @@ class ControlServer:
         enqueue: Enqueue | None = None,
         max_content_bytes: int = 64 << 20,
     ) -> None:
+        # Further requests by verb, of whoever runs the server: `reload` and `restart` of the daemon.
+        self.verbs: dict[str, Callable[[], Awaitable[dict[str, Any]]]] = {}
         self._enqueue = enqueue
         self._max_content_bytes = max_content_bytes
         self._name = control_socket(shard)
@@ -353,6 +355,12 @@ class ControlServer:
             request = json.loads(line)
             if isinstance(request, dict) and request.get("verb") == "enqueue":
                 return {"ok": True, "value": await self._take_mail(request, reader)}
+            verb = self.verbs.get(str(request.get("verb"))) if isinstance(request, dict) else None
+            if verb is not None:
+                done = await verb()
+                if not done.get("is_logged"):
+                    note_action(sock, request, done)
+                return {"ok": True, "value": done}
             is_own = isinstance(request, dict) and request.get("scope") == "shard"
             value = await perform(self._own if is_own else self._whole, request)
             note_action(sock, request, value)
