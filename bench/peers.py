@@ -138,7 +138,7 @@ class Pillarbox:
             f"--listen=127.0.0.1:{self.port}",
             "--hostname=bench.test",
         ]
-        options = [f"--data-dir={folder / 'data'}", "--log-level=warning", "--grace=5", "--max-sessions=20000"]
+        options = [f"--data-dir={folder / 'data'}", "--grace=5", "--max-sessions=20000"]
         if self._has_tls:
             cert, key = make_certificate(folder)
             options += [f"--tls-cert={cert}", f"--tls-key={key}"]
@@ -245,6 +245,9 @@ class Postfix:
             f"data_directory = {data}",
             "myhostname = bench.test",
             "mydestination =",
+            # Beside our own log: in a file, at the level that is shipped.
+            f"maillog_file = {self._queue.parent / 'maillog'}",
+            f"maillog_file_prefixes = {self._queue.parent}",
             "mynetworks = 127.0.0.0/8",
             "inet_interfaces = 127.0.0.1",
             "inet_protocols = ipv4",
@@ -294,6 +297,8 @@ class Postfix:
             ("discard", "unix", "-", "discard"),
             ("anvil", "unix", "-", "anvil"),
             ("scache", "unix", "-", "scache"),
+            # Writes `maillog_file`.
+            ("postlog", "unix-dgram", "n", "postlogd"),
             # Keeps the keys of session tickets.
             ("tlsmgr", "unix", "-", "tlsmgr"),
         ]
@@ -304,6 +309,7 @@ class Postfix:
             "anvil": ("-", "1"),
             "scache": ("-", "1"),
             "tlsmgr": ("1000?", "1"),
+            "postlog": ("-", "1"),
         }
         limits |= {
             "verify": ("-", "1"),
@@ -315,7 +321,7 @@ class Postfix:
         lines = []
         for name, kind, private, command in rows:
             wake, most = limits.get(name, ("-", "-"))
-            lines.append(f"{name} {kind} {private if kind == 'unix' else 'n'} - n {wake} {most} {command}")
+            lines.append(f"{name} {kind} {private if kind != 'inet' else 'n'} - n {wake} {most} {command}")
         return "\n".join(lines) + "\n"
 
     def stop(self) -> None:

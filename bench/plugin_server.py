@@ -30,7 +30,7 @@ def main(kind: str, port: int, folder: str) -> None:
     name = "Plain" if kind == "sync" else "Async"
     config = Path(f"{folder}.toml")
     config.write_text(
-        f'python_path = ["{Path(__file__).parent}"]\nlog_level = "warning"\ngrace_s = 5.0\nmax_sessions = 20000\n'
+        f'python_path = ["{Path(__file__).parent}"]\ngrace_s = 5.0\nmax_sessions = 20000\n'
         f'[[plugins]]\nuse = "plugin_server:{name}"\n'
     )
     serve(

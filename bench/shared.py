@@ -60,7 +60,7 @@ def accept(server: Postgres, folder: Path, rounds: int, count: int) -> dict[str,
     for number in range(rounds):
         for kind, nodes in KINDS.items():
             with server.database() as url, ExitStack() as stack:
-                options = ["--log-level=error", "--paused"] + ([] if kind == "SQLite" else [f"--queue={url}"])
+                options = ["--paused"] + ([] if kind == "SQLite" else [f"--queue={url}"])
                 daemons = [stack.enter_context(Daemon(folder / f"{kind}-{number}-{n}", *options)) for n in range(nodes)]
                 ports = [daemon.port for daemon in daemons]
                 load(ports, 300, "-s", "5")

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from pillarbox.admin import metrics
+from pillarbox.daemon.logs import LogHandler
+from pillarbox.log.kinds import CLOSED, LOGGED_IN, LOGIN_FAILED, QUEUED, REFUSED
+from pillarbox.log.record import Kind, LineRecord
 from tests.conftest import ROOT, tool
 
 UNITS = ROOT / "contrib" / "systemd"
@@ -82,3 +88,47 @@ def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     }
     assert len(asked) >= 10 and asked <= known, asked - known
     assert board["title"] == "Pillarbox" and len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def _fail2ban() -> list[re.Pattern[str]]:
+    """The filter's expressions as fail2ban compiles them, for IPv4 and IPv6 hosts."""
+    import configparser
+
+    parser = configparser.ConfigParser()
+    parser.read(ROOT / "contrib" / "fail2ban" / "filter.conf")
+    host = r"(?P<host>(?:\d{1,3}\.){3}\d{1,3}|[0-9a-fA-F:]{2,39})"
+    lines = parser["Definition"]["failregex"].strip().splitlines()
+    return [re.compile(line.replace("<HOST>", host)) for line in lines]
+
+
+@pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
+def test_fail2ban_filter_finds_the_peer_and_nothing_that_a_peer_wrote(as_json: bool) -> None:
+    stream = io.StringIO()
+    handler = LogHandler(stream, as_json=as_json)
+
+    def line_of(kind: Kind, **fields: object) -> str:
+        return handler.line_of(LineRecord(kind, fields)).decode()
+
+    def hosts(line: str) -> set[str]:
+        return {found["host"] for one in _fail2ban() if (found := one.search(line))}
+
+    forged = 'x" refused reason=relay-denied stage=rcpt session=s1 peer=9.9.9.9 "peer":"9.9.9.9"'
+    for peer in ("192.0.2.7", "2001:db8::7"):
+        base = {"session": "s1-1", "peer": peer}
+        own = {"user": forged, "helo": forged}
+        for reason in ("bad-credentials", "auth-blocked"):
+            assert hosts(line_of(LOGIN_FAILED, reason=reason, **base, mechanism="PLAIN", **own)) == {peer}
+        for reason in ("relay-denied", "no-such-recipient", "protocol-abuse"):
+            line = line_of(REFUSED, reason=reason, stage="rcpt", **base, **own, to=forged, reply="no")
+            assert hosts(line) == {peer}
+        assert hosts(line_of(REFUSED, reason="too-many-sessions-of-peer", stage="connect", peer=peer)) == {peer}
+        assert hosts(line_of(CLOSED, reason="too-many-errors", **base, **own)) == {peer}
+        # What is no abuse, and what only says that it is.
+        assert not hosts(line_of(REFUSED, reason="no-room", stage="mail", **base, **own))
+        assert not hosts(line_of(LOGGED_IN, **base, mechanism="PLAIN", **own))
+        assert not hosts(line_of(QUEUED, queue_id="1M7", **base, **own))
+
+
+def test_logrotate_recipe_needs_no_copy() -> None:
+    text = (ROOT / "contrib" / "logrotate" / "pillarbox").read_text()
+    assert "copytruncate\n" not in text and "create 0640 pillarbox adm" in text

@@ -6,6 +6,7 @@ Run by `make docs`; CI checks that what is committed is what the code says.
 from __future__ import annotations
 
 import dataclasses
+import logging
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from typing import Any
 from pillarbox.config.faults import kind_of
 from pillarbox.daemon.config import DaemonOptions
 from pillarbox.events.catalogue import CATALOGUE
+from pillarbox.log.fields import FIELDS
+from pillarbox.log.kinds import KINDS, QUEUED
+from pillarbox.log.reasons import REASONS
+from pillarbox.log.record import format_fields, format_json
 from pillarbox.options import Options
 from pillarbox.parts import RELOADABLE
 from pillarbox.smtp.command import COMMANDS
@@ -142,6 +147,78 @@ def simplesmtp_page() -> str:
     return "".join(parts)
 
 
+# Example values of fields, for the lines that the page shows.
+SAMPLE: dict[str, Any] = {
+    "reason": "relay-denied", "stage": "rcpt", "session": "smx3xqp4l-1f", "queue_id": "1M7R9K3ZQ0VXWB2C", "original": None,
+    "dsn_id": "1M7R9K5A10VXWB2D", "action": "hold", "via": "socket", "uid": 0, "pid": 4711, "admin": "127.0.0.1", "count": 3,
+    "peer": "192.0.2.7", "port": 49152, "listener": "198.51.100.1:25", "code": 550, "dsn": "5.7.1", "mechanism": "PLAIN",
+    "tls": "TLSv1.3/TLS_AES_256_GCM_SHA384", "size": 4321, "recipients": 1, "relay": "mx.example.net[203.0.113.9]:25",
+    "next_hop": "mx:example.net", "delay": 0.412, "delays": "0.01/0/0.2/0.202", "attempt": 1, "due_in": None,
+    "status": "deferred", "seconds": 1.5, "commands": 6, "errors": 0, "version": "0.1.0", "workers": 1,
+    "listeners": ["198.51.100.1:25"], "data_dir": "/var/lib/pillarbox", "queue": None, "source": "smtp", "user": None,
+    "helo": "client.example.org", "from": "me@example.org", "to": "you@example.net", "orig_to": None,
+    "message_id": "17@example.org", "filter": "state=deferred", "path": "/api/status", "error": "no shared cipher",
+    "reply": "Relaying denied", "state": "deferred", "repairs": "no HELO (1)",
+}  # fmt: skip
+OF_KIND: dict[str, dict[str, Any]] = {
+    "delivered": {"status": "sent", "dsn": "2.0.0", "stage": None, "reply": "250 2.0.0 Ok: queued as 4XYZ"},
+    "deferred": {"dsn": "4.2.1", "due_in": 300.0, "stage": "rcpt", "reply": "450 4.2.1 Mailbox busy"},
+    "bounced": {"status": "bounced", "dsn": "5.1.1", "stage": "rcpt", "reply": "550 5.1.1 No such user"},
+    "expired": {"status": "expired", "dsn": "4.4.1", "stage": "connect", "reply": "451 4.4.1 Connection timed out"},
+    "held": {"status": "held", "dsn": "4.3.0", "stage": "lookup", "reply": "451 4.3.0 No handler for this address"},
+    "closed": {"reason": "too-many-errors", "code": 421, "error": "too many errors"},
+    "tls-failed": {"reason": "tls-failed"},
+    "logged-in": {"user": "me@example.org"},
+    "login-failed": {"reason": "bad-credentials", "user": "me@example.org"},
+    "dsn-queued": {"action": "failed", "to": "me@example.org"},
+    "operator": {"admin": None, "next_hop": None, "queue_id": None},
+    "admin-refused": {"reason": "bad-credentials", "code": 401},
+    "queued": {"to": ["you@example.net"]},
+    "disconnected": {"error": "QUIT"},
+}
+
+
+def log_page() -> str:
+    """Every kind of log line with its fields and an example, every field, every reason word."""
+    parts = [
+        "# Log lines\n\nGenerated from the tables in `log/` by `make docs`.\n\n"
+        "A line with fields has a fixed name (`event` in JSON). In text a line is `TIME LEVEL NAME field=value ...`: values with blanks,\n"
+        "quotes or a field's name are in quotes, with `\\xNN` and `\\uNNNN` for control characters; addresses are in angle brackets. In\n"
+        "JSON the same fields stand flat beside `timestamp`, `level`, `event` and `logger`. Fields without a value are left out. What a client\n"
+        "chooses stands last in a line, and cannot pass for a field or a line of its own. Other lines (faults of the server, of plugins, of the\n"
+        "disk) are one sentence, with fields such as `session` or `queue_id` where they apply.\n\n"
+        "`log_level` (default `info`) decides which lines are written. Connections have lines at `debug` only: each accepted message and\n"
+        "each refusal names its session, client and HELO anyway. An accepted and delivered message costs two lines, together 20 us at most.\n\n"
+        "The `contrib/fail2ban` filter reads these lines; `contrib/logrotate` has a recipe for `log_file`. Under systemd the log goes to the\n"
+        "journal: `journalctl -u pillarbox -o cat | grep 1M7R9K3ZQ0VXWB2C` shows the life of one message.\n\n"
+        "A program that embeds the server gets the same lines as records of `logging`: the fields are attributes of the record, and the\n"
+        'message is the text form. `logging.getLogger("pillarbox")` is the parent of all loggers.\n\n## Lines\n\n'
+    ]
+    rows = []
+    examples = []
+    for kind in KINDS:
+        level = logging.getLevelName(kind.level).lower()
+        rows.append(
+            [f"`{kind.name}`", level, f"`{kind.logger}`", kind.when, " ".join(f"`{name}`" for name in kind.fields)]
+        )
+        values = {name: {**SAMPLE, **OF_KIND.get(kind.name, {})}[name] for name in kind.fields}
+        examples.append(f"2026-03-01T12:00:00.000000Z {level} {kind.name} {format_fields(values)}")
+    parts.append(table(["line", "level", "logger", "when", "fields"], rows))
+    parts.append("\n## Examples\n\n```\n" + "\n".join(examples) + "\n```\n\n```json\n")
+    queued = {name: {**SAMPLE, **OF_KIND["queued"]}[name] for name in QUEUED.fields}
+    head = {"timestamp": "2026-03-01T12:00:00.000000Z", "level": "info", "event": "queued", "logger": QUEUED.logger}
+    parts.append(format_json(head | queued).decode() + "\n```\n\n## Fields\n\n")
+    parts.append(table(["field", "meaning"], [[f"`{name}`", field.text] for name, field in FIELDS.items()]))
+    parts.append(
+        "\n## Reason words\n\nThe label `reason` of `pillarbox_refused_total` and `result` of `pillarbox_logins_total` has the same words.\n"
+    )
+    parts.append(
+        'A plugin gives its own word with `Reply(450, "4.7.1", "Later", reason="greylisted")`; metrics count it as `other`.\n\n'
+    )
+    parts.append(table(["word", "meaning"], [[f"`{word}`", text] for word, text in REASONS.items()]))
+    return "".join(parts)
+
+
 def main() -> None:
     """Writes the pages."""
     TARGET.mkdir(parents=True, exist_ok=True)
@@ -150,6 +227,7 @@ def main() -> None:
         ("events.md", events_page()),
         ("options.md", options_page()),
         ("queue-tables.md", tables_page()),
+        ("log.md", log_page()),
     ):
         (TARGET / name).write_text(text)
         print(f"docs/reference/{name}")

@@ -451,7 +451,8 @@ def parse_options(given: Mapping[str, Any]) -> Options:
 # Options of the daemon alone, by name: daemon/config.py has them. A program that gives one learns where it belongs.
 DAEMON_ALONE = frozenset(
     (
-        "workers", "admin", "admin_hosts", "user", "grace_s", "log_level", "log_format", "relay_pass_file", "python_path",
+        "workers", "admin", "admin_hosts", "user", "grace_s", "log_level", "log_file", "log_format", "relay_pass_file",
+        "python_path",
     )
 )  # fmt: skip
 SECRETS = frozenset(("relay_pass", "queue"))

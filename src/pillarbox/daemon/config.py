@@ -31,7 +31,7 @@ NAMED = ("plugins", "handlers", "authenticator")
 # Objects of a program; a file has none.
 _NOT_IN_FILES = ("resolver",)
 # Options that are files of the operator's: relative to the configuration file.
-PATHS = frozenset(("tls_cert", "tls_key", "auth_file", "relay_ca", "relay_pass_file", "data_dir"))
+PATHS = frozenset(("tls_cert", "tls_key", "auth_file", "relay_ca", "relay_pass_file", "data_dir", "log_file"))
 
 
 def admin_address(text: str | None) -> tuple[str, int] | Literal["off"] | None:
@@ -62,8 +62,11 @@ class DaemonOptions(BaseModel):
     )
     grace_s: Seconds = Field(30.0, ge=0, description="how long SIGTERM lets running work go on")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="what is logged")
+    log_file: PathText | None = Field(
+        None, description="file for the log in place of stderr; opened anew within a second after it was moved"
+    )
     log_format: Literal["auto", "json", "text"] = Field(
-        "auto", description="JSON lines or text for people; auto: text on a terminal"
+        "auto", description="JSON lines or text; auto: text on a terminal, else JSON"
     )
 
     admin_hosts: list[str] = Field(
@@ -434,6 +437,7 @@ _EXAMPLES: dict[str, Any] = {
     "admin": "127.0.0.1:8025",
     "user": "pillarbox",
     "relay_pass_file": "/etc/pillarbox/relay-password",
+    "log_file": "/var/log/pillarbox/mail.log",
 }
 
 

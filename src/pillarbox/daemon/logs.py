@@ -125,10 +125,12 @@ class LogHandler(logging.Handler):
             lines, self._lines = self._lines, []
             if self._path is not None:
                 self._reopen_if_moved()
-            if self.lost:
-                lines.insert(0, self.line_of(_lost_record(self.lost)))
-            if self._write(lines):
-                self.lost = 0
+            lost, self.lost = self.lost, 0
+            if lost and not self._write([self.line_of(_lost_record(lost))]):
+                # The notice itself does not count.
+                self.lost = lost + len(lines)
+                return
+            self._write(lines)
 
     def _write(self, lines: list[bytes]) -> bool:
         if self._fd < 0:

@@ -85,8 +85,7 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
         config.options["listen"] = as_listen(activated)
     options = parse_options(without_code(config))
     count = count_workers(daemon.workers)
-    as_json = None if daemon.log_format == "auto" else daemon.log_format == "json"
-    configure_logs(daemon.log_level, as_json=as_json)
+    _open_log(daemon)
     raise_descriptor_limit(options.max_sessions, options.maxrelay)
     for warning in config.warnings:
         _log.warning("configuration: %s", warning)
@@ -128,6 +127,18 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     STOPPED.write({"version": __version__, "pid": os.getpid(), "data_dir": str(options.data_dir)})
     if pid_file is not None:
         os.close(pid_file)
+
+
+def _open_log(daemon: DaemonOptions) -> None:
+    """The log, whose file belongs to the user that the server becomes. OptionError when it cannot be written."""
+    as_json = None if daemon.log_format == "auto" else daemon.log_format == "json"
+    try:
+        configure_logs(daemon.log_level, as_json=as_json, path=daemon.log_file)
+        if daemon.log_file is not None and daemon.user is not None and os.geteuid() == 0:
+            identity = find_identity(daemon.user)
+            os.chown(daemon.log_file, identity.uid, identity.gid)
+    except OSError as error:
+        raise OptionError(f"option 'log_file': cannot write {daemon.log_file}: {error.strerror or error}") from None
 
 
 def _rows(left: Handover | None, activated: list[tuple[str, socket.socket]], options: Options, count: int) -> list[Row]:

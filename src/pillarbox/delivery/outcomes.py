@@ -12,7 +12,7 @@ from ..queue.judged import Judged
 from ..queue.work import Work
 
 
-def _log_outcomes(work: Work, state: str, group: list[Judged], now: float) -> None:
+def log_outcomes(work: Work, state: str, group: list[Judged], now: float) -> None:
     """One line for each recipient."""
     kind = OUTCOMES.get(state, DEFERRED)
     if not kind.is_enabled:
@@ -103,7 +103,7 @@ class Outcomes:
 
     def _tell(self, work: Work, state: str, group: list[Judged]) -> None:
         is_delivered = state == "delivered"
-        _log_outcomes(work, state, group, self._now())
+        log_outcomes(work, state, group, self._now())
         if not self._dispatcher.heard["send_success" if is_delivered else "send_failed"]:
             return
         uid, first = work.message.uid, group[0]

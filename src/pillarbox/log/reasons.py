@@ -43,6 +43,8 @@ REASONS: dict[str, str] = {
     "not-offered": "command, parameter or extension that is not offered",
     "needs-smtputf8": "address with UTF-8 without SMTPUTF8",
     "protocol-abuse": "the client does not speak SMTP",
+    "forbidden": "an admin request from another site, or a log-in link that was used or is too old",
+    "wrong-host": "an admin request for a Host that is not ours",
     "internal-fault": "a fault of the server; the log has the details",
     "other": "a word that this table does not have",
 }

@@ -23,7 +23,7 @@ LEVEL_NAMES = {logging.DEBUG: "debug", logging.INFO: "info", logging.WARNING: "w
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 _PLAIN = re.compile(r"[!#-<>-\[\]-~]+").fullmatch
 # A value that contains the name of a field with "=" could pass for that field.
-_FORGED = re.compile(rf"\b({'|'.join(map(re.escape, FIELDS))})=")
+_FORGED = re.compile(rf"({'|'.join(map(re.escape, FIELDS))})=")
 _IN_BRACKETS = frozenset(name for name, field in FIELDS.items() if field.is_address)
 
 
