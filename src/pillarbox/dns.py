@@ -16,8 +16,8 @@ from enum import Enum
 from typing import Any, Protocol
 
 from .clock import Clock
+from .config.networks import parse_nameserver
 from .nameservers import RESOLV_CONF, SystemNameservers, failure_reason, new_resolver
-from .options import parse_nameserver
 from .smtp.address import comparable_domain
 
 _log = logging.getLogger("pillarbox.dns")

@@ -5,20 +5,21 @@ Must not build anything: it only judges what was given, and says what is wrong a
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from . import __version__
 from .config.faults import fault_text, kind_of, unknown_text
+from .config.networks import Network as Network
+from .config.networks import is_network, parse_nameserver
+from .config.networks import parse_networks as parse_networks
 from .config.units import Octets, PathText, Seconds, SecondsOrNone, interval_s, none_of
 from .errors import OptionError
 from .places import LOGIN_SCHEMES, TLS_SCHEMES, default_data_dir, default_hostname, parse_endpoint
 from .smtp.address import comparable_domain, is_address_literal, is_domain, is_mail_domain
 
-Network = ipaddress.IPv4Network | ipaddress.IPv6Network
 # Booleans as text: what pydantic takes for the other options.
 _YES, _NO = ("true", "yes", "on", "1", "y", "t"), ("false", "no", "off", "0", "n", "f")
 LOOPBACK = ("127.0.0.0/8", "::1/128")
@@ -310,7 +311,7 @@ class Options(BaseModel):
     @field_validator("trust", "mx_networks", "dnsbl_allow", "proxy_from", "device_networks")
     @classmethod
     def _check_trust(cls, value: list[str]) -> list[str]:
-        wrong = [text for text in value if not _is_network(text)]
+        wrong = [text for text in value if not is_network(text)]
         if wrong:
             are = "is not a network" if len(wrong) == 1 else "are no networks"
             raise ValueError(f"{', '.join(map(repr, wrong))} {are}: give CIDR such as 192.0.2.0/24")
@@ -410,33 +411,6 @@ class Options(BaseModel):
             parse_endpoint(address, 0) if address.startswith("unix:") else ("smtp", address, self.port)
             for address in addresses
         ]
-
-
-def _is_network(text: str) -> bool:
-    try:
-        ipaddress.ip_network(text, strict=False)
-    except ValueError:
-        return False
-    return True
-
-
-def parse_networks(texts: Sequence[str]) -> tuple[Network, ...]:
-    """Networks in CIDR, judged before."""
-    return tuple(ipaddress.ip_network(text, strict=False) for text in texts)
-
-
-def parse_nameserver(text: str) -> tuple[str, int]:
-    """(address, port) of ADDRESS[:PORT], IPV6 or [IPV6]:PORT. ValueError says what is wrong."""
-    try:
-        return str(ipaddress.ip_address(text)), 53
-    except ValueError:
-        _, host, port = parse_endpoint(text, default_port=53)
-    try:
-        return str(ipaddress.ip_address(host)), port
-    except ValueError:
-        raise ValueError(
-            f"{text!r}: a nameserver is given by its address, such as 192.0.2.53 or [2001:db8::53]:53"
-        ) from None
 
 
 def parse_options(given: Mapping[str, Any]) -> Options:
