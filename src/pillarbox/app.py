@@ -406,6 +406,8 @@ class MailServer(EventSide):
         message = await build_message(enqueued, stamp, parts.context.spool, options.spool_above_bytes)
         if enqueued.hold:
             message.hold(enqueued.hold)
+        if parts.context.redirect is not None:
+            parts.context.redirect(message.recipients)
         parts.scheduler.prepare(message)
         try:
             await parts.commit.run(lambda store: store.accept([message]))

@@ -51,6 +51,18 @@ class MailServerOptions(TypedDict, total=False):
     domains_via: Literal["handlers", "relay"]
     """where mail for domains goes when no handler matches: handlers: refused at RCPT, and queued mail waits for a
     handler; relay: to the relay (default of pillarbox serve)"""
+    recipients: str | Sequence[str] | None
+    """addresses of domains that exist: USER@DOMAIN, PATTERN*@DOMAIN or @DOMAIN; all others of domains are refused at
+    RCPT; empty: all exist"""
+    allow_untrusted_routing: bool
+    """strangers may send to u%host@DOMAIN, host!u@DOMAIN and the like, and a next hop gets them"""
+    postmaster: str | None
+    """address that gets the mail to postmaster and abuse of domains, and DSNs that could not be delivered"""
+    return_content: Literal["trusted", "always", "never"]
+    """whose failure DSNs bring the whole message back, not only its header section: of trusted networks and
+    authenticated sessions, of everybody, of nobody"""
+    max_dsns_per_domain: int
+    """DSNs an hour to addresses of one domain for mail of strangers; 0: none"""
     trust: str | Sequence[str] | None
     """networks (CIDR) that may relay, without authentication"""
     authenticator: Callable[[str, str], Verdict | Awaitable[Verdict]] | None

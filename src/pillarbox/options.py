@@ -18,7 +18,7 @@ from .config.networks import parse_networks as parse_networks
 from .config.units import Octets, PathText, Seconds, SecondsOrNone, interval_s, none_of
 from .errors import OptionError
 from .places import LOGIN_SCHEMES, TLS_SCHEMES, default_data_dir, default_hostname, parse_endpoint
-from .smtp.address import comparable_domain, is_address_literal, is_domain, is_mail_domain
+from .smtp.address import comparable_domain, is_address_literal, is_domain, is_mail_domain, is_mailbox
 
 # Booleans as text: what pydantic takes for the other options.
 _YES, _NO = ("true", "yes", "on", "1", "y", "t"), ("false", "no", "off", "0", "n", "f")
@@ -65,6 +65,26 @@ class Options(BaseModel):
         "handlers",
         description="where mail for domains goes when no handler matches: handlers: refused at RCPT, and queued mail waits "
         "for a handler; relay: to the relay (default of pillarbox serve)",
+    )
+    recipients: list[str] = Field(
+        default_factory=list,
+        description="addresses of domains that exist: USER@DOMAIN, PATTERN*@DOMAIN or @DOMAIN; all others of domains are "
+        "refused at RCPT; empty: all exist",
+    )
+    allow_untrusted_routing: bool = Field(
+        False, description="strangers may send to u%host@DOMAIN, host!u@DOMAIN and the like, and a next hop gets them"
+    )
+    postmaster: str | None = Field(
+        None,
+        description="address that gets the mail to postmaster and abuse of domains, and DSNs that could not be delivered",
+    )
+    return_content: Literal["trusted", "always", "never"] = Field(
+        "trusted",
+        description="whose failure DSNs bring the whole message back, not only its header section: of trusted networks and "
+        "authenticated sessions, of everybody, of nobody",
+    )
+    max_dsns_per_domain: int = Field(
+        100, ge=0, description="DSNs an hour to addresses of one domain for mail of strangers; 0: none"
     )
     trust: list[str] = Field(
         default_factory=lambda: list(LOOPBACK), description="networks (CIDR) that may relay, without authentication"
@@ -300,6 +320,7 @@ class Options(BaseModel):
 
     @field_validator(
         "relay", "listen", "domains", "trust", "nameservers", "mx_networks", "dnsbl_allow", "proxy_from", "device_networks",
+        "recipients",
         mode="before",
     )  # fmt: skip
     @classmethod
@@ -327,6 +348,21 @@ class Options(BaseModel):
                 f"{', '.join(map(repr, wrong))} {is_}: give example.org, or .example.org for its subdomains"
             )
         return [("." if text.startswith(".") else "") + comparable_domain(text.removeprefix(".")) for text in value]
+
+    @field_validator("recipients")
+    @classmethod
+    def _check_recipients(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if not (text.startswith("@") and is_mail_domain(text[1:])) and not is_mailbox(text):
+                raise ValueError(f"{text!r} is not a recipient: expected USER@DOMAIN, PATTERN*@DOMAIN or @DOMAIN")
+        return value
+
+    @field_validator("postmaster")
+    @classmethod
+    def _check_postmaster(cls, value: str | None) -> str | None:
+        if value is not None and not is_mailbox(value):
+            raise ValueError("expected an address such as admin@example.org")
+        return value
 
     @field_validator("listen")
     @classmethod

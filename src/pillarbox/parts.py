@@ -9,8 +9,8 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import Awaitable, Callable
-from dataclasses import asdict, replace
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 from .capture.inbox import CAPTURED, Inbox
@@ -27,9 +27,11 @@ from .delivery.tlspolicy import TlsPolicy, client_context
 from .dns import CachingResolver, DnsResolver, Resolver
 from .events.dispatch import Dispatcher
 from .events.pipeline import SIMPLE
+from .mail.envelope import Addressed, redirect
 from .options import Options, parse_networks
 from .places import Slot
 from .plugins.dnsbl import DnsblPlugin
+from .plugins.recipients import RecipientList
 from .plugins.sender_verify import SenderVerifyPlugin
 from .plugins.simple import Greeting, RelayRule, Simple
 from .queue.adopt import Adopter
@@ -57,10 +59,10 @@ from .server.describe import describe
 from .server.guesses import Guesses
 from .server.limits import Admission
 from .server.listener import Listeners
+from .server.profiles import device_rules, session_rules
 from .server.room import Room
 from .server.tls import renewed, replace_context, server_context
 from .smtp.sasl import Credentials
-from .smtp.server import Rules
 from .watchdog import LoopWatchdog
 
 Explain = Callable[[dict[str, Any]], Awaitable[Any]]
@@ -87,7 +89,8 @@ RELOADABLE = frozenset(
         "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer",
         "max_connections_per_minute", "max_errors", "max_junk",
         "client_time_out", "min_rate_bytes_s", "bare_line_ends", "bare_lf_commands", "local_parts",
-        "strict_envelope", "max_received", "handlers", "device_networks", "domains_via",
+        "strict_envelope", "max_received", "handlers", "device_networks", "domains_via", "recipients",
+        "allow_untrusted_routing", "postmaster", "return_content", "max_dsns_per_domain",
     )
 )  # fmt: skip
 
@@ -126,6 +129,8 @@ class Parts:
             is_own_relayed=options.domains_via == "relay",
         )
         self.rule = RelayRule(tuple(options.domains), options.trusted_networks, self.router.takes_ours)
+        self.rule.is_handled = lambda address: handlers.find(address) is not None
+        self._set_recipients(options)
         self.context = self._make_context()
         self.watchdog = LoopWatchdog()
         # What listeners were opened with, over every change of certificates.
@@ -211,31 +216,26 @@ class Parts:
             authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
             default_senders=self._default_senders,
             device_tls=server_context(options.tls_cert, options.tls_key, is_device=True) if options.tls_cert else None,
-            device_rules=self._device_rules(),
+            redirect=self._redirect if options.postmaster else None,
+            device_rules=device_rules(options),
             device_networks=parse_networks(options.device_networks),
-            rules=self._rules(),
+            rules=session_rules(options),
             room=Room(options.data_dir, options.reserve_bytes if options.keeps_mail else 0),
             wiretap=wiretap.tap if options.options.get("trace") else None,
             guesses=Guesses(self._slot.count),
             client_prefix=session_prefix(self.clock.time(), self._slot.number),
         )
 
-    def _rules(self) -> Rules:
-        options = self.options
-        return Rules(
-            max_line_bytes=options.max_line_bytes,
-            normalise_bare=options.bare_line_ends == "normalise",
-            accept_bare_lf_commands=options.bare_lf_commands == "accept",
-            is_strict=options.strict_envelope,
-            local_domain=options.hostname if options.local_parts else "",
-        )
+    def _set_recipients(self, options: Options) -> None:
+        """Which addresses of our domains exist, and what strangers may write in them."""
+        self.rule.recipients = RecipientList(options.recipients) if options.recipients else None
+        self.rule.allows_routing = options.allow_untrusted_routing
 
-    def _device_rules(self) -> Rules:
-        """Of sessions whose clients' mistakes are repaired."""
-        rules = replace(
-            self._rules(), normalise_bare=True, accept_bare_lf_commands=True, is_strict=False, is_device=True
-        )
-        return replace(rules, local_domain=self.options.hostname, is_development=self.options.capture)
+    def _redirect(self, recipients: Sequence[Addressed]) -> None:
+        """Sends mail for postmaster and abuse of our domains to the option `postmaster`."""
+        postmaster = self.options.postmaster
+        if postmaster is not None:
+            redirect((one for one in recipients if self.rule.is_our_role(one.address)), postmaster)
 
     def _ways(self) -> Ways:
         """How mail leaves."""
@@ -350,9 +350,11 @@ class Parts:
         self.router.is_direct = options.direct
         self.router.is_own_relayed = options.domains_via == "relay"
         self.rule.change(tuple(options.domains), options.trusted_networks)
+        self._set_recipients(options)
+        context.redirect = self._redirect if options.postmaster else None
         self.lanes.change(ways)
         self.scheduler.change_policy(self._retry_policy(), self._history())
-        context.change(options, self._rules(), self._device_rules())
+        context.change(options, session_rules(options), device_rules(options))
         context.admission.change(options)
         simple = self.dispatcher.pipeline.get(SIMPLE)
         if isinstance(simple, Simple):
@@ -375,7 +377,7 @@ class Parts:
         self.commit.start()
         spool = self.context.spool = Spool(self._spool_folder)
         spool.collect_orphans(self.store.spool_names())
-        bounces = BounceMaker(options.hostname, options.expire_s, self.new_uid)
+        bounces = BounceMaker(lambda: self.options, self.new_uid)
         self._is_connected = True
         outcomes = Outcomes(self.dispatcher, self.context.counters, self.clock.time)
         self.scheduler.connect(self.lanes, bounces, outcomes, spool.remove)

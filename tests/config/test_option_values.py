@@ -41,6 +41,8 @@ TEXTS: dict[str, list[Any]] = {
     "tls_cert": ["/etc/ssl/mail.pem"],
     "tls_key": ["/etc/ssl/mail.key"],
     "domains": [["example.org"], [".example.org", "example.net"]],
+    "recipients": [["user@example.org"], ["@example.org", "sales-*@example.net"], []],
+    "postmaster": ["admin@example.org"],
     "trust": [["127.0.0.0/8", "::1/128"], []],
     "authenticator": ["accounts:check"],
     "auth_file": ["/etc/pillarbox/accounts"],

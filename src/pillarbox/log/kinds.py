@@ -56,6 +56,13 @@ EXPIRED = Kind("expired", _DELIVERY, WARNING, "a recipient's copy was given up a
 HELD = Kind("held", _DELIVERY, WARNING, "a recipient's copy waits for the operator", _OUTCOME)
 OUTCOMES = {kind.name: kind for kind in (DELIVERED, DEFERRED, BOUNCED, EXPIRED, HELD)}
 DSN_QUEUED = Kind("dsn-queued", _DELIVERY, INFO, "a DSN on a message was queued", "queue_id dsn_id action to")
+DSN_UNSENT = Kind(
+    "dsn-unsent",
+    _DELIVERY,
+    WARNING,
+    "a DSN was not made (over `max_dsns_per_domain`), or could not be delivered",
+    "reason queue_id action to",
+)
 OPERATOR = Kind(
     "operator",
     _ADMIN,

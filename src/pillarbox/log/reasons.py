@@ -32,6 +32,7 @@ REASONS: dict[str, str] = {
     "too-many-sessions": "over `max_sessions`",
     "too-many-sessions-of-peer": "over `max_sessions_per_peer`",
     "over-limit": "over a rate limit or another bound",
+    "undeliverable": "a DSN whose recipient refused it, or could not be reached in time",
     "no-room": "less than `reserve_bytes` left on the disk",
     "queue-unavailable": "the queue cannot store mail now",
     "timeout": "the client was silent or too slow",

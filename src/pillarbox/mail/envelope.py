@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import Protocol
 
 
 @dataclass(slots=True)
@@ -44,3 +46,18 @@ class Envelope:
                 del self.recipients[index]
                 return True
         return False
+
+
+class Addressed(Protocol):
+    """A recipient of an envelope or of the queue."""
+
+    address: str
+    orcpt: str | None
+
+
+def redirect(recipients: Iterable[Addressed], to: str) -> None:
+    """Gives recipients another address. RFC 3461 section 5.2.1: DSNs still name the original one."""
+    for one in recipients:
+        if one.orcpt is None and one.address.isascii():
+            one.orcpt = f"rfc822;{one.address}"
+        one.address = to

@@ -17,6 +17,7 @@ from ..smtp.address import ascii_name, comparable_domain, comparable_mailbox, do
 from ..smtp.command import COMMANDS, Command
 from ..smtp.extension import Facts, offered
 from ..smtp.reply import Reply
+from .recipients import RecipientList, has_route, is_role
 
 Answer = Callable[[e.Session, Command], Reply]
 
@@ -43,6 +44,7 @@ _NO_ROOM = Reply(452, "4.3.1", "No room left for mail: try again later", reason=
 _AWAY = Reply(451, "4.3.0", "The queue is away: try again later", reason="queue-unavailable")
 _NOT_TRUSTED = Reply(550, "5.7.1", "Relaying denied: authenticate, or ask the operator", reason="relay-denied")
 _NOBODY = Reply(550, "5.1.1", "No such mailbox here", reason="no-such-recipient")
+_ROUTED = Reply(550, "5.7.1", "Sender-specified routing denied", reason="relay-denied")
 
 
 @dataclass(slots=True)
@@ -52,6 +54,11 @@ class RelayRule:
     domains: tuple[str, ...]
     networks: tuple[Network, ...]
     can_deliver: Callable[[str], bool]
+    # True for an address that a handler takes.
+    is_handled: Callable[[str], bool] = lambda address: False
+    # The addresses of `domains` that exist; None: all.
+    recipients: RecipientList | None = None
+    allows_routing: bool = False
     _trusted: dict[str, bool] = field(default_factory=dict)
 
     def change(self, domains: tuple[str, ...], networks: tuple[Network, ...]) -> None:
@@ -96,9 +103,30 @@ class RelayRule:
             # RFC 5321 section 4.5.1: postmaster without a domain is ours, always. With no way to go it waits in the queue.
             return None
         if not domain or self.is_ours(domain):
-            return None if self.can_deliver(address) else _NOBODY
-        # A stranger's `u%d@us` or `d!u@us` is a local-part of ours like any other: it opens no way out.
+            return self._judge_ours(session, address)
         return None if session.is_submission else _NOT_TRUSTED
+
+    def _judge_ours(self, session: e.Session, address: str) -> Reply | None:
+        """A refusal of an address in one of our own domains, or None."""
+        if self.is_handled(address):
+            # Whatever the local-part says, it goes nowhere else.
+            return None
+        if not session.is_submission and not self.allows_routing and has_route(address):
+            # RFC 2505 section 2.7: the next hop trusts this server, and may do what the local-part of a stranger says.
+            return _ROUTED
+        if is_role(address):
+            # RFC 5321 section 4.5.1. With no way to go it waits in the queue.
+            return None
+        if self.recipients is not None and not self.recipients.has(address):
+            return _NOBODY
+        return None if self.can_deliver(address) else _NOBODY
+
+    def is_our_role(self, address: str) -> bool:
+        """True for postmaster and abuse of our domains, unless a handler takes the address."""
+        if not is_role(address) or self.is_handled(address):
+            return False
+        domain = domain_of(address)
+        return not domain or self.is_ours(domain)
 
 
 class _Room(Protocol):

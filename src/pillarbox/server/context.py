@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from ..clock import Clock, UidSource
 from ..events.catalogue import Session
 from ..events.dispatch import Dispatcher
+from ..mail.envelope import Addressed
 from ..options import Network, Options, parse_networks
 from ..queue.commit import GroupCommit
 from ..queue.scheduler import Scheduler
@@ -76,6 +77,8 @@ class ServerContext:
     admission: Admission
     is_trusted: Callable[[str], bool]
     tls: ssl.SSLContext | None = None
+    # Puts the address of the option `postmaster` in place of postmaster and abuse.
+    redirect: Callable[[Sequence[Addressed]], None] | None = None
     # Of sessions of the device profile.
     device_tls: ssl.SSLContext | None = None
     device_rules: Rules = field(default_factory=Rules)

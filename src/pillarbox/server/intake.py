@@ -285,6 +285,8 @@ class Intake:
             self.reset()
             return
         context = self._context
+        if context.redirect is not None:
+            context.redirect(envelope.recipients)
         uid = context.new_uid()
         now = context.clock.time()
         self._stamp(uid, envelope, content, now, scan)
@@ -341,6 +343,8 @@ class Intake:
             facts["tls"] = session.tls
         if session.username is not None:
             facts["user"] = session.username
+        elif not session.is_trusted:
+            facts["stranger"] = True
         return facts
 
     def _committed(self, message: Message, error: BaseException | None) -> None:
