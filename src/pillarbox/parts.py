@@ -9,7 +9,7 @@ import asyncio
 import os
 import random
 import shutil
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -27,11 +27,9 @@ from .delivery.tlspolicy import TlsPolicy, client_context
 from .dns import CachingResolver, DnsResolver, Resolver
 from .events.dispatch import Dispatcher
 from .events.pipeline import SIMPLE
-from .mail.envelope import Addressed, redirect
 from .options import Options, parse_networks
 from .places import Slot
 from .plugins.dnsbl import DnsblPlugin
-from .plugins.recipients import RecipientList
 from .plugins.sender_verify import SenderVerifyPlugin
 from .plugins.simple import Greeting, RelayRule, Simple
 from .queue.adopt import Adopter
@@ -130,7 +128,7 @@ class Parts:
         )
         self.rule = RelayRule(tuple(options.domains), options.trusted_networks, self.router.takes_ours)
         self.rule.is_handled = lambda address: handlers.find(address) is not None
-        self._set_recipients(options)
+        self.rule.take_options(options)
         self.context = self._make_context()
         self.watchdog = LoopWatchdog()
         # What listeners were opened with, over every change of certificates.
@@ -216,7 +214,7 @@ class Parts:
             authenticate=AuthFile(options.auth_file) if options.auth_file else options.authenticator,
             default_senders=self._default_senders,
             device_tls=server_context(options.tls_cert, options.tls_key, is_device=True) if options.tls_cert else None,
-            redirect=self._redirect if options.postmaster else None,
+            redirect=self.rule.redirect if options.postmaster else None,
             device_rules=device_rules(options),
             device_networks=parse_networks(options.device_networks),
             rules=session_rules(options),
@@ -225,17 +223,6 @@ class Parts:
             guesses=Guesses(self._slot.count),
             client_prefix=session_prefix(self.clock.time(), self._slot.number),
         )
-
-    def _set_recipients(self, options: Options) -> None:
-        """Which addresses of our domains exist, and what strangers may write in them."""
-        self.rule.recipients = RecipientList(options.recipients) if options.recipients else None
-        self.rule.allows_routing = options.allow_untrusted_routing
-
-    def _redirect(self, recipients: Sequence[Addressed]) -> None:
-        """Sends mail for postmaster and abuse of our domains to the option `postmaster`."""
-        postmaster = self.options.postmaster
-        if postmaster is not None:
-            redirect((one for one in recipients if self.rule.is_our_role(one.address)), postmaster)
 
     def _ways(self) -> Ways:
         """How mail leaves."""
@@ -350,8 +337,8 @@ class Parts:
         self.router.is_direct = options.direct
         self.router.is_own_relayed = options.domains_via == "relay"
         self.rule.change(tuple(options.domains), options.trusted_networks)
-        self._set_recipients(options)
-        context.redirect = self._redirect if options.postmaster else None
+        self.rule.take_options(options)
+        context.redirect = self.rule.redirect if options.postmaster else None
         self.lanes.change(ways)
         self.scheduler.change_policy(self._retry_policy(), self._history())
         context.change(options, session_rules(options), device_rules(options))

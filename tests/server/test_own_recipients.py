@@ -114,6 +114,7 @@ def test_mail_to_roles_goes_to_the_option_postmaster() -> None:
             "domains": ["us.test", "handled.test"],
             "postmaster": "admin@far.test",
             "handlers": handlers,
+            "domains_via": "relay",
             "paused": True,
         }
         async with wired(WHOLE, peer=STRANGER, relay="127.0.0.1:1", **options) as (server, wire):

@@ -7,12 +7,13 @@ connections or the queue.
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from ..events import catalogue as e
-from ..options import Network
+from ..mail.envelope import Addressed, redirect
+from ..options import Network, Options
 from ..smtp.address import ascii_name, comparable_domain, comparable_mailbox, domain_of
 from ..smtp.command import COMMANDS, Command
 from ..smtp.extension import Facts, offered
@@ -59,6 +60,7 @@ class RelayRule:
     # The addresses of `domains` that exist; None: all.
     recipients: RecipientList | None = None
     allows_routing: bool = False
+    postmaster: str | None = None
     _trusted: dict[str, bool] = field(default_factory=dict)
 
     def change(self, domains: tuple[str, ...], networks: tuple[Network, ...]) -> None:
@@ -120,6 +122,17 @@ class RelayRule:
         if self.recipients is not None and not self.recipients.has(address):
             return _NOBODY
         return None if self.can_deliver(address) else _NOBODY
+
+    def take_options(self, options: Options) -> None:
+        """Which addresses of our domains exist, what strangers may write in them, and where mail for the roles goes."""
+        self.recipients = RecipientList(options.recipients) if options.recipients else None
+        self.allows_routing = options.allow_untrusted_routing
+        self.postmaster = options.postmaster
+
+    def redirect(self, recipients: Sequence[Addressed]) -> None:
+        """Gives mail for postmaster and abuse of our domains the address of the option `postmaster`."""
+        if self.postmaster is not None:
+            redirect((one for one in recipients if self.is_our_role(one.address)), self.postmaster)
 
     def is_our_role(self, address: str) -> bool:
         """True for postmaster and abuse of our domains, unless a handler takes the address."""
