@@ -168,6 +168,10 @@ class MailServer(EventSide):
         given = self.plugin_list()
         for text in check_folder(self.options.data_dir):
             _log.warning("data directory: %s", text)
+        if self._slot.sockets is None:
+            # The daemon has reported them already.
+            for text in self.options.doubts():
+                _log.warning("options: %s", text)
         parts.store.open()
         try:
             await parts.start()
@@ -208,7 +212,9 @@ class MailServer(EventSide):
         names = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(self.options, name)]
         update = {name: getattr(wanted, name) for name in names if name in RELOADABLE}
         # What stays of before and what is new must go together, too.
-        merged = parse_options({**{name: getattr(self.options, name) for name in type(wanted).model_fields}, **update})
+        kept = {name: getattr(self.options, name) for name in self.options.model_fields_set if name not in RELOADABLE}
+        taken = {name: getattr(wanted, name) for name in wanted.model_fields_set if name in RELOADABLE}
+        merged = parse_options({**kept, **taken})
         parts.reload(merged)
         self.options = merged
         if "handlers" in update:

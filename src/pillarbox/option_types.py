@@ -28,7 +28,8 @@ class MailServerOptions(TypedDict, total=False):
     address: str | Sequence[str]
     """IP address, name or unix:/path to listen on, or several"""
     port: int
-    """port for every address; 0: any free one"""
+    """port for every address, where listen is empty; 0: any free one; `pillarbox serve` without address, port and
+    listen listens on 127.0.0.1:2525"""
     listen: str | Sequence[str] | None
     """HOST:PORT, [IPV6]:PORT or unix:/PATH, instead of address; submission://HOST (port 587) is for clients that log
     in, device:// (port 25) is for old devices, whose mistakes are repaired; smtps://, submissions:// and

@@ -5,7 +5,7 @@ Must not build anything: it only judges what was given, and says what is wrong a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -15,9 +15,10 @@ from .config.faults import fault_text, kind_of, unknown_text
 from .config.networks import Network as Network
 from .config.networks import is_network, parse_nameserver
 from .config.networks import parse_networks as parse_networks
+from .config.together import contradictions, doubts
 from .config.units import Octets, PathText, Seconds, SecondsOrNone, interval_s, none_of
 from .errors import OptionError
-from .places import LOGIN_SCHEMES, TLS_SCHEMES, default_data_dir, default_hostname, parse_endpoint
+from .places import default_data_dir, default_hostname, parse_endpoint
 from .smtp.address import comparable_domain, is_address_literal, is_domain, is_mail_domain, is_mailbox
 
 # Booleans as text: what pydantic takes for the other options.
@@ -36,7 +37,13 @@ class Options(BaseModel):
     # ---- listening
     alias: str = Field("pillarbox", description="a name for logs and for MailServer.find(alias)")
     address: str | list[str] = Field("127.0.0.1", description="IP address, name or unix:/path to listen on, or several")
-    port: int = Field(25, ge=0, le=65535, description="port for every address; 0: any free one")
+    port: int = Field(
+        25,
+        ge=0,
+        le=65535,
+        description="port for every address, where listen is empty; 0: any free one; `pillarbox serve` without address, port and "
+        "listen listens on 127.0.0.1:2525",
+    )
     listen: list[str] = Field(
         default_factory=list,
         description="HOST:PORT, [IPV6]:PORT or unix:/PATH, instead of address; submission://HOST (port 587) is for clients "
@@ -384,43 +391,14 @@ class Options(BaseModel):
 
     @model_validator(mode="after")
     def _check_together(self) -> Options:
-        faults = list(self._contradictions())
+        faults = list(contradictions(self))
         if faults:
             raise ValueError("\n".join(faults))
         return self
 
-    def _contradictions(self) -> Iterator[str]:
-        if self.queue and self.store != "sqlite":
-            yield f"queue and store {self.store} are both given: one of them keeps the mail"
-        if self.tls_key and not self.tls_cert:
-            yield "tls_key is given without tls_cert: give both"
-        if self.dnsbl_enable and not self.dnsbl:
-            yield "dnsbl_enable is given without a list: name one in dnsbl"
-        if self.relay_auth and not self.relay_user:
-            yield "relay_auth is given without relay_user and relay_pass: give all three"
-        if bool(self.relay_user) != bool(self.relay_pass):
-            yield "relay_user and relay_pass belong together: give both or none"
-        if self.relay_user and self.relay_tls in ("none", "may") and not self.relay_auth_in_clear:
-            yield (
-                "relay_user with relay_tls none or may could send the password in clear: "
-                "use relay_tls verify, or allow it with relay_auth_in_clear"
-            )
-        # SCRAM does not send the password, and has the server prove that it knows it.
-        is_allowed = self.relay_auth_unverified or self.relay_auth_in_clear or self.relay_auth == "SCRAM-SHA-256"
-        if self.relay_user and self.relay_tls == "encrypt" and not is_allowed:
-            yield (
-                "relay_user with relay_tls encrypt sends the password to any server, with whatever certificate: "
-                "use relay_tls verify (relay_ca names a CA of your own), or allow it with relay_auth_unverified"
-            )
-        if self.authenticator is not None and self.auth_file:
-            yield "authenticator and auth_file are both given: one of them decides"
-        schemes = {scheme for scheme, _, _ in self.listeners}
-        secure = sorted(schemes & (TLS_SCHEMES | LOGIN_SCHEMES))
-        if secure and not self.tls_cert:
-            yield f"listen has {secure[0]}:// but there is no tls_cert: give a certificate"
-        logins = sorted(schemes & LOGIN_SCHEMES)
-        if logins and self.simple and self.authenticator is None and not self.auth_file:
-            yield f"listen has {logins[0]}:// but nobody can log in: give auth_file or authenticator"
+    def doubts(self) -> list[str]:
+        """What most likely is a mistake, though it can be meant so: a line each."""
+        return list(doubts(self))
 
     @property
     def keeps_mail(self) -> bool:

@@ -308,7 +308,7 @@ def _judge(config: Config, faults: list[Fault]) -> None:
         faults += _faults_of(config, error)
     _take_secret(config.daemon.relay_pass_file, config, given, faults)
     try:
-        Options(**given)
+        config.warnings += [Fault(_place_of(config, text), text) for text in Options(**given).doubts()]
     except ValidationError as error:
         faults += _faults_of(config, error)
     given.pop("authenticator", None)
@@ -337,6 +337,12 @@ def _outrank(config: Config, given: dict[str, Any], faults: list[Fault]) -> None
                 settings.pop(loser, None)
 
 
+def _place_of(config: Config, text: str) -> str:
+    """Where a text about several options together belongs: to the first of them that is given."""
+    named = [name for name in re.findall(r"\w+", text) if name in config.settings]
+    return config.place(named[0]) if named else ""
+
+
 def _faults_of(config: Config, error: ValidationError) -> list[Fault]:
     found: dict[str, Fault] = {}
     for one in error.errors():
@@ -344,9 +350,7 @@ def _faults_of(config: Config, error: ValidationError) -> list[Fault]:
         key = str(path[0]) if path else ""
         if not key:
             for words in str(one["msg"]).removeprefix("Value error, ").splitlines():
-                # About several options together: it stands where the first of them is that the file has.
-                named = [name for name in re.findall(r"\w+", words) if name in config.settings]
-                found[words] = Fault(config.place(named[0]) if named else "", words)
+                found[words] = Fault(_place_of(config, words), words)
             continue
         # Of the alternatives of a union one line is enough.
         setting = config.settings.get(key)

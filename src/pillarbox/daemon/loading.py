@@ -48,10 +48,13 @@ def resolve(config: Config, *, with_plugins: bool = True) -> dict[str, Any]:
             faults.append(Fault(_place(config, entry.line_of(str(error))), f"plugins: {error}"))
     handlers = []
     for entry in _entries(config, "handlers"):
-        try:
-            handlers.append(_handler(entry.table))
-        except OptionError as error:
-            faults.append(Fault(_place(config, entry.line_of(str(error))), f"handlers: {error}"))
+        wrong = len(faults)
+        for part in (_check_handler, _handler):
+            try:
+                handlers += [made] if (made := part(entry.table)) is not None else []
+            except OptionError as error:
+                fault = Fault(_place(config, entry.line_of(str(error))), f"handlers: {error}")
+                faults += [] if fault in faults[wrong:] else [fault]
     if plugins:
         options["plugins"] = plugins
     if handlers:
@@ -162,6 +165,13 @@ def _plugin(table: Any) -> tuple[str, Any]:
 
 def _named(options: dict[str, Any]) -> str:
     return f"the options {', '.join(options)}" if options else "no options"
+
+
+def _check_handler(table: Any) -> None:
+    """OptionError for what is wrong with a handler beside its code, which may be missing here."""
+    _check_keys(table, _HANDLER_KEYS)
+    if "match" in table:
+        Handler(table["match"], print, **{key: table[key] for key in ("concurrency",) if key in table})
 
 
 def _handler(table: Any) -> Handler:

@@ -81,7 +81,8 @@ def serve(file: str | None, flags: Mapping[str, Any], make_side: MakeSide | None
     daemon, activated = config.daemon, activated_sockets()
     if activated:
         # The service manager has bound them: where the server listens is not for it to say.
-        config.options.pop("address", None)
+        for name in ("address", "port"):
+            config.options.pop(name, None)
         config.options["listen"] = as_listen(activated)
     options = parse_options(without_code(config))
     count = count_workers(daemon.workers)

@@ -19,14 +19,37 @@ def server_context(cert: str, key: str | None, *, is_device: bool = False) -> ss
         context.set_ciphers("DEFAULT:@SECLEVEL=0")
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_COMPRESSION | ssl.OP_CIPHER_SERVER_PREFERENCE
     try:
-        context.load_cert_chain(cert, key)
+        # An encrypted key would have OpenSSL ask on the terminal, where a server has none.
+        context.load_cert_chain(cert, key, password=_no_password)
+    except _EncryptedKey:
+        where = key or cert
+        raise OptionError(
+            f"option 'tls_key': the private key in {where} is encrypted: expected one without a pass phrase, "
+            f"as `openssl pkey -in {where}` writes it"
+        ) from None
     except (OSError, ssl.SSLError) as error:
+        if key is None and isinstance(error, ssl.SSLError) and _is_certificate_alone(cert):
+            raise OptionError(f"option 'tls_cert': no private key in {cert}: give tls_key") from None
         raise OptionError(
             f"option 'tls_cert': cannot use {cert}"
             + (f" with {key}" if key else "")
             + f": {error}; PEM files are wanted"
         ) from None
     return context
+
+
+class _EncryptedKey(Exception):
+    """OpenSSL has asked for a pass phrase."""
+
+
+def _no_password() -> str:
+    raise _EncryptedKey
+
+
+def _is_certificate_alone(path: str) -> bool:
+    with open(path, "rb") as file:
+        text = file.read(1 << 20)
+    return b"-----BEGIN CERTIFICATE-----" in text and b"PRIVATE KEY-----" not in text
 
 
 def renewed(facade: ssl.SSLContext | None, current: ssl.SSLContext | None) -> ssl.SSLContext | None:

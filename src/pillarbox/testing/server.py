@@ -215,8 +215,12 @@ class SmtpServer:
 
     def _given(self, folder: str) -> dict[str, Any]:
         scheme = "smtps" if self._implicit_tls else "smtp"
+        host = self._options.get("address", "127.0.0.1")
+        host = f"[{host}]" if ":" in host else host
+        # One listener, of one scheme: it is written as `listen`.
+        more = {name: value for name, value in self._options.items() if name not in ("address", "port")}
         given: dict[str, Any] = {
-            "listen": [f"{scheme}://127.0.0.1:0"],
+            "listen": [f"{scheme}://{host}:{self._options.get('port', 0)}"],
             "hostname": "localhost",
             "trust": ["0.0.0.0/0", "::/0"],
             "data_dir": folder,
@@ -232,7 +236,7 @@ class SmtpServer:
         if self._auth:
             given["authenticator"] = self._authenticate
         plugins = {"script": self._script, "faults": self.faults, **self._options.get("plugins", {})}
-        return {**given, **self._options, "plugins": plugins}
+        return {**given, **more, "plugins": plugins}
 
     def _certificate(self, folder: str) -> dict[str, Any]:
         try:
