@@ -168,6 +168,16 @@ class MailServerOptions(TypedDict, total=False):
     """sessions at once of one IPv4 address or IPv6 /64; /56: 4 times, /48: 16 times"""
     max_connections_per_minute: int
     """new connections of one IPv4 address or IPv6 /64 in a minute; 0: no bound"""
+    messages_per_client: str | None
+    """accepted messages of one address that is not trusted: 1000/h"""
+    recipients_per_client: str | None
+    """their recipients: 5000/h; None: no limit"""
+    messages_per_account: str | None
+    """accepted messages of one account: 1000/h; None: no limit"""
+    recipients_per_account: str | None
+    """their recipients; None: no limit"""
+    error_delay_s: Seconds
+    """pause before the next command of a client not trusted after each refused one beyond 10"""
     max_errors: int
     """refused commands of one session, then 421"""
     max_junk: int

@@ -26,6 +26,11 @@ _YES, _NO = ("true", "yes", "on", "1", "y", "t"), ("false", "no", "off", "0", "n
 LOOPBACK = ("127.0.0.0/8", "::1/128")
 
 
+_RATES = (
+    "rate_per_next_hop", "messages_per_client", "recipients_per_client", "messages_per_account", "recipients_per_account",
+)  # fmt: skip
+
+
 class Options(BaseModel):
     """All options. Sizes in octets or as "10MB", times in seconds or as "5m".
 
@@ -208,6 +213,17 @@ class Options(BaseModel):
     max_connections_per_minute: int = Field(
         600, ge=0, description="new connections of one IPv4 address or IPv6 /64 in a minute; 0: no bound"
     )
+    messages_per_client: str | None = Field(
+        None, description="accepted messages of one address that is not trusted: 1000/h"
+    )
+    recipients_per_client: str | None = Field(None, description="their recipients: 5000/h; None: no limit")
+    messages_per_account: str | None = Field(
+        None, description="accepted messages of one account: 1000/h; None: no limit"
+    )
+    recipients_per_account: str | None = Field("10000/h", description="their recipients; None: no limit")
+    error_delay_s: Seconds = Field(
+        1.0, ge=0, description="pause before the next command of a client not trusted after each refused one beyond 10"
+    )
     max_errors: int = Field(20, ge=1, description="refused commands of one session, then 421")
     max_junk: int = Field(100, ge=1, description="NOOP, RSET, VRFY and the like between two messages, then 421")
     client_time_out: Seconds = Field(
@@ -292,12 +308,12 @@ class Options(BaseModel):
                 raise ValueError(f"{zone}: the weight {weight!r} is not a number above 0")
         return value
 
-    @field_validator("rate_per_next_hop", mode="before")
+    @field_validator(*_RATES, mode="before")
     @classmethod
     def _check_none(cls, value: Any) -> Any:
         return none_of(value)
 
-    @field_validator("rate_per_next_hop")
+    @field_validator(*_RATES)
     @classmethod
     def _check_rate(cls, value: str | None) -> str | None:
         if value is not None:

@@ -58,6 +58,7 @@ from .server.guesses import Guesses
 from .server.limits import Admission
 from .server.listener import Listeners
 from .server.profiles import device_rules, session_rules
+from .server.rates import Rates
 from .server.room import Room
 from .server.tls import renewed, replace_context, server_context
 from .smtp.sasl import Credentials
@@ -85,7 +86,8 @@ RELOADABLE = frozenset(
         "maxrelay_per_next_hop", "rate_per_next_hop", "direct", "mx_port", "mx_tls", "mx_networks", "mx_cname",
         "ip_preference", "max_size_bytes",
         "max_recipients", "max_line_bytes", "max_header_bytes", "max_sessions", "max_sessions_per_peer",
-        "max_connections_per_minute", "max_errors", "max_junk",
+        "max_connections_per_minute", "max_errors", "max_junk", "messages_per_client", "recipients_per_client",
+        "messages_per_account", "recipients_per_account", "error_delay_s",
         "client_time_out", "min_rate_bytes_s", "bare_line_ends", "bare_lf_commands", "local_parts",
         "strict_envelope", "max_received", "handlers", "device_networks", "domains_via", "recipients",
         "allow_untrusted_routing", "postmaster", "return_content", "max_dsns_per_domain",
@@ -221,6 +223,7 @@ class Parts:
             room=Room(options.data_dir, options.reserve_bytes if options.keeps_mail else 0),
             wiretap=wiretap.tap if options.options.get("trace") else None,
             guesses=Guesses(self._slot.count),
+            rates=Rates(options, self._slot.count),
             client_prefix=session_prefix(self.clock.time(), self._slot.number),
         )
 

@@ -86,11 +86,17 @@ SecondsOrNone = Annotated[Seconds | None, BeforeValidator(none_of)]
 _RATE_UNITS_S = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
-def interval_s(rate: str) -> float:
-    """Seconds between two events at a rate such as "600/m". ValueError says what is wrong with it."""
+def parse_rate(rate: str) -> tuple[int, int]:
+    """(number, seconds) of a rate such as "600/m". ValueError says what is wrong with it."""
     found = re.fullmatch(r"\s*(\d{1,9})\s*/\s*([smhd])\s*", rate)
     if found is None or int(found[1]) == 0:
         raise ValueError(
             "a rate is a number of messages, at least 1, and a unit of time: 10/s, 600/m, 5000/h or 20000/d"
         )
-    return _RATE_UNITS_S[found[2]] / int(found[1])
+    return int(found[1]), _RATE_UNITS_S[found[2]]
+
+
+def interval_s(rate: str) -> float:
+    """Seconds between two events at a rate. ValueError says what is wrong with it."""
+    number, seconds = parse_rate(rate)
+    return seconds / number

@@ -426,6 +426,9 @@ _OF_THE_MACHINE = ("hostname", "data_dir")
 _EXAMPLES: dict[str, Any] = {
     "hostname": "mail.example.org",
     "rate_per_next_hop": "600/m",
+    "messages_per_client": "1000/h",
+    "recipients_per_client": "5000/h",
+    "messages_per_account": "1000/h",
     "data_dir": "/var/lib/pillarbox",
     "tls_cert": "/etc/ssl/mail.pem",
     "tls_key": "/etc/ssl/mail.key",

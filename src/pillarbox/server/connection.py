@@ -203,6 +203,13 @@ class SmtpConnection(asyncio.Protocol):
             self._transport.pause_reading()
         self._stops.add(why)
 
+    def slow_down(self) -> None:
+        """Reads the next command after a pause: a client whose commands are refused one after the other."""
+        delay_s = self._context.options.error_delay_s
+        if delay_s and not self._lingers:
+            self.stop_reading("errors")
+            self._context.clock.call_later(delay_s, lambda: self.go_on_reading("errors"))
+
     def go_on_reading(self, why: str) -> None:
         """One reason less."""
         if why not in self._stops:

@@ -23,6 +23,7 @@ from .accounts import Account
 from .guesses import Guesses
 from .hashing import HashPool
 from .limits import Admission
+from .rates import Rates
 from .room import Room
 
 # Session.profile of clients whose mistakes are repaired.
@@ -87,6 +88,7 @@ class ServerContext:
     default_senders: Callable[[Account], tuple[str, ...]] = lambda account: account.may_send_as
     rules: Rules = field(default_factory=Rules)
     room: Room = field(default_factory=lambda: Room("", 0))
+    rates: Rates | None = None
     guesses: Guesses = field(default_factory=Guesses)
     hashing: HashPool = field(default_factory=HashPool)
     sessions: dict[str, SmtpSession] = field(default_factory=dict)
@@ -115,6 +117,8 @@ class ServerContext:
     def change(self, options: Options, rules: Rules, device_rules: Rules) -> None:
         """Other options, for sessions that begin from now on; bounds for all."""
         self.options = options
+        if self.rates is not None:
+            self.rates.change(options)
         self.device_rules, self.device_networks = device_rules, parse_networks(options.device_networks)
         self._first_facts.clear()
         if rules != self.rules:

@@ -285,6 +285,11 @@ class Intake:
             self.reset()
             return
         context = self._context
+        if context.rates is not None:
+            refusal = context.rates.take(self._session.facts, len(envelope.recipients), context.clock.monotonic())
+            if refusal is not None:
+                self._refuse(refusal)
+                return
         if context.redirect is not None:
             context.redirect(envelope.recipients)
         uid = context.new_uid()

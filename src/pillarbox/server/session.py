@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 _TOO_MANY_ERRORS = Reply(421, "4.7.0", "Too many errors: closing", reason="too-many-errors")
 _TOO_MUCH_JUNK = Reply(421, "4.7.0", "Too many commands without a message: closing", reason="too-many-commands")
 _CHUNK_OK = Reply(250, "2.0.0", "Chunk received")
+_FREE_ERRORS = 10  # refused commands before a client that is not trusted is slowed down
 _MAX_BUFFERED = 64 * 1024  # of input that waits while the session is parked; beyond, reading stops
 
 
@@ -348,6 +349,8 @@ class SmtpSession(AtOnce):
                 self.reason = f"closed after {reply.code} {reply.text}"
         elif self.errors >= self._context.options.max_errors:
             self.leave(_TOO_MANY_ERRORS, "too many errors")
+        elif self.errors > _FREE_ERRORS and not self.facts.is_submission:
+            self._connection.slow_down()
 
     # -------------------------------------------------- what positive replies do
 
