@@ -158,11 +158,16 @@ def test_names_of_the_admin_side(tmp_path: Path) -> None:
         client = Client(daemon)
         port = client.host.split(":")[1]
         assert client.url == f"http://127.0.0.1:{port}"
-        for host, code in (("mail.lan", 200), (f"mail.lan:{port}", 200), ("other.lan:80", 200), ("other.lan:81", 421)):
-            assert client.ask("GET", "/api/status", Host=host)[0] == code
+        for host, code in (("mail.lan", 401), (f"mail.lan:{port}", 401), ("other.lan:80", 401), ("other.lan:81", 421)):
+            assert client.ask("GET", "/api/status", Host=host)[0] == 200, "the token is enough"
+            assert client.ask("GET", "/api/status", token=False, Host=host)[0] == code
+        for host in ("localhost:11080", "127.0.0.1:1", "mail.lan:8025"):
+            assert client.ask("GET", "/api/status", token=False, Host=host)[0] == 401, (
+                "the port of a container is mapped"
+            )
         client.host = f"127.0.0.5:{port}"
         assert client.ask("GET", "/api/status")[0] == 200, "the very address that was called"
-        assert client.ask("GET", "/api/status", Host=f"127.0.0.6:{port}")[0] == 421
+        assert client.ask("GET", "/api/status", token=False, Host=f"127.0.0.6:{port}")[0] == 421
         assert client.ask("GET", "/healthz", token=False, Host="10.1.2.3:99")[0] == 200
 
 

@@ -327,6 +327,29 @@ def test_search(store: Any) -> None:
     assert uids(next_hop="hop") == ["A"] and uids(state="delivered") == []
 
 
+@pytest.mark.parametrize(
+    ("address", "part"),
+    [
+        ("Müller@d.test", "MÜLLER"),
+        ("MÜLLER@d.test", "müller"),
+        ("straße@d.test", "STRASSE@"),
+        ("STRASSE@d.test", "straße"),
+        ("ΣΊΣΥΦΟΣ@d.test", "σίσυφος@"),
+        ("иван@пример.test", "ИВАН@ПРИМЕР"),
+        ("ofﬁce@d.test", "OFFICE"),
+        ("I%_@d.test", "i%_@D"),
+    ],
+)
+def test_search_by_address_ignores_case_in_every_script(store: Any, address: str, part: str) -> None:
+    found = message("A", address)
+    found.envelope.reverse_path = address
+    accept(store, found, message("B", "x@other.test"))
+    assert [view.uid for view in store.search(Query(recipient=part))] == ["A"]
+    assert [view.uid for view in store.search(Query(sender=part))] == ["A"]
+    with store.transaction():
+        assert store.change(Action.HOLD, Query(recipient=part), NOW) == ["A"]
+
+
 def test_wake(store: Any) -> None:
     accept(store, message("A"), message("B"), message("C"))
     for one, stage in zip(claim(store), ("connect", "rcpt", "connect"), strict=True):

@@ -10,6 +10,7 @@ import hashlib
 import hmac
 import json
 import os
+import re
 import secrets
 import stat
 import time
@@ -19,16 +20,22 @@ from starlette.requests import Request, cookie_parser
 from starlette.responses import JSONResponse, PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .refusals import refused
+
 FILE = "admin.json"
 COOKIE = "pillarbox"
 LOGIN_S = 600.0
 _SAFE = ("GET", "HEAD", "OPTIONS")
+_LOCAL_NAMES = ("localhost", "127.0.0.1", "[::1]")
 _OPEN = ("/healthz", "/login")
 _HEADERS = {
     "Content-Security-Policy": "default-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'",
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-store",
+    "Cross-Origin-Resource-Policy": "same-origin",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "X-DNS-Prefetch-Control": "off",
 }
 
 
@@ -72,25 +79,43 @@ class Access:
         if scope["path"] == "/healthz":
             # Probes call by whatever name or address; it says nothing but that we live.
             return None
-        if not self._is_ours(headers.get("host", "").lower(), scope):
-            return JSONResponse({"error": "this Host is not ours: `admin_hosts` names more"}, 421)
+        has_bearer = self._has_bearer(headers)
+        # The Host check keeps DNS rebinding away: a web site that took our address does not know the token.
+        if not has_bearer and not self._is_host_ours(headers.get("host", "").lower(), scope):
+            return refused(
+                scope, 421, "this Host is not ours: `admin_hosts` (--admin-host) names more, or send the token"
+            )
         origin = headers.get("origin")
-        if origin is not None and not self._is_ours(origin.lower().partition("://")[2], scope):
-            return JSONResponse({"error": "this Origin is not ours"}, 403)
-        if self.is_open or scope["path"] in _OPEN:
-            return None
-        if self._has_bearer(headers):
+        if origin is not None and not self._is_origin_ours(origin.lower().partition("://")[2], headers, scope):
+            return refused(scope, 403, "this Origin is not ours")
+        if not has_bearer and self._is_from_elsewhere(headers, scope):
+            error = "a request from another web site is refused"
+            return refused(
+                scope, 403, error, html='Another web site has opened this address. <a href="">Open it here</a>'
+            )
+        if self.is_open or has_bearer or scope["path"] in _OPEN:
             return None
         if self._has_cookie(headers.get("cookie", "")):
             # A browser says where a request that changes something comes from; what does not say it is none of ours.
             if scope["method"] in _SAFE or origin is not None:
                 return None
             return JSONResponse({"error": "a request with the cookie wants an Origin"}, 403)
-        return JSONResponse(
-            {"error": "a token is wanted: Authorization: Bearer TOKEN; it stands in admin.json in the data directory"},
+        return refused(
+            scope,
             401,
-            {"WWW-Authenticate": "Bearer"},
+            "a token is wanted: Authorization: Bearer TOKEN; it stands in admin.json in the data directory",
+            html="Run <code>pillarbox admin</code> on the server, with its <code>--data-dir</code>: "
+            "it prints a link that logs this browser in.",
+            headers={"WWW-Authenticate": "Bearer"},
         )
+
+    @staticmethod
+    def _is_from_elsewhere(headers: Headers, scope: Scope) -> bool:
+        """True for a request that a page of another site (or port) has caused: even its timing tells what mail holds.
+
+        A log-in link works wherever it is clicked: it does nothing without its code.
+        """
+        return headers.get("sec-fetch-site", "none") not in ("same-origin", "none") and scope["path"] != "/login"
 
     def is_holder(self, scope: Scope) -> bool:
         """True for a request with a valid token or cookie; where none is asked for, for each."""
@@ -100,6 +125,19 @@ class Access:
     def _has_bearer(self, headers: Headers) -> bool:
         kind, _, given = headers.get("authorization", "").partition(" ")
         return kind.lower() == "bearer" and hmac.compare_digest(given.strip().encode(), self.token.encode())
+
+    def _is_host_ours(self, host: str, scope: Scope) -> bool:
+        """True for a name that is ours; a name that was given without a port is ours on each port.
+
+        A container's port is mapped to another one: there `localhost` has each port. No web site can have that name.
+        """
+        name = re.sub(r":\d+\Z", "", host)
+        return self._is_ours(host, scope) or name in self.hosts or (self._is_wildcard and name in _LOCAL_NAMES)
+
+    def _is_origin_ours(self, origin: str, headers: Headers, scope: Scope) -> bool:
+        """True for the site that this very request was sent to, and for our names."""
+        host = headers.get("host", "").lower()
+        return self._is_ours(origin, scope) or (origin == host and self._is_host_ours(host, scope))
 
     def _is_ours(self, host: str, scope: Scope) -> bool:
         """One of our names, or, on a wildcard, the very address that was called."""

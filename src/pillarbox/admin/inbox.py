@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.requests import Request
@@ -34,7 +35,10 @@ ROWS = (
         "none has come by then", "message", {**_FILTERS, "timeout": f"seconds, {LONGEST_WAIT_S:g} at most; 10 by default"},
     ),
     Row("GET", "/api/inbox/{uid}", "inbox_get", "One message: envelope, headers, text, HTML, attachments", "message", {}),
-    Row("DELETE", "/api/inbox", "inbox_clear", "Empties the inbox", "{deleted: [uid]}", {}),
+    Row(
+        "DELETE", "/api/inbox", "inbox_clear", "Deletes the messages that match (everything=1 for all)", "{deleted: [uid]}",
+        {**_FILTERS, "everything": "1: every message"},
+    ),
     Row("DELETE", "/api/inbox/{uid}", "inbox_delete", "Takes one message out", "{deleted: [uid]}", {}),
     Row("POST", "/api/inbox/{uid}/release", "inbox_release", "Sends it on its way, through the relay", "{released}", {}),
     Row("GET", "/api/faults", "faults", "Faults that clients meet", "[fault]", {}),
@@ -104,8 +108,13 @@ class InboxApi:
         return JSONResponse(envelope_json(found) | await reading.view([found.octets], len(found.octets)))
 
     async def inbox_clear(self, request: Request) -> Response:
-        """All of them."""
-        return JSONResponse({"deleted": await self._server.inbox.delete()})
+        """Those that match."""
+        wanted = _wanted(request, ("everything",))
+        if any(not text for text in request.query_params.values()):
+            raise ValueError("delete: a filter is empty: it would mean every message")
+        if wanted == Wanted() and request.query_params.get("everything") != "1":
+            raise ValueError("delete: name messages by a filter, or say everything=1")
+        return JSONResponse({"deleted": await self._server.inbox.delete(wanted=wanted)})
 
     async def inbox_delete(self, request: Request) -> Response:
         """One."""
@@ -139,10 +148,10 @@ class InboxApi:
         return await self.faults(request)
 
 
-def _wanted(request: Request) -> Wanted:
+def _wanted(request: Request, others: Sequence[str] = ("limit", "timeout")) -> Wanted:
     params = request.query_params
     for name in params:
-        if name not in (*_FILTERS, "limit", "timeout"):
+        if name not in _FILTERS and name not in others:
             raise ValueError(f"unknown filter {name!r}: there are {', '.join(_FILTERS)}")
     return Wanted(params.get("to") or None, params.get("from") or None, params.get("subject") or None)
 

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlencode
 
 import jinja2
 from starlette.requests import Request
@@ -133,23 +134,30 @@ class Pages:
         if content is not None:
             parsed = await reading.view(content.chunks(), content.size_bytes)
         is_inbox = row["received"].get("held_for") == CAPTURED and row["state"] == "held"
-        return self._page(
-            "message.html", request, row=row, parsed=parsed, is_inbox=is_inbox, sandbox=SANDBOX, most=SHOWN_CHARACTERS
-        )
+        can_release = self._can_release() or not self._server.options.capture
+        shown: dict[str, Any] = {"row": row, "parsed": parsed, "is_inbox": is_inbox, "can_release": can_release}
+        return self._page("message.html", request, sandbox=SANDBOX, most=SHOWN_CHARACTERS, **shown)
 
     async def html(self, request: Request) -> Response:
         """A message's HTML: a document of its own, for a frame, that may do nothing."""
         content = await self._server.queued_content(request.path_params["uid"])
         page = None if content is None else await reading.html(content.chunks(), content.size_bytes)
-        return HTMLResponse(page or "", 200 if page is not None else 404, {"Content-Security-Policy": HTML_POLICY})
+        # A browser does not show a sandboxed document that asks for an opener policy.
+        headers = {"Content-Security-Policy": HTML_POLICY, "Cross-Origin-Opener-Policy": "unsafe-none"}
+        return HTMLResponse(page or "", 200 if page is not None else 404, headers)
 
     async def inbox(self, request: Request) -> Response:
         """What was captured, newest first."""
         asked = {name: request.query_params.get(name, "").strip() for name in ("to", "from", "subject")}
         wanted = Wanted(asked["to"] or None, asked["from"] or None, asked["subject"] or None)
         rows = await self._server.inbox.views(wanted, limit=PAGE_ROWS)
-        can_release = bool(self._server.options.relay) or self._server.options.direct
-        return self._page("inbox.html", request, rows=rows, asked=asked, most=PAGE_ROWS, can_release=can_release)
+        # The button deletes what the page shows.
+        filters = urlencode({name: text for name, text in asked.items() if text})
+        shown: dict[str, Any] = {"rows": rows, "asked": asked, "filters": filters, "can_release": self._can_release()}
+        return self._page("inbox.html", request, most=PAGE_ROWS, **shown)
+
+    def _can_release(self) -> bool:
+        return bool(self._server.options.relay) or self._server.options.direct
 
     async def sessions(self, request: Request) -> Response:
         """Who is connected."""

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from typing import Any
 
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from .. import __version__
 from ..errors import DuplicateUidError, OptionError, PillarboxError, StateError
+from .refusals import refused
 
 Handle = Callable[[Request], Awaitable[Response]]
 
@@ -57,16 +58,16 @@ def openapi(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def answering_errors(handle: Handle) -> Handle:
-    """Every error of ours as JSON that says what to do."""
+    """Every error of ours as an answer that says what to do: JSON, or a page for a browser."""
 
     async def answered(request: Request) -> Response:
         try:
             return await handle(request)
         except (ValueError, OptionError, RecursionError) as error:
-            return JSONResponse({"error": str(error)}, 400)
+            return refused(request.scope, 400, str(error))
         except DuplicateUidError as error:
-            return JSONResponse({"error": str(error)}, 409)
+            return refused(request.scope, 409, str(error))
         except (StateError, PillarboxError) as error:
-            return JSONResponse({"error": str(error)}, 503)
+            return refused(request.scope, 503, str(error))
 
     return answered

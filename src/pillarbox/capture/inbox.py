@@ -14,6 +14,7 @@ from typing import Any, Protocol
 from ..mail.content import Content
 from ..mail.emailmessage import read_email
 from ..mail.readable import read
+from ..queue.casefold import contains
 from ..queue.model import Action, Message, Query, View
 
 # Stands in `received.held_for` of what is in the inbox, and not held for another reason.
@@ -74,9 +75,9 @@ class Wanted:
         return (
             view.facts.get("held_for") == CAPTURED
             and view.state == "held"
-            and (self.to is None or any(self.to.lower() in r.address.lower() for r in view.recipients))
-            and (self.sender is None or self.sender.lower() in (view.reverse_path or "").lower())
-            and (self.subject is None or self.subject.lower() in view.subject.lower())
+            and (self.to is None or any(contains(r.address, self.to) for r in view.recipients))
+            and (self.sender is None or contains(view.reverse_path or "", self.sender))
+            and (self.subject is None or contains(view.subject, self.subject))
         )
 
     def __str__(self) -> str:
@@ -203,9 +204,9 @@ class Inbox:
         )
         return f"no message with {wanted} within {timeout:g} s; the inbox has {there or 'none'}"
 
-    async def delete(self, uids: Sequence[str] | None = None) -> list[str]:
-        """Takes these out, or all of them; the uids of those that were there."""
-        here = [view.uid for view in await self.views()]
+    async def delete(self, uids: Sequence[str] | None = None, *, wanted: Wanted | None = None) -> list[str]:
+        """Deletes these messages, those that match, or all; returns the uids of those that were there."""
+        here = [view.uid for view in await self.views(wanted)]
         gone = here if uids is None else [uid for uid in here if uid in set(uids)]
         return await self._queue.change(Action.CANCEL, Query(uids=gone, state="held")) if gone else []
 

@@ -20,6 +20,13 @@ def dev(
             metavar="HOST:PORT|off", help="The inbox and its API. [default: 127.0.0.1:8025, or any free port]"
         ),
     ] = None,
+    admin_host: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME",
+            help="A further Host header value (see admin_hosts) for the inbox, such as mail or mail:8025; repeat for more.",
+        ),
+    ] = None,
     data_dir: Annotated[
         str | None, typer.Option(metavar="DIR", help="Keep the inbox there. [default: it goes when the server goes]")
     ] = None,
@@ -38,7 +45,7 @@ def dev(
     tls_cert: Annotated[str | None, typer.Option(metavar="FILE", help="PEM certificate for STARTTLS.")] = None,
     tls_key: Annotated[str | None, typer.Option(metavar="FILE", help="PEM private key.")] = None,
     auth: Annotated[bool, typer.Option("--auth", help="Offer AUTH, and take any user and password.")] = False,
-    log_level: Annotated[str, typer.Option(metavar="LEVEL", help=", ".join(LEVELS))] = "warning",
+    log_level: Annotated[str, typer.Option(metavar="LEVEL", help=", ".join(LEVELS))] = "info",
 ) -> None:
     """Catch mail: take everything for everyone, deliver nothing, show it in a browser and through an API."""
     from ..daemon.dev import DevOptions
@@ -47,6 +54,7 @@ def dev(
     given = DevOptions(
         listen=listen or (),
         admin=admin,
+        admin_hosts=admin_host or (),
         data_dir=data_dir,
         keep=keep,
         relay=relay or (),
@@ -63,4 +71,4 @@ def dev(
 def _admin(server: Any, address: tuple[str, int] | None, hosts: Any) -> Any:
     from ..admin.server import Admin
 
-    return Admin(server, address, is_open=True)
+    return Admin(server, address, hosts=hosts, is_open=True)

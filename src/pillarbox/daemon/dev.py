@@ -28,6 +28,7 @@ class DevOptions:
 
     listen: Sequence[str] = ()
     admin: str | None = None
+    admin_hosts: Sequence[str] = ()
     data_dir: str | None = None
     keep: int = 1000
     relay: Sequence[str] = ()
@@ -36,7 +37,7 @@ class DevOptions:
     tls_cert: str | None = None
     tls_key: str | None = None
     takes_any_login: bool = False
-    log_level: str = "warning"
+    log_level: str = "info"
     more: dict[str, Any] = field(default_factory=dict)
 
 
@@ -106,7 +107,7 @@ def _run(options: dict[str, Any], given: DevOptions, make_side: MakeSide) -> Non
             f"{host}:{port}" if port else host for host, port in server.getsocknames()
         )
         if address != "off":
-            side = make_side(server, address, ())
+            side = make_side(server, address, given.admin_hosts)
             await side.start()
             sides.append(side)
             line += f", inbox: {side.login_url()}"

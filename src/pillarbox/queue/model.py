@@ -9,6 +9,7 @@ from typing import Any
 
 from ..mail.content import Content
 from ..mail.envelope import Envelope
+from .casefold import contains
 
 FINAL = frozenset(("delivered", "bounced", "expired", "cancelled"))
 ACTIVE = frozenset(("queued", "deferred"))
@@ -275,4 +276,4 @@ def matches(query: Query, view: View) -> bool:
 
 def address_matches(pattern: str, address: str) -> bool:
     """`<>` means the null reverse-path; otherwise a part of the address, in any case."""
-    return address == "" if pattern == "<>" else pattern.lower() in address.lower()
+    return address == "" if pattern == "<>" else contains(address, pattern)

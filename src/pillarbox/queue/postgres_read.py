@@ -13,6 +13,7 @@ from typing import Any
 
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
+from .casefold import casefold_sql
 from .model import Attempt, Message, Query, Recipient, View, first_page
 from .pgconnect import Connection
 from .pgnode import SQL
@@ -262,18 +263,18 @@ def _conditions(query: Query) -> tuple[str, dict[str, Any]]:
     if query.sender == "<>":
         parts.append("m.reverse_path IS NULL")
     elif query.sender is not None:
-        parts.append("position(lower(%(sender)s) IN lower(coalesce(m.reverse_path, ''))) > 0")
-        given["sender"] = query.sender
+        parts.append(f"position(%(sender)s IN {casefold_sql('m.reverse_path')}) > 0")
+        given["sender"] = query.sender.casefold()
     inner = [
         sql.format(name)
         for name, sql in (
             ("state", "r.state = %({})s"),
-            ("recipient", "position(lower(%({})s) IN lower(r.address)) > 0"),
+            ("recipient", f"position(%({{}})s IN {casefold_sql('r.address')}) > 0"),
             ("next_hop", "r.next_hop = %({})s"),
         )
         if getattr(query, name) is not None
     ]
-    given |= {name: getattr(query, name) for name in ("state", "recipient", "next_hop")}
+    given |= {"state": query.state, "next_hop": query.next_hop, "recipient": (query.recipient or "").casefold()}
     if inner:
         parts.append(f"EXISTS (SELECT 1 FROM recipient r WHERE r.message_id = m.id AND {' AND '.join(inner)})")
     return " AND ".join(parts) or "TRUE", given

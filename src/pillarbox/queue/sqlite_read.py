@@ -33,7 +33,13 @@ def connect(path: str, *, is_read_only: bool) -> apsw.Connection:
     path = os.path.join(os.path.realpath(folder), name)
     connection = apsw.Connection(path, flags=flags | apsw.SQLITE_OPEN_NOFOLLOW, statementcachesize=STATEMENTS)
     connection.set_busy_timeout(5000)
+    # SQLite's own lower() knows ASCII only.
+    connection.create_scalar_function("casefold", _casefold, 1, deterministic=True)
     return connection
+
+
+def _casefold(*values: Any) -> str:
+    return str(values[0]).casefold()
 
 
 class SqliteReader:
@@ -232,14 +238,14 @@ def _conditions(query: Query) -> tuple[str, list[Any]]:
     if query.sender == "<>":
         add("reverse_path IS NULL")
     elif query.sender is not None:
-        add("instr(lower(coalesce(reverse_path, '')), lower(?))", query.sender)
+        add("instr(casefold(coalesce(reverse_path, '')), ?)", query.sender.casefold())
     inner: list[str] = []
     if query.state is not None:
         inner.append("r.state = ?")
         bindings.append(query.state)
     if query.recipient is not None:
-        inner.append("instr(lower(r.address), lower(?))")
-        bindings.append(query.recipient)
+        inner.append("instr(casefold(r.address), ?)")
+        bindings.append(query.recipient.casefold())
     if query.next_hop is not None:
         inner.append("r.next_hop = ?")
         bindings.append(query.next_hop)

@@ -321,11 +321,13 @@ class Intake:
         hostname, session = self._context.options.hostname, self._session.facts
         if scan.lacks_end and scan.end:
             content.end_section()
-        added = trace.complete(content, scan, uid, hostname, now) if session.is_submission else b""
-        if b"authentication-results" in scan.names:
+        # An inbox for development keeps what was sent: a field that is missing, or should not be there, is to be seen.
+        is_kept = self._context.options.capture
+        added = trace.complete(content, scan, uid, hostname, now) if session.is_submission and not is_kept else b""
+        if b"authentication-results" in scan.names and not is_kept:
             # RFC 8601 section 5: what claims to be our own judgement is not, when it comes from outside.
             content.remove_claims("Authentication-Results", hostname)
-        if b"return-path" in scan.names:
+        if b"return-path" in scan.names and not is_kept:
             # RFC 5321 section 4.4: Return-Path is made at final delivery, nowhere before.
             content.remove_header("Return-Path")
         if scan.lacks_end and not scan.end:

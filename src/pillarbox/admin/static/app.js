@@ -10,7 +10,7 @@ document.addEventListener("click", async (click) => {
     const answer = await fetch(button.dataset.post, { method: button.dataset.method || "POST" });
     const body = await answer.json();
     if (!answer.ok) { say(body.error || "That did not work."); return; }
-    location.reload();
+    if (button.dataset.next) location.assign(button.dataset.next); else location.reload();
   } catch (error) { say("The server does not answer."); } finally { button.disabled = false; }
 });
 
