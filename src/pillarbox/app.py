@@ -13,6 +13,7 @@ import random
 import re
 import signal
 import sys
+import threading
 import uuid
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import IO, Any, Self, TypeVar, Unpack, overload
@@ -105,7 +106,7 @@ class MailServer(EventSide):
         """
         request = {"recipient": recipient, "uid": uid, "sender": sender, "peer": peer, "user": user, "probe": probe}
         if uid is not None:
-            return await self._running().queue.explain(request)
+            return await self._running("explain").queue.explain(request)
         found: dict[str, Any] = await self._parts.explain(request)
         return found
 
@@ -163,7 +164,7 @@ class MailServer(EventSide):
             raise StateError("this server has been started already: make a new one")
         self._is_started = True
         self._closed = asyncio.Event()
-        self._loop = asyncio.get_running_loop()
+        self._loop, self._thread = asyncio.get_running_loop(), threading.get_ident()
         parts = self._parts
         given = self.plugin_list()
         for text in check_folder(self.options.data_dir):
@@ -189,6 +190,7 @@ class MailServer(EventSide):
 
     async def start_listener(self) -> None:
         """Listens, after a failure. StateError when it does listen; ListenError names what is in the way."""
+        self._check_loop("start_listener")
         if self._has_failed:
             # `start` could not bind and gave everything up: it is all begun anew.
             self._has_failed = self._is_started = False
@@ -207,7 +209,7 @@ class MailServer(EventSide):
         All options are given, as at the start; certificates and account files are read again. OptionError, and nothing has
         changed, when one is wrong.
         """
-        parts, wanted = self._running(), parse_options(options)
+        parts, wanted = self._running("reload"), parse_options(options)
         handlers = parse_handlers(wanted.handlers, self._for_event)
         names = [name for name in type(wanted).model_fields if getattr(wanted, name) != getattr(self.options, name)]
         update = {name: getattr(wanted, name) for name in names if name in RELOADABLE}
@@ -224,6 +226,7 @@ class MailServer(EventSide):
 
     async def shutdown(self, *, grace_s: float = 30.0) -> None:
         """421 to idle sessions, running transactions finish within the grace, then everything is closed. Loses nothing."""
+        self._check_loop("shutdown")
         if self._closed is None or self._closed.is_set():
             return
         if self._stopping is None:
@@ -246,6 +249,7 @@ class MailServer(EventSide):
 
     async def wait_closed(self) -> None:
         """Returns when the server has been shut down."""
+        self._check_loop("wait_closed")
         if self._closed is not None:
             await self._closed.wait()
 
@@ -294,6 +298,7 @@ class MailServer(EventSide):
         Takes a Reply, or a line as it shall be sent ("250 OK"), without line end: a line "250-first" waits for the last,
         "250 last". False when that session is gone or owes no reply. ValueError for CR, LF or what is no reply.
         """
+        self._check_loop("send_to_client")
         session = self._parts.context.sessions.get(client_id)
         is_owed = session is not None and session.owes_program
         if not isinstance(reply, Reply):
@@ -314,6 +319,7 @@ class MailServer(EventSide):
         Call it before the 354. The reply to the end of content is the program's. False when the session is gone, or content
         has begun to come: then it goes where it went.
         """
+        self._check_loop("data_mode")
         if file is not None and not is_writable(file):
             raise OptionError(
                 f"data_mode: {file!r} cannot be written: give a file that is open for writing, in binary mode"
@@ -323,6 +329,7 @@ class MailServer(EventSide):
 
     def disconnect(self, client_id: str) -> bool:
         """Cuts a session's connection without another word; False when it is gone."""
+        self._check_loop("disconnect")
         session = self._parts.context.sessions.get(client_id)
         if session is not None:
             session.cut_off()
@@ -336,6 +343,7 @@ class MailServer(EventSide):
 
     def set_handlers(self, handlers: Sequence[Handler | Mapping[str, Any]]) -> None:
         """These, and no others, from now on. OptionError names index, key and reason, and nothing changes."""
+        self._check_loop("set_handlers")
         self._handlers.replace(parse_handlers(handlers, self._for_event))
         self._parts.route_again()
 
@@ -346,6 +354,7 @@ class MailServer(EventSide):
 
         Register handlers before the server starts: until then new mail for them is refused.
         """
+        self._check_loop("handler")
         check_match(match)
 
         def add(callback: Callback) -> Callback:
@@ -380,16 +389,18 @@ class MailServer(EventSide):
     @property
     def queue(self) -> WholeQueue:
         """The queue of all workers, as the admin API looks at it. StateError when the server does not run."""
-        return self._running().queue
+        return self._running("queue").queue
 
     @property
     def inbox(self) -> Inbox:
         """What a server with `capture=True` has caught. StateError on any other."""
+        self._check_loop("inbox")
         if self._parts.inbox is None:
             raise StateError("this server has no inbox: give capture=True")
         return self._parts.inbox
 
-    def _running(self) -> Parts:
+    def _running(self, method: str) -> Parts:
+        self._check_loop(method)
         if self._closed is None or self._closed.is_set() or self._stopping is not None:
             raise StateError("this server does not run: start it first, and ask before it is shut down")
         return self._parts
@@ -405,7 +416,7 @@ class MailServer(EventSide):
         `item` may be a dict with the original's keys: from, rcpt, msg. `content` is str, bytes, an EmailMessage or a
         binary file. Durable when it returns. OptionError names the key at fault, DuplicateUidError a uid that is there.
         """
-        parts, options = self._running(), self.options
+        parts, options = self._running("enqueue"), self.options
         enqueued = parse_enqueue(item, keywords)
         uid = enqueued.uid or parts.new_uid()
         stamp = Stamp(options.hostname, uid, parts.new_uid(), self._clock.time(), options.expire_s, options.origin)
@@ -437,33 +448,33 @@ class MailServer(EventSide):
         comes by `queued_content(uid)`.
         """
         wanted = make_query({"limit": limit, **query})
-        return await self._running().queue.search(wanted)
+        return await self._running("mail_queue").queue.search(wanted)
 
     async def queued_content(self, uid: str) -> Content | None:
         """The content of a message that is not final yet, None for any other."""
-        return await self._running().queue.content(uid)
+        return await self._running("queued_content").queue.content(uid)
 
     async def cancel_message(self, uid: str) -> bool:
         """Takes a message out of the queue: True if it was there. One in flight is not sent again."""
-        return bool(await self._running().queue.change(Action.CANCEL, Query(uids=[uid])))
+        return bool(await self._running("cancel_message").queue.change(Action.CANCEL, Query(uids=[uid])))
 
     async def reroute_message(self, uid: str) -> bool:
         """Routes a message anew, as if it had just come: also mail that waits for a handler. True if it was queued.
 
         `domains` and `domains_via` still decide where mail for an own domain goes.
         """
-        return bool(await self._running().queue.change(Action.REROUTE, Query(uids=[uid])))
+        return bool(await self._running("reroute_message").queue.change(Action.REROUTE, Query(uids=[uid])))
 
     async def pause_queue(self, next_hop: str | None = None) -> None:
         """Running sends finish; nothing else is sent until resume_queue, not even after a restart.
 
         `next_hop`, a key as `queue show` tells it ("mx:example.org"): to that one alone.
         """
-        await self._running().queue.pause(next_hop)
+        await self._running("pause_queue").queue.pause(next_hop)
 
     async def resume_queue(self, next_hop: str | None = None) -> None:
         """Goes on; with everything that was not paused by its next hop, or with that one."""
-        await self._running().queue.resume(next_hop)
+        await self._running("resume_queue").queue.resume(next_hop)
 
     def paused(self) -> bool:
         """True while paused."""

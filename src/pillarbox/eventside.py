@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import inspect
 import logging
+import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -24,6 +26,7 @@ class EventSide(EventFace):
     dispatcher: Dispatcher
     _names: Names
     _loop: asyncio.AbstractEventLoop | None
+    _thread: int
     _closed: asyncio.Event | None
 
     def pipeline(self) -> Pipeline:
@@ -32,10 +35,12 @@ class EventSide(EventFace):
 
     def plugin_add(self, alias: str, plugin: PluginLike) -> int:
         """Adds a plugin before the built-in behaviour; the number of plugins. PluginError when the alias is taken."""
+        self._check_loop("plugin_add")
         return self.pipeline().push(alias, plugin)
 
     def plugin_del(self, which: Any) -> Any:
         """Removes a plugin, by alias or itself, and returns it."""
+        self._check_loop("plugin_del")
         return self.pipeline().remove(which)
 
     def plugin_get(self, which: Any) -> Any | None:
@@ -55,23 +60,28 @@ class EventSide(EventFace):
 
         A plugin that does not call it gets every event that it has a method for.
         """
+        self._check_loop("plugin_register")
         self.pipeline().want(plugin, _kind(kind), self._names.checked(names))
         return True
 
     def plugin_unregister(self, plugin: Any, kind: str, *names: str | Iterable[str]) -> list[str]:
         """The plugin gets these no longer; the names that it had not asked for."""
+        self._check_loop("plugin_unregister")
         return self.pipeline().unwant(plugin, _kind(kind), self._names.flat(names))
 
     def _register(self, callback: Callable[[Any], Any], names: Iterable[Any]) -> None:
+        self._check_loop("register")
         if not callable(callback):
             raise OptionError(f"register: invalid callback {callback!r}: expected a function, then names of events")
         self.dispatcher.subscribers.register(callback, self._names.checked(names))
 
     def unregister(self, callback: Callable[[Any], Any], *names: str | Iterable[str]) -> bool:
         """The callback hears of these no longer; without names, of nothing. False if it was not registered."""
+        self._check_loop("unregister")
         return self.dispatcher.subscribers.unregister(callback, self._names.checked(names) if names else [ALL])
 
     def _events(self, names: Iterable[Any]) -> EventIterator[Any]:
+        self._check_loop("events")
         return self.dispatcher.subscribers.events(self._names.checked(names))
 
     def define_event(self, name: str) -> OwnEvent:
@@ -81,6 +91,7 @@ class EventSide(EventFace):
 
     def send_event(self, name: str, *args: Any) -> Verdict | Any:
         """An event through the pipeline, then to subscribers; own names arrive as `Custom`. What the pipeline said of it."""
+        self._check_loop("send_event")
         return self.dispatcher.dispatch(self._names.make(name, args))
 
     def send_event_threadsafe(self, name: str, *args: Any) -> None:
@@ -103,6 +114,30 @@ class EventSide(EventFace):
             task = asyncio.ensure_future(answer)
             _POSTED.add(task)
             task.add_done_callback(_posted_done)
+
+    def _check_loop(self, method: str) -> None:
+        """StateError, before anything happens, for a call from another thread or loop than the server's."""
+        loop = self._loop
+        if loop is None or loop.is_closed():
+            return
+        try:
+            if asyncio.get_running_loop() is loop:
+                return
+        except RuntimeError:
+            if threading.get_ident() == self._thread:
+                # Between two runs of the loop.
+                return
+        is_coroutine = inspect.iscoroutinefunction(getattr(type(self), method, None))
+        way = (
+            f"asyncio.run_coroutine_threadsafe(server.{method}(...), loop)"
+            if is_coroutine
+            else f"loop.call_soon_threadsafe(server.{method}, ...)"
+        )
+        other = ", or pillarbox.connect(data_dir).enqueue(...)" if method == "enqueue" else ""
+        raise StateError(
+            f"{method}: called from another thread or event loop than the server's: expected a call from the server's own "
+            f"loop; use {way} with that loop{other}"
+        )
 
     def _from_anywhere(self, work: Callable[[], Any]) -> None:
         if self._loop is None or self._closed is None or self._closed.is_set():
