@@ -8,13 +8,12 @@ key makes a second hand-over harmless. Run it with `python examples/inbound_app.
 from __future__ import annotations
 
 import asyncio
-import re
 import sqlite3
 from typing import Any
 
 from pillarbox import Item, MailServer, Reject
 
-TICKET = r"^ticket-\d+@"
+TICKET = r"^ticket-(\d+)@"
 
 
 class Tickets:
@@ -29,11 +28,9 @@ class Tickets:
 
     def take(self, item: Item) -> None:
         """A message is a comment; a ticket that is not there bounces it."""
-        found = re.match(r"ticket-(\d+)@", item.recipients[0])
-        assert found is not None
-        ticket = int(found[1])
+        ticket = int(item.match[1])
         if ticket not in self.open:
-            raise Reject(f"There is no ticket {ticket}", 550, "5.1.1")
+            raise Reject(550, "5.1.1", f"There is no ticket {ticket}")
         message = item.parsed()
         body = message.get_body(("plain", "html"))
         row = (item.uid, ticket, item.reverse_path or "", body.get_content().strip() if body else "")
@@ -43,9 +40,11 @@ class Tickets:
 
 async def main(tickets: Tickets, **options: Any) -> None:
     """Serves until it is shut down."""
-    server = await MailServer.spawn(**{"port": 2525, "domains": ["example.org"], "data_dir": "./mail", **options})
+    server = MailServer(**{"port": 2525, "domains": ["example.org"], "data_dir": "./mail", **options})
+    # Before the start: until a handler is there its mail is refused.
     server.handler(TICKET)(tickets.take)
-    await server.wait_closed()
+    async with server:
+        await server.wait_closed()
 
 
 if __name__ == "__main__":

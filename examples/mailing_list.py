@@ -28,7 +28,7 @@ class MailingList:
             name = address.lower()
             message = item.parsed()
             if name in (message.get("List-Post") or ""):
-                raise Reject("This message has been through the list before", 554, "5.4.6")
+                raise Reject(554, "5.4.6", "This message has been through the list before")
             local_part, _, domain = name.partition("@")
             message["List-Post"] = f"<mailto:{name}>"
             message["List-Id"] = f"<{local_part}.{domain}>"
@@ -43,15 +43,22 @@ class MailingList:
             except DuplicateUidError:
                 pass
 
+    def report(self, item: Item) -> None:
+        """A bounce, for the owner of a list. Without a handler it would wait in the queue."""
+        print(item.recipients[0], item.parsed()["Subject"])
+
 
 async def main(members: dict[str, list[str]] = MEMBERS, **options: Any) -> None:
     """Serves until it is shut down."""
     domains = sorted({address.partition("@")[2] for address in members})
-    server = await MailServer.spawn(**{"port": 2525, "domains": domains, "data_dir": "./mail", **options})
+    server = MailServer(**{"port": 2525, "domains": domains, "data_dir": "./mail", **options})
     lists = MailingList(server, members)
+    # Before the start: until a handler is there its mail is refused.
     for address in members:
         server.handler("(?i)^" + address.replace(".", r"\.") + "$")(lists.explode)
-    await server.wait_closed()
+    server.handler("(?i)-owner@")(lists.report)
+    async with server:
+        await server.wait_closed()
 
 
 if __name__ == "__main__":

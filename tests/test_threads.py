@@ -14,7 +14,11 @@ from pillarbox import Handler, MailServer, Plugin
 from pillarbox.errors import StateError
 from tests.conftest import run_async, serving
 
-MAIL: dict[str, Any] = {"reverse_path": "a@b.test", "recipients": ["c@d.test"], "content": b"From: a@b.test\r\n\r\nx\r\n"}
+MAIL: dict[str, Any] = {
+    "reverse_path": "a@b.test",
+    "recipients": ["c@d.test"],
+    "content": b"From: a@b.test\r\n\r\nx\r\n",
+}
 COROUTINES: dict[str, Callable[[MailServer], Any]] = {
     "enqueue": lambda s: s.enqueue(**MAIL),
     "mail_queue": lambda s: s.mail_queue(),

@@ -16,17 +16,19 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Sequence
+from email.errors import MessageError
 from email.message import Message
 from email.parser import BytesHeaderParser
-from email.utils import getaddresses
 from typing import IO, Any
 from urllib.parse import quote, urlencode, urlsplit
 
 from .config.usual import usual
 from .errors import DuplicateUidError, NotRunningError, OptionError, PillarboxError, StateError, StoreError
+from .mail.fieldtext import field_addresses
 from .queue.control import MAX_REQUEST_BYTES, ask
-from .queue.enqueue import message_octets
+from .queue.enqueue import message_octets, text_octets
 from .queue.shards import find_shards
+from .smtp.address import ascii_mailbox
 
 _PIECE_BYTES = 1 << 18
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.02, 0.5
@@ -80,7 +82,8 @@ class Client:
         item = {"reverse_path": reverse_path, "recipients": listed, "uid": uid or f"c-{uuid.uuid4().hex}"}
         if hold:
             item["hold"] = hold
-        file, size = _file_of(content)
+        is_utf8 = not all(ascii_mailbox(str(address)).isascii() for address in (reverse_path or "", *listed))
+        file, size = _file_of(content, is_utf8=is_utf8)
         start = file.tell()
         deadline = time.monotonic() + self._patience_s
         pause, is_again = _FIRST_PAUSE_S, False
@@ -97,26 +100,46 @@ class Client:
             except _Unreachable as error:
                 is_again = is_again or error.was_sent
                 if time.monotonic() + pause > deadline:
-                    raise NotRunningError(f"{error}; the server is not there: start it, or call again") from None
+                    raise NotRunningError(f"{error}: start it, or call again") from None
             time.sleep(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_S)
 
-    def send_message(self, message: Message, sender: str | None = None, recipients: Sequence[str] | None = None) -> str:
+    def send_message(
+        self,
+        message: Message,
+        sender: str | None = None,
+        recipients: Sequence[str] | None = None,
+        *,
+        uid: str | None = None,
+        hold: str = "",
+    ) -> str:
         """`enqueue` for an email.message: who it is from and to stands in Sender or From, and in To, Cc and Bcc.
 
-        Bcc fields are not sent. OptionError when nobody is named.
+        Bcc fields are not sent. OptionError if no recipient is named, or a field is not a valid list of addresses. `uid` and
+        `hold` are those of `enqueue`.
         """
         resent = "Resent-" if any(name.lower().startswith("resent-") for name in message) else ""
         if recipients is None:
-            named = [str(text) for name in ("To", "Cc", "Bcc") for text in message.get_all(resent + name, [])]
-            recipients = [address for _, address in getaddresses(named) if address]
+            recipients = _addresses_of(message, *(resent + name for name in ("To", "Cc", "Bcc")))
         if sender is None:
-            found = getaddresses([str(message.get(f"{resent}Sender") or message.get(f"{resent}From") or "")])
-            sender = found[0][1] if found else ""
+            found = _addresses_of(message, f"{resent}Sender") or _addresses_of(message, f"{resent}From")
+            sender = found[0] if found else ""
         if not recipients:
             raise OptionError("send_message: nobody is named in To, Cc and Bcc: give recipients=")
         octets = without_bcc(message_octets(message))
-        return self.enqueue(reverse_path=sender, recipients=recipients, content=octets)
+        return self.enqueue(reverse_path=sender, recipients=recipients, content=octets, uid=uid, hold=hold)
+
+
+def _addresses_of(message: Message, *names: str) -> list[str]:
+    found = []
+    for name in names:
+        try:
+            for value in message.get_all(name, []):
+                found += field_addresses(name, value)
+        except (IndexError, AttributeError, TypeError, LookupError, ValueError, MessageError) as error:
+            # Reading a field may fail within the package email.
+            raise OptionError(f"send_message: {error or type(error).__name__}") from None
+    return found
 
 
 def field_texts(octets: bytes) -> list[tuple[str, str]]:
@@ -159,7 +182,10 @@ class _Socket:
                 f"enqueue: {len(item['recipients'])} recipients are too many for one message: send several"
             )
         if not os.path.isdir(self._folder):
-            raise _Unreachable(f"there is no data directory {self._folder}", was_sent=False)
+            # A wrong path does not become right while the caller waits.
+            raise NotRunningError(
+                f"no server runs on {self._folder}: it is not a folder; mend the path, or start it, or call again"
+            )
         shards = find_shards(self._folder) or [0]
         try:
             ask(self._folder, request, content=content, shard=shards[0], timeout_s=120.0)
@@ -173,7 +199,7 @@ class _Socket:
             if isinstance(cause, PermissionError):
                 raise StoreError(f"{self._folder} is not yours to use: {error}") from None
             if isinstance(cause, (FileNotFoundError, ConnectionRefusedError)):
-                raise _Unreachable(str(error), was_sent=False) from None
+                raise _Unreachable(f"no server runs on {self._folder}", was_sent=False) from None
             if isinstance(cause, OSError):
                 raise _Unreachable(str(error), was_sent=True) from None
             raise
@@ -231,11 +257,11 @@ def _error_of(status: int, body: bytes) -> Exception:
     return PillarboxError(f"the server says {status}: {text}")
 
 
-def _file_of(content: str | bytes | Message | IO[bytes]) -> tuple[IO[bytes], int]:
+def _file_of(content: str | bytes | Message | IO[bytes], *, is_utf8: bool) -> tuple[IO[bytes], int]:
     if isinstance(content, Message):
         content = message_octets(content)
     if isinstance(content, str):
-        content = content.encode("utf-8")
+        content = text_octets(content, is_utf8=is_utf8)
     if isinstance(content, (bytes, bytearray, memoryview)):
         return io.BytesIO(content), len(content)
     if not (callable(getattr(content, "read", None)) and callable(getattr(content, "seek", None))):

@@ -18,7 +18,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Generator, Iterator
-from email.utils import getaddresses, parseaddr
 from typing import Annotated, Any, BinaryIO
 
 import typer
@@ -29,6 +28,7 @@ from ..config.usual import usual_folder
 from ..errors import DuplicateUidError, OptionError, PillarboxError, StoreError, StoreLockedError
 from ..log.record import escape_controls
 from ..mail.content import Content
+from ..mail.fieldtext import field_addresses
 from ..places import default_hostname
 from ..queue.control import MAX_REQUEST_BYTES, ask, parse_query
 from ..queue.enqueue import Stamp, build_message, parse_enqueue, spooled_content
@@ -393,14 +393,18 @@ def _item(octets: bytes, number: int, sender: str | None, to: list[str] | None, 
     recipients = list(to or ()) or [text.strip() for name, text in fields if name == _TO.lower()]
     by_headers = not recipients and headers
     if by_headers:
-        texts = [text for name, text in fields if name in ("to", "cc", "bcc")]
-        recipients = [address for _, address in getaddresses(texts) if address]
+        try:
+            for name, text in fields:
+                if name in ("to", "cc", "bcc"):
+                    recipients += field_addresses(name.title(), text)
+        except ValueError as error:
+            raise OptionError(f"message {number}: {error}. Nothing was imported") from None
     if not recipients:
         raise OptionError(
             f"message {number} names no recipient: it has no {_TO}; give --to ADDRESS, or --headers. Nothing was imported"
         )
     path = next((text for name, text in fields if name == _FROM.lower()), None)
-    reverse_path = parseaddr(path)[1] if path is not None else sender
+    reverse_path = path.strip().removeprefix("<").removesuffix(">") if path is not None else sender
     content = Content(octets.replace(b"\r\n", b"\n").replace(b"\n", b"\r\n"))
     for name in (_TO, _FROM, _STATE, *(("Bcc", "Resent-Bcc") if by_headers else ())):
         content.remove_header(name)

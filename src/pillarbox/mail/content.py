@@ -7,9 +7,12 @@ itself is never written again.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from email.message import EmailMessage
 
 from ..smtp.framing import is_plain
 from . import headers
+from .emailmessage import read_email
+from .fieldtext import format_field
 
 # How much of a large content is kept in memory, too: the header section has to fit in.
 HEAD_BYTES = 128 * 1024
@@ -22,10 +25,11 @@ class Content:
     """The content of a message.
 
     In memory: `prefix` holds all of it, `path` is None. In the spool: `prefix`, then the file at `path` from `offset` on,
-    `file_bytes` octets long there. `head` is the start of the file.
+    `file_bytes` octets long there. `head` is the start of the file. `is_smtputf8` is True in the event `message` if the
+    client said SMTPUTF8: fields that are set may then be UTF-8 (RFC 6532).
     """
 
-    __slots__ = ("_plain", "file_bytes", "head", "offset", "path", "prefix")
+    __slots__ = ("_plain", "file_bytes", "head", "is_smtputf8", "offset", "path", "prefix")
 
     def __init__(
         self, octets: bytes = b"", *, path: str | None = None, offset: int = 0, file_bytes: int = 0, head: bytes = b""
@@ -37,6 +41,7 @@ class Content:
         self.head = head
         # These octets have been judged; others, whoever puts them there, have not.
         self._plain: bytes | None = None
+        self.is_smtputf8 = False
 
     def mark_plain(self) -> None:
         """What is in memory now is plain (framing.is_plain): it was judged as it came in."""
@@ -116,12 +121,23 @@ class Content:
         return None if raw is None else headers.decode_value(raw)
 
     def set_header(self, name: str, value: str) -> None:
-        """Gives the field that value (added where it was missing). ValueError for CR, LF or a bad name."""
-        self._set_section(headers.replace(self.header_section, name, value))
+        """Gives the field that value (added where it was missing), encoded (RFC 2047) and folded.
+
+        ValueError for control characters, a bad name, and addresses that are not valid.
+        """
+        self._set_section(headers.replace(self.header_section, name, value, is_utf8=self.is_smtputf8))
 
     def add_header(self, name: str, value: str) -> None:
-        """Adds a field on top."""
-        self.prepend(headers.format_field(name, value))
+        """Adds a field on top. As set_header."""
+        self.prepend(format_field(name, value, is_utf8=self.is_smtputf8))
+
+    def parsed(self) -> EmailMessage:
+        """Returns the message as Python's own class, for a look at its parts.
+
+        It reads all octets and parses them in the caller's thread. In a plugin use `await asyncio.to_thread(content.parsed)`
+        for large content. Never raises on what is not valid.
+        """
+        return read_email(self.read())
 
     def remove_header(self, name: str) -> None:
         """Takes out every field of that name."""

@@ -12,6 +12,7 @@ import re
 from ..smtp.address import comparable_domain
 from .cfws import CfwsFault, read_dotted, read_value, skip_cfws
 from .charset import decode_octets
+from .fieldtext import format_field
 from .words import decode_words
 
 _SECTION = re.compile(rb"(?:[!-9;-~]+[ \t]*:[^\n]*\n(?:[ \t][^\n]*\n)*)*")
@@ -106,14 +107,6 @@ def decode_value(raw: bytes) -> str:
     return decode_words(decode_octets(raw))
 
 
-def format_field(name: str, value: str) -> bytes:
-    """`Name: value` with CRLF. Raises ValueError where the value has CR, LF or NUL: header injection ends here."""
-    _pattern(name)
-    if any(c in value for c in "\r\n\0"):
-        raise ValueError(f"value of {name} has CR, LF or NUL: a field is one line here")
-    return f"{name}: {value}\r\n".encode()
-
-
 def remove(section: bytes, name: str) -> bytes:
     """The section without any field of that name, folded parts included."""
     return _pattern(name).sub(b"", section)
@@ -144,9 +137,9 @@ def is_claim(value: bytes, authserv_id: str) -> bool:
     return any(comparable_domain(decode_value(name).strip()) == wanted for name in names)
 
 
-def replace(section: bytes, name: str, value: str) -> bytes:
+def replace(section: bytes, name: str, value: str, *, is_utf8: bool = False) -> bytes:
     """The first field of that name gets the value, further ones go; where there is none it is added at the end."""
-    line = format_field(name, value)
+    line = format_field(name, value, is_utf8=is_utf8)
     found = _pattern(name).search(section)
     if found is None:
         return section + line

@@ -10,6 +10,7 @@ from functools import lru_cache
 from ..smtp.address import ascii_mailbox, ascii_name
 from . import headers
 from .content import Content
+from .fieldtext import format_field
 
 # RFC 5321 section 6.3: count Received fields; "at least 100" is the limit that it suggests.
 MAX_RECEIVED = 100
@@ -71,9 +72,9 @@ def complete(content: Content, scan: headers.Scan, uid: str, hostname: str, now:
     """What a submission lacks, as fields to put on top (RFC 6409 section 8.2 and 8.3); takes Bcc out (section 8 too)."""
     added = b""
     if b"message-id" not in scan.names:
-        added += headers.format_field("Message-ID", message_id(uid, hostname))
+        added += format_field("Message-ID", message_id(uid, hostname))
     if b"date" not in scan.names:
-        added += headers.format_field("Date", format_date(now))
+        added += format_field("Date", format_date(now))
     if b"bcc" in scan.names:
         content.remove_header("Bcc")
     return added

@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from ..errors import CommitInDoubtError, StoreError
+from ..errors import CommitInDoubtError, DuplicateUidError, StoreError
 from .ahead import BEHIND_S
 from .company import LOOK_S, Company
 from .model import Message, Settlement
@@ -434,6 +434,10 @@ class GroupCommit:
 
     def _note(self, errors: list[BaseException | None]) -> None:
         failed = next((error for error in errors if isinstance(error, StoreError)), None) if any(errors) else None
+        if isinstance(failed, DuplicateUidError):
+            # What a caller of enqueue(uid=...) asks for: its message is there already.
+            _log.info("queue: %s", failed)
+            return
         if failed is not None and str(failed) != str(self.last_error):
             _log.error("%s", failed)
         self.last_error = failed

@@ -11,14 +11,17 @@ import email.policy
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from email.errors import MessageError
 from email.message import Message as EmailMessageBase
 from email.utils import getaddresses
 from typing import IO, Any
 
 from ..errors import OptionError
 from ..mail import headers, trace
+from ..mail.compose import compose
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
+from ..mail.fieldtext import format_field
 from ..smtp.address import ascii_mailbox, comparable_domain, parse_mailbox
 from ..smtp.framing import normalise_lines
 from .model import Message
@@ -69,9 +72,14 @@ def parse_enqueue(given: Mapping[str, Any] | None, keywords: Mapping[str, Any]) 
     # A domain has an ASCII form; a local-part has none.
     is_utf8 = not all(ascii_mailbox(address).isascii() for address in [reverse_path or "", *recipients])
     envelope = Envelope(reverse_path, [EnvelopeRecipient(address) for address in recipients], is_smtputf8=is_utf8)
+    content = fields["content"]
+    source = _source(content, is_utf8=is_utf8)
+    if isinstance(content, (str, EmailMessageBase)) and not source[: headers.section_end(source)].isascii():
+        # RFC 6532: what could be ASCII is; a local-part in a field has no ASCII form. Octets stay what they are.
+        envelope.is_smtputf8 = True
     return Enqueued(
         envelope,
-        _source(fields["content"]),
+        source,
         _uid(fields.get("uid")),
         _ts(fields.get("ts")),
         str(fields.get("hold") or ""),
@@ -107,9 +115,15 @@ def message_octets(message: EmailMessageBase) -> bytes:
     Domains in its address fields become A-labels. Fields stand in UTF-8 (RFC 6532) if a local-part is not ASCII; else text
     that is not ASCII is encoded (RFC 2047).
     """
-    texts = [str(text) for name in _ADDRESS_FIELDS for text in message.get_all(name, [])]
-    is_utf8 = any(not ascii_mailbox(address).isascii() for _, address in getaddresses(texts))
-    return message.as_bytes(policy=_OutgoingPolicy(utf8=is_utf8, linesep="\r\n"))
+    try:
+        texts = [str(text) for name in _ADDRESS_FIELDS for text in message.get_all(name, [])]
+        is_utf8 = any(not ascii_mailbox(address).isascii() for _, address in getaddresses(texts))
+        return message.as_bytes(policy=_OutgoingPolicy(utf8=is_utf8, linesep="\r\n"))
+    except (IndexError, AttributeError, TypeError, LookupError, ValueError, MessageError, RecursionError) as error:
+        # The package email fails in many ways on fields that it cannot read.
+        raise OptionError(
+            f"enqueue: key 'content': invalid message: expected one that the package email can write: {error!r}"
+        ) from error
 
 
 class _OutgoingPolicy(email.policy.EmailPolicy):
@@ -126,14 +140,21 @@ def _a_labels(domain: str) -> str:
     return "@" + comparable_domain(domain[1:])
 
 
-def _source(value: Any) -> Any:
+def text_octets(text: str, *, is_utf8: bool) -> bytes:
+    """Returns a message that is given as text. OptionError says what is not valid in it."""
+    try:
+        return compose(text, is_utf8=is_utf8)
+    except UnicodeEncodeError as error:
+        raise OptionError(f"enqueue: key 'content': the text cannot be written as UTF-8: {error}") from None
+    except ValueError as error:
+        raise OptionError(f"enqueue: key 'content': {error}") from None
+
+
+def _source(value: Any, *, is_utf8: bool = False) -> Any:
     if isinstance(value, EmailMessageBase):
         return message_octets(value)
     if isinstance(value, str):
-        try:
-            return value.encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise OptionError(f"enqueue: key 'content': the text cannot be written as UTF-8: {error}") from None
+        return text_octets(value, is_utf8=is_utf8)
     if isinstance(value, (bytes, bytearray, memoryview)):
         return bytes(value)
     if callable(getattr(value, "read", None)) and not hasattr(value, "encoding"):
@@ -181,6 +202,10 @@ async def build_message(enqueued: Enqueued, stamp: Stamp, spool: Spool | None, s
     content = await _content(enqueued.source, stamp.spool_name, spool, spool_above_bytes)
     scan = headers.Scan(content.prefix if content.path is None else content.start())
     added = trace.complete(content, scan, stamp.uid, stamp.hostname, stamp.now)
+    if b"from" not in scan.names:
+        # RFC 5322 section 3.6: one From field is required. Many servers refuse mail without.
+        author = ascii_mailbox(enqueued.envelope.reverse_path or f"MAILER-DAEMON@{stamp.hostname}")
+        added += format_field("From", author, is_utf8=True)
     if b"return-path" in scan.names:
         content.remove_header("Return-Path")
     if stamp.is_origin:

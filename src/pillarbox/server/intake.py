@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from ..errors import StoreError, StoreFullError
 from ..events.catalogue import MessageQueued, MessageReceived
 from ..events.dispatch import Parked, Verdict
+from ..events.pipeline import SIMPLE
 from ..mail import headers, trace
 from ..mail.content import Content
-from ..mail.envelope import Envelope
+from ..mail.envelope import Envelope, EnvelopeRecipient
 from ..queue.company import Expected
 from ..queue.lines import log_queued
 from ..queue.model import Message
 from ..queue.spool import SpoolWriter
+from ..smtp.address import parse_mailbox
 from ..smtp.reply import Reply
 from .diverted import Diverted
 
@@ -252,6 +254,7 @@ class Intake:
             self._accept(envelope, content, scan)
             return
         session = self._session.facts
+        content.is_smtputf8 = envelope.is_smtputf8
         event = MessageReceived(session.client_id, session, envelope, content)
         seen = _Seen(content, scan)
         verdict = dispatcher.dispatch(event, lambda later: self._guarded(lambda: self._decided(event, seen, later)))
@@ -276,10 +279,34 @@ class Intake:
 
     # ------------------------------------------------------------------- accept
 
+    def _mend_recipients(self, envelope: Envelope) -> bool:
+        """Addresses that a plugin put into the envelope as text become recipients; False, and refused, for what is none."""
+        # A plugin may be untyped.
+        found: Any = envelope.recipients
+        recipients = []
+        for given in [found] if isinstance(found, str) else found:
+            if isinstance(given, str) and parse_mailbox(given) is not None:
+                recipients.append(EnvelopeRecipient(given))
+            elif isinstance(given, EnvelopeRecipient):
+                recipients.append(given)
+            else:
+                plugins = [alias for alias in self._context.dispatcher.pipeline.list() if alias != SIMPLE]
+                words = "session %s: invalid envelope.recipients %r: expected mailboxes or EnvelopeRecipient; set by one of %s"
+                _log.error(words, self._session.facts.client_id, given, ", ".join(map(repr, plugins)))
+                self._refuse(_FAULT)
+                return False
+        envelope.recipients = recipients
+        return True
+
     def _accept(self, envelope: Envelope, content: Content, scan: headers.Scan, hold: str = "") -> None:
         if not envelope.recipients:
             self._refuse(_NO_RECIPIENT)
             return
+        for recipient in envelope.recipients:
+            if recipient.__class__ is not EnvelopeRecipient:
+                if not self._mend_recipients(envelope):
+                    return
+                break
         if self._session.is_lost:
             # Nobody is there to hear 250: the client will send it again, so it must not be here already.
             self.reset()
