@@ -364,26 +364,6 @@ class MailServer(EventSide):
 
         return add
 
-    def _for_event(self, name: str) -> Callable[[Item], Any]:
-        """The callback of a handler that names an event: whoever is registered for it, directly, one after the other."""
-        self._names.define(name)
-        (name,) = self._names.flat([name])
-
-        async def call_all(item: Item) -> Any:
-            callbacks = self.dispatcher.subscribers.callbacks(name)
-            if not callbacks:
-                raise StateError(f"nobody is registered for the event {name!r} of a handler")
-            for callback in callbacks:
-                answer = callback(item)
-                if answer is not None and hasattr(answer, "__await__"):
-                    answer = await answer
-                if answer is not None and not (isinstance(answer, Reply) and answer.code < 300):
-                    # A refusal, or what the handler's lane calls a fault: the others do not get the message.
-                    return answer
-            return None
-
-        return call_all
-
     # ----------------------------------------------------------------- queue
 
     @property

@@ -16,6 +16,7 @@ from .events.methods import PluginLike
 from .events.names import Names
 from .events.pipeline import Pipeline
 from .events.subscribers import ALL, EventIterator
+from .smtp.reply import Reply
 
 _log = logging.getLogger("pillarbox")
 
@@ -114,6 +115,26 @@ class EventSide(EventFace):
             task = asyncio.ensure_future(answer)
             _POSTED.add(task)
             task.add_done_callback(_posted_done)
+
+    def _for_event(self, name: str) -> Callable[[Any], Any]:
+        """The callback of a handler that names an event: whoever is registered for it, directly, one after the other."""
+        self._names.define(name)
+        (name,) = self._names.flat([name])
+
+        async def call_all(item: Any) -> Any:
+            callbacks = self.dispatcher.subscribers.callbacks(name)
+            if not callbacks:
+                raise StateError(f"nobody is registered for the event {name!r} of a handler")
+            for callback in callbacks:
+                answer = callback(item)
+                if answer is not None and hasattr(answer, "__await__"):
+                    answer = await answer
+                if answer is not None and not (isinstance(answer, Reply) and answer.code < 300):
+                    # A refusal, or what the handler's lane calls a fault: the others do not get the message.
+                    return answer
+            return None
+
+        return call_all
 
     def _check_loop(self, method: str) -> None:
         """StateError, before anything happens, for a call from another thread or loop than the server's."""

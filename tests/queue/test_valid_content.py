@@ -150,3 +150,10 @@ def test_enqueue_makes_valid_content(tmp_path: Path) -> None:
                     await queued_octets(server, wrong)
 
     run_async(main)
+
+
+def test_parsed_content_can_be_changed() -> None:
+    message = Content(b"Subject: x\r\nTo: a@\r\n\r\nx\r\n").parsed()
+    message["List-Id"] = "<a.b>"
+    message.replace_header("Subject", "Grüße")
+    assert message["List-Id"] == "<a.b>" and message["Subject"] == "Grüße"

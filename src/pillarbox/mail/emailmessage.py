@@ -24,16 +24,23 @@ _STRUCTURED = HeaderRegistry()
 _UNSTRUCTURED = HeaderRegistry(use_default_map=False)
 
 
-def _make_header(name: str, value: str) -> Any:
-    # Octets beyond ASCII are kept as they came, for `as_bytes()`, and decoded for people.
-    value = decode_octets(value.encode("utf-8", "surrogateescape")) if not value.isascii() else value
-    try:
-        made = _STRUCTURED(name, value)
-        str(made)
-        return made
-    except Exception:
-        # The library's parser has faults with values that break the grammar: such a value is plain text.
-        return _UNSTRUCTURED(name, value.encode("ascii", "replace").decode())
+class _Headers:
+    """Makes header objects, as `HeaderRegistry`; a value that breaks the grammar is plain text."""
+
+    def __getitem__(self, name: str) -> Any:
+        # The library asks for the class when a program sets a field.
+        return _STRUCTURED[name]
+
+    def __call__(self, name: str, value: str) -> Any:
+        # Octets beyond ASCII are kept as they came, for `as_bytes()`, and decoded for people.
+        value = decode_octets(value.encode("utf-8", "surrogateescape")) if not value.isascii() else value
+        try:
+            made = _STRUCTURED(name, value)
+            str(made)
+            return made
+        except Exception:
+            # The library's parser has faults with values that break the grammar.
+            return _UNSTRUCTURED(name, value.encode("ascii", "replace").decode())
 
 
 def _get_any(message: EmailMessage) -> bytes:
@@ -49,7 +56,7 @@ def _make_policy() -> email.policy.EmailPolicy[EmailMessage]:
     manager.get_handlers = {**email.policy.default.content_manager.get_handlers}  # type: ignore[attr-defined]
     manager.set_handlers = {**email.policy.default.content_manager.set_handlers}  # type: ignore[attr-defined]
     manager.add_get_handler("", _get_any)
-    return email.policy.default.clone(header_factory=_make_header, content_manager=manager)
+    return email.policy.default.clone(header_factory=_Headers(), content_manager=manager)
 
 
 POLICY = _make_policy()
