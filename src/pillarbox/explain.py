@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from .delivery.client import ClientConnection, ConnectFault
+from .delivery.relayhosts import resolve_targets
 from .delivery.route import HANDLER, MX, NOWHERE, RELAY, UNMATCHED, WHY_UNMATCHED, Target
 from .events.session import Endpoint, Session
 from .places import LOGIN_SCHEMES
@@ -271,7 +272,7 @@ class Explainer:
     async def _targets(self, key: str) -> list[Target] | Reply:
         ways = self._parts.lanes.ways
         if key.startswith(RELAY) and ways.router.relay is not None:
-            return list(ways.router.relay.targets)
+            return await resolve_targets(ways.router.relay.targets)
         if key.startswith(MX) and ways.mx is not None:
             return await ways.mx.targets(key.removeprefix(MX))
         return Reply(451, "4.4.4", "There is no way to go: " + ways.router.why_nowhere)

@@ -130,6 +130,8 @@ class MailServerOptions(TypedDict, total=False):
     """allow AUTH at the smart host without TLS: the password is readable"""
     relay_auth_unverified: bool
     """allow AUTH at a smart host whose certificate is not verified: anybody in between reads the password"""
+    outgoing_tls_oldest: Literal["1.0", "1.1", "1.2", "1.3"]
+    """oldest TLS version towards other servers; 1.0 and 1.1 never under verify"""
     time_out: Seconds | None
     """ceiling of every step of sending; None: RFC 5321 section 4.5.3.2"""
     maxrelay: int

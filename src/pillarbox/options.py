@@ -174,6 +174,9 @@ class Options(BaseModel):
         False,
         description="allow AUTH at a smart host whose certificate is not verified: anybody in between reads the password",
     )
+    outgoing_tls_oldest: Literal["1.0", "1.1", "1.2", "1.3"] = Field(
+        "1.2", description="oldest TLS version towards other servers; 1.0 and 1.1 never under verify"
+    )
     time_out: SecondsOrNone = Field(
         None, gt=0, description="ceiling of every step of sending; None: RFC 5321 section 4.5.3.2"
     )

@@ -22,6 +22,7 @@ from .delivery.handlers import Handlers
 from .delivery.lanes import LaneLimits, Lanes, Ways
 from .delivery.mx import MxLookup, MxPolicy
 from .delivery.outcomes import Outcomes
+from .delivery.pool import PER_ADDRESS
 from .delivery.route import UNMATCHED, Router, relay_next_hop
 from .delivery.tlspolicy import TlsPolicy, client_context
 from .dns import CachingResolver, DnsResolver, Resolver
@@ -249,6 +250,7 @@ class Parts:
             share(options.maxrelay),
             per_hop if is_shared else share(per_hop),
             interval * (1 if is_shared else self._slot.count),
+            share(max(PER_ADDRESS, per_hop)),
         )
         return Ways(self.router, self.handlers, limits, self._relay_client(), self._mx_client(), mx)
 
@@ -267,7 +269,7 @@ class Parts:
         if options.relay_user and options.relay_pass:
             credentials = Credentials(options.relay_user, options.relay_pass)
         # Made only when there is somebody to speak TLS with: loading the CAs takes its time.
-        context = client_context(policy, options.relay_ca) if options.relay else None
+        context = client_context(policy, options.relay_ca, options.outgoing_tls_oldest) if options.relay else None
         return ClientSettings(
             options.hostname,
             policy,
@@ -282,7 +284,7 @@ class Parts:
         options = self.options
         policy = TlsPolicy(options.mx_tls)
         is_used = options.direct and not options.relay
-        context = client_context(policy, None) if is_used else None
+        context = client_context(policy, None, options.outgoing_tls_oldest) if is_used else None
         return ClientSettings(options.hostname, policy, context, time_out_s=options.time_out)
 
     def _default_senders(self, account: Account) -> tuple[str, ...]:

@@ -5,6 +5,7 @@ Apart from options.py, which takes its time to load: the command line must not w
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 import ssl
@@ -47,6 +48,20 @@ def default_hostname() -> str:
         if is_domain(name):
             return name
     return "localhost"
+
+
+def is_fully_qualified(name: str) -> bool:
+    """True for a name that other servers can look up, and for an address literal."""
+    return name.startswith("[") or ("." in name.strip(".") and not name.lower().startswith("localhost."))
+
+
+def address_literal(sockname: object) -> str:
+    """A socket's own address as RFC 5321 section 4.1.3 writes it, "" for what has no IP address."""
+    try:
+        address = ipaddress.ip_address(str(sockname[0]).partition("%")[0])  # type: ignore[index]
+    except (ValueError, TypeError, IndexError):
+        return ""
+    return f"[{address}]" if address.version == 4 else f"[IPv6:{address}]"
 
 
 # What a listener may be, with its usual port: for mail from other servers and for submission (RFC 6409), whose clients

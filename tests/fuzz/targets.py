@@ -23,7 +23,7 @@ from pillarbox.smtp.client import ClientFault, ClientProtocol, Happened
 from pillarbox.smtp.command import Command, Grammar, parse_command
 from pillarbox.smtp.extension import Facts
 from pillarbox.smtp.framing import DataScanner, DotStuffer, LooseScanner, is_clean, is_plain, normalise_lines
-from pillarbox.smtp.reply import ReplyFault, ReplyReader, format_reply, parse_reply
+from pillarbox.smtp.reply import ReplyReader, format_reply, parse_reply
 from pillarbox.smtp.sasl import SaslFault, decode_base64, server_mechanism
 from pillarbox.smtp.server import AuthLine, EndOfContent, Rules, ServerProtocol
 from pillarbox.smtp.state import TRANSITIONS, ClientState
@@ -242,11 +242,9 @@ def data(octets: bytes) -> None:
 def reply(octets: bytes) -> None:
     """Replies, or a fault; what was read is printable, and the same when it is written and read again."""
     reader, found = ReplyReader(), []
-    try:
-        for start in range(0, len(octets), 7):
+    for start in range(0, len(octets), 7):
+        if reader.fault is None:
             found += reader.feed(octets[start : start + 7])
-    except ReplyFault:
-        pass
     for one in found:
         again = ReplyReader().feed(format_reply(one))
         assert len(again) == 1 and again[0].code == one.code

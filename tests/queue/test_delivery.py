@@ -556,7 +556,8 @@ def test_greeting_time_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "reply", ["this is no reply", "250-first\r\n550 second", "999 x", "250-" + "x" * 5000, "250-x\r\n" * 200 + "250 x"]
+    "reply",
+    ["this is no reply", "250-first\r\n550 second", "999 x", "250-" + "x" * 100_000, "250-x\r\n" * 2000 + "250 x"],
 )
 def test_malformed_replies(tmp_path: Path, reply: str) -> None:
     async def main() -> None:

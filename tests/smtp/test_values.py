@@ -22,7 +22,7 @@ from pillarbox.smtp.extension import (
     parse_parameters,
     parse_xtext,
 )
-from pillarbox.smtp.reply import ReplyFault, ReplyReader, format_reply
+from pillarbox.smtp.reply import ReplyReader, format_reply
 from pillarbox.smtp.sasl import (
     Credentials,
     SaslFault,
@@ -82,18 +82,6 @@ def test_reply_reader() -> None:
         assert not reader.has_rest
     assert ReplyReader().feed(b"250 5.1.1 odd\r\n") == [Reply(250, None, "5.1.1 odd")]
     assert ReplyReader().feed(b"250 a\x1b[31m\xff\r\n")[0].lines == ("a?[31m\ufffd",)
-    for bad in (
-        b"hello\r\n",
-        b"250-a\r\n251 b\r\n",
-        b"250_a\r\n",
-        b"x" * 5000,
-        b"250-a\r\n" * 200,
-        b"999 x\r\n",
-        b"25 x\r\n",
-        b"250 " + b"x" * 5000 + b"\r\n",
-    ):
-        with pytest.raises(ReplyFault):
-            ReplyReader().feed(bad)
     reader = ReplyReader()
     reader.feed(b"250-half\r\n")
     assert reader.has_rest

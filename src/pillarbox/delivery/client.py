@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
 from ..clock import Clock
+from ..places import address_literal, is_fully_qualified
 from ..smtp.client import ClientProtocol, Happened, Stage, Transaction
 from ..smtp.reply import Reply
-from ..smtp.sasl import Credentials, choose_mechanism
+from ..smtp.sasl import Credentials, choose_mechanism, may_try_another
 from ..smtp.state import ClientState
+from .pool import Place
 from .route import Target
 from .tlspolicy import ResumingContext, TlsPolicy
 from .width import STALLED_S
@@ -54,13 +56,17 @@ class ClientSettings:
 
 
 class ConnectFault(Exception):
-    """The connection did not come to where it could take a message; `reply` and `stage` say how far it came."""
+    """The connection did not come to where it could take a message; `reply` and `stage` say how far it came.
+
+    `is_handshake`: TLS is at fault. `takes_no_mail`: the greeting of a host that never accepts mail (RFC 7504).
+    """
 
     def __init__(self, reply: Reply, stage: Stage, *, is_handshake: bool = False) -> None:
         super().__init__(str(reply))
         self.reply = reply
         self.stage = stage
         self.is_handshake = is_handshake
+        self.takes_no_mail: Reply | None = None
 
 
 # Asking an enum for a member costs as much as a call.
@@ -92,7 +98,16 @@ class ClientConnection(asyncio.Protocol):
         self.connect_s = 0.0
         self.is_open = False
         self.idle_since = 0.0
-        self.messages = 0
+        # Transactions that were begun, and messages that the server has taken.
+        self.messages = self.taken = 0
+        # In clear, because TLS has failed.
+        self.is_fallback = False
+        # Servers that were to be avoided when it was opened: its own is among them where no other could be reached.
+        self.avoided: frozenset[Target] = frozenset()
+        # Another lane had its place.
+        self.gave_way = False
+        # What the pool knows it by; set once it is open.
+        self.place: Place | None = None
         self._owner = owner
         self._settings = settings
         self._clock = clock
@@ -110,6 +125,7 @@ class ClientConnection(asyncio.Protocol):
         """Connects up to where transactions may begin. Raises ConnectFault."""
         loop, began = asyncio.get_running_loop(), self._clock.monotonic()
         target, settings = self.target, self._settings
+        self.is_fallback = not with_tls
         limit = min(CONNECT_S, settings.time_out_s or CONNECT_S)
         self._step = loop.create_future()
         try:
@@ -130,7 +146,7 @@ class ClientConnection(asyncio.Protocol):
         try:
             await self._greet(with_tls=with_tls)
         except BaseException:
-            self.abort()
+            self._leave()
             raise
         self._step = None
         self._remember_tls()
@@ -188,7 +204,12 @@ class ClientConnection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, upgraded)
         smtp.tls_started()
         self._flush()
-        await self._await(Happened.READY)
+        try:
+            await self._await(Happened.READY)
+        except ConnectFault as fault:
+            # RFC 7435: a TLS session in which no mail can go is worth no more than a failed handshake.
+            fault.is_handshake = True
+            raise
 
     def _tls_fault(self, error: Exception) -> ConnectFault:
         text = _printable(f"TLS with {self.target.name} failed: {error}")
@@ -200,20 +221,23 @@ class ClientConnection(asyncio.Protocol):
             raise ConnectFault(Reply(451, "4.7.11", f"No AUTH with {name} in clear: TLS is not there"), Stage.AUTH)
         offered = frozenset(smtp.extensions.get("AUTH", "").upper().split())
         wanted = self._settings.mechanism
-        mechanism = choose_mechanism(offered, credentials, wanted)
-        if mechanism is None:
-            text = (
-                f"{name} does not offer AUTH {wanted}"
-                if wanted
-                else f"{name} offers no AUTH mechanism that is known here"
-            )
-            raise ConnectFault(Reply(451, "4.7.0", text), Stage.AUTH)
-        smtp.start_auth(mechanism)
-        self._flush()
-        if await self._await(Happened.AUTHENTICATED, Happened.AUTH_REFUSED) is Happened.AUTH_REFUSED:
+        refused: Reply | None = None
+        while (mechanism := choose_mechanism(offered, credentials, wanted)) is not None:
+            smtp.start_auth(mechanism)
+            self._flush()
+            if await self._await(Happened.AUTHENTICATED, Happened.AUTH_REFUSED) is Happened.AUTHENTICATED:
+                return
             refused = smtp.last_reply or Reply(451, "4.7.8", "AUTH refused")
+            if smtp.has_broken_auth or not may_try_another(mechanism, refused.code):
+                break
+            offered -= {mechanism.name}
+        if refused is not None:
             # The operator mends a wrong password: the mail waits for that, whatever class the reply has.
             raise ConnectFault(_deferring(refused), Stage.AUTH)
+        text = (
+            f"{name} does not offer AUTH {wanted}" if wanted else f"{name} offers no AUTH mechanism that is known here"
+        )
+        raise ConnectFault(Reply(451, "4.7.0", text), Stage.AUTH)
 
     async def _await(self, *wanted: Happened) -> Happened:
         """The next thing that happens, if it is one of these; ConnectFault for any other, and for a time-out."""
@@ -239,7 +263,11 @@ class ClientConnection(asyncio.Protocol):
         if happened in wanted:
             return happened
         reply = self.smtp.last_reply or Reply(451, "4.4.2", "Connection lost")
-        raise ConnectFault(_deferring(reply), self.smtp.stage)
+        fault = ConnectFault(_deferring(reply), self.smtp.stage)
+        # RFC 7504 section 4: 521 in the greeting, and 556, mean that the host never accepts mail.
+        if self.smtp.stage is Stage.GREETING and reply.code in (521, 556):
+            fault.takes_no_mail = reply
+        raise fault
 
     # ---------------------------------------------------------- from the loop
 
@@ -251,6 +279,9 @@ class ClientConnection(asyncio.Protocol):
             # A name that the system resolved: history and log have the address, too.
             self.remote = Target(target.host, target.port, address=str(name[0])).name
         self._transport.set_write_buffer_limits(high=_HIGH_WATER)
+        if not is_fully_qualified(self.smtp.hello_name):
+            # RFC 5321 section 4.1.4: a client without a meaningful name gives its address as a literal.
+            self.smtp.hello_name = address_literal(transport.get_extra_info("sockname")) or self.smtp.hello_name
 
     def data_received(self, data: bytes) -> None:
         """Octets from the server."""
@@ -373,17 +404,41 @@ class ClientConnection(asyncio.Protocol):
             # Never used again: a late reply must not be taken for another command's (hostile row 98).
             self.abort()
 
+    def give_way(self) -> bool:
+        """See pool.Place: ends it unless content has begun, which would leave a message in doubt."""
+        if any(transaction.is_content_begun for transaction in self.smtp.open_transactions):
+            return False
+        self.gave_way = True
+        self.smtp.fail(Reply(451, "4.4.2", "The connection gave way to other mail"))
+        self._pump()
+        self.abort()
+        return True
+
     def is_stalled(self, now: float) -> bool:
         """True when the server has been silent for longer than a quick one is. `now` monotonic."""
         return self.is_open and not self.smtp.is_idle and now - self.progress > STALLED_S
 
     def quit(self) -> None:
         """Says QUIT and closes; 221 is not waited for."""
-        if self.smtp.state is ClientState.IDLE:
-            self.smtp.quit()
-            self._flush()
+        self.smtp.quit()
+        self._flush()
         self._report_closed()
         if self._transport is not None:
+            self._transport.close()
+
+    def quit_when_idle(self) -> None:
+        """The same, unless a transaction is open."""
+        if self.smtp.state is ClientState.IDLE:
+            self.quit()
+
+    def _leave(self) -> None:
+        """Ends a session that did not come to mail: with QUIT where the server waits for a command, else at once."""
+        self.smtp.quit()
+        said = self.smtp.data_to_send()
+        self._write(said)
+        if not said:
+            self.abort()
+        elif self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:

@@ -14,32 +14,25 @@ from collections.abc import Collection
 from typing import Any
 
 from ..clock import Clock
-from ..queue.work import Result, Work, give_back
-from ..smtp.client import ClientFault, Stage, Transaction
+from ..queue.work import Result, Work, give_back, part_of
+from ..smtp.client import ClientFault, Transaction
 from ..smtp.reply import Reply
 from ..smtp.state import ClientState
 from .backoff import BackOff
 from .client import ClientConnection, ConnectFault
-from .route import Target
-from .terms import Lanes, LaneSettings
-from .tlspolicy import TlsPolicy
-from .transaction import build_transaction, result_of
+from .course import Course, Ended, Way, most_recipients, way_on
+from .opener import NotOpenedError, Opener
+from .pool import Place, Rank
+from .route import RELAY
+from .terms import REACHING_STAGES, WHOLE_STAGES, Lanes, LaneSettings
+from .transaction import Session, build_transaction, results_of
 from .turns import Patience
 from .waiting import WaitingLine
 from .width import Width
 
 _log = logging.getLogger("pillarbox.delivery")
 IDLE_S = 5.0
-# A host whose TLS handshake failed under "may" gets mail in clear for this long.
-NO_TLS_S = 3600.0
-# A server that could not be reached stands behind the others of its next hop for this long.
-BAD_S = 300.0
-# Stages that are about the next hop as a whole: what was deferred there is due at once when it is back.
-REACHING_STAGES = frozenset(("lookup", "connect", "greeting", "ehlo", "starttls", "auth"))
-WHOLE_STAGES = REACHING_STAGES | {"connection"}
 _NOT_REACHABLE = Reply(451, "4.4.1", "The next hop is not reachable")
-# So long may it take until one of a next hop's servers takes a connection.
-OPEN_S = 900.0
 
 
 class Lane:
@@ -47,9 +40,9 @@ class Lane:
 
     def __init__(self, lanes: Lanes, key: str, settings: LaneSettings, clock: Clock, rng: random.Random) -> None:
         self.key = key
+        self._is_relay = key.startswith(RELAY)
         self._lanes = lanes
-        self._settings = settings.client
-        self._find_targets = settings.find_targets
+        self._opener = Opener(self, settings, lanes.pool, clock)
         self._limit = settings.limit
         self._patience = Patience(clock, lambda waiting: lanes.turn(key, waiting), self.feed)
         self._patience.interval_s = settings.interval_s
@@ -64,15 +57,14 @@ class Lane:
         self._idle: list[ClientConnection] = []
         self._opening: set[asyncio.Task[Any]] = set()
         self._busy = 0
-        self._bad: dict[Target, float] = {}
-        self._no_tls: dict[Target, float] = {}
         self._calm: asyncio.Future[None] | None = None
         self._is_stopping = False
 
     def change(self, settings: LaneSettings) -> None:
         """Other settings, for connections that are opened from now on."""
-        self._settings, self._limit = settings.client, settings.limit
-        self._find_targets, self._patience.interval_s = settings.find_targets, settings.interval_s
+        self._limit = settings.limit
+        self._opener.change(settings)
+        self._patience.interval_s = settings.interval_s
         self._waiting.change(settings.waiting)
 
     # -------------------------------------------------------------------- work
@@ -100,32 +92,31 @@ class Lane:
     @property
     def connections(self) -> int:
         """Open, or being opened."""
-        return len(self._connections) + len(self._opening)
+        return self._lanes.pool.held_by(self)
 
     @property
     def is_idle(self) -> bool:
         """True when nothing is known or done here that a new lane would not know or do."""
         is_doing = self._waiting or self._connections or self._opening or self._busy
-        return not (is_doing or self._back_off.is_on or self._no_tls or self._width.is_waiting)
+        return not (is_doing or self._back_off.is_on or self._opener.knows_anything or self._width.is_waiting)
 
-    @property
-    def is_hungry(self) -> bool:
-        """True while work waits that a further connection could take."""
-        there = len(self._connections) + len(self._opening)
-        if not self._waiting or self._idle or self._patience.is_waiting:
-            return False
-        return there < self._width.now(self._limit) and not self._width.is_enough(len(self._waiting), there)
+    def wants_place(self) -> bool:
+        """See pool.Seeker: while work waits that a further connection could take, or the next hop is probed."""
+        if self._back_off.is_on:
+            return True
+        return bool(self._waiting) and not self._width.is_enough(len(self._waiting), len(self._connections))
 
-    def spare(self) -> bool:
-        """Closes an idle connection, for another lane to have one; False when there is none."""
-        if not self._idle:
-            return False
+    def spare_place(self, place: Place) -> bool:
+        """See pool.Seeker."""
         if self._waiting and not self._patience.is_waiting:
             working = len(self._connections) - len(self._idle)
             if not self._width.is_enough(len(self._waiting), working):
                 return False
-        self._idle[0].quit()
-        return True
+        for connection in self._idle:
+            if connection.place is place:
+                connection.quit()
+                return True
+        return False
 
     def retry_at_wall(self) -> float | None:
         """Unix time of the next probe."""
@@ -143,7 +134,7 @@ class Lane:
             "state": state,
             "waiting": len(self._waiting),
             "busy": self._busy,
-            "connections": len(self._connections) + len(self._opening),
+            "connections": self.connections,
             "retry_at": self.retry_at_wall(),
             "reason": self.why_waiting(),
         }
@@ -170,6 +161,13 @@ class Lane:
         retry_at = self.retry_at_wall() or self._clock.time()
         fault = self._back_off.fault or _NOT_REACHABLE
         work.results = [Result(r, fault, "connect", is_attempt=False, retry_at=retry_at) for r in work.recipients]
+        self._finish_kept(work)
+
+    def _finish_kept(self, work: Work) -> None:
+        """Finishes work that goes no further: what servers said to it in this attempt stands before all else."""
+        course: Course | None = work.course
+        if course is not None and (known := course.results_for(work.recipients)) is not None:
+            work.results = known
         self._lanes.finished(work)
 
     def feed(self) -> None:
@@ -195,81 +193,39 @@ class Lane:
             limit = min(limit, there + 1)
         room = min(limit, self._lanes.allowed(self.key, min(limit, there + len(works)))) - there
         for _ in range(min(room, len(works) - len(self._opening))):
-            if not self._spawn_open():
-                return
+            self._spawn_open()
 
     def go_on(self) -> None:
         """There may be turns, or connections may be opened."""
         self._patience.end()
 
-    def _spawn_open(self) -> bool:
-        if not self._lanes.may_open(self):
-            return False
-        task: asyncio.Task[bool] = asyncio.get_running_loop().create_task(self._open())
+    def _spawn_open(self) -> None:
+        task: asyncio.Task[None] = asyncio.get_running_loop().create_task(self._open())
         self._opening.add(task)
         task.add_done_callback(self._opened)
-        return True
 
-    def _opened(self, task: asyncio.Task[bool]) -> None:
+    def _opened(self, task: asyncio.Task[Any]) -> None:
         self._opening.discard(task)
-        if task.cancelled() or task.exception() is not None or not task.result():
-            self._lanes.has_closed()
         if not task.cancelled() and task.exception() is not None:
             _log.error("%s: opening a connection failed", self.key, exc_info=task.exception())
 
-    async def _targets(self) -> list[Target] | Reply:
-        """The servers, best first; those that have failed lately stand behind the others."""
-        try:
-            found = await self._find_targets()
-        except Exception as error:
-            _log.exception("looking up %s failed", self.key)
-            found = Reply(451, "4.3.0", f"Internal fault: {type(error).__name__}")
-        if isinstance(found, Reply):
-            return found
-        now = self._clock.monotonic()
-        self._bad = {target: until for target, until in self._bad.items() if until > now}
-        return sorted(found, key=lambda target: target in self._bad)
-
     # -------------------------------------------------------------- connections
 
-    async def _open(self) -> bool:
-        """True when there is a connection: it is counted until it closes."""
+    async def _open(self) -> None:
+        first: Course | None = self._waiting.works[0].course if self._waiting else None
         try:
-            async with asyncio.timeout(OPEN_S):
-                return await self._open_one()
-        except TimeoutError:
-            return self._not_opened(ConnectFault(Reply(451, "4.4.1", "No server answered in time"), Stage.CONNECT))
-
-    def _not_opened(self, fault: ConnectFault) -> bool:
-        self._opening.discard(asyncio.current_task())
-        self._connect_failed(fault)
-        return False
-
-    async def _open_one(self) -> bool:
-        targets = await self._targets()
-        if isinstance(targets, Reply):
+            connection = await self._opener.open(first.tried if first is not None else ())
+        except NotOpenedError as error:
             self._opening.discard(asyncio.current_task())
-            self._no_targets(targets)
-            return False
-        fault: ConnectFault | None = None
-        for target in targets:
-            try:
-                connection = await self._open_to(target)
-            except ConnectFault as caught:
-                fault = caught
-                _log.info("%s: %s", self.key, caught, extra={"next_hop": self.key, "reason": str(caught)})
-            except Exception as error:
-                _log.exception("connecting to %s failed", target.name)
-                fault = ConnectFault(Reply(451, "4.3.0", f"Internal fault: {type(error).__name__}"), Stage.CONNECT)
+            if error.fault is None:
+                # Nothing was tried. What waits, waits for a place behind the others.
+                self.feed()
+            elif error.is_final:
+                self._no_targets(error.fault)
             else:
-                if fault is not None:
-                    _log.warning("%s: using %s", self.key, target.name)
-                self._take(connection)
-                return True
-            self._bad[target] = self._clock.monotonic() + BAD_S
-        # None works: next time the order begins anew.
-        self._bad.clear()
-        return self._not_opened(fault or ConnectFault(Reply(451, "4.4.4", "There is no server to try"), Stage.LOOKUP))
+                self._connect_failed(error.fault)
+        else:
+            self._take(connection)
 
     def _take(self, connection: ClientConnection) -> None:
         self._connections.add(connection)
@@ -279,34 +235,16 @@ class Lane:
             self._lanes.is_back(self.key, REACHING_STAGES)
         self._opening.discard(asyncio.current_task())
         self.feed()
+        if connection in self._idle and connection.place is not None:
+            self._lanes.pool.idles(connection.place)
 
-    def _no_targets(self, verdict: Reply) -> None:
-        """No server may be tried: for ever (5yz), and all that waits is given up; or for now."""
-        if verdict.is_transient:
-            self._connect_failed(ConnectFault(verdict, Stage.LOOKUP))
-            return
+    def _no_targets(self, fault: ConnectFault) -> None:
+        """No server may ever be tried: all that waits is given up."""
         self._back_off.pass_over()
         for work in self._waiting.take():
             work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
-            work.results = [Result(r, verdict, Stage.LOOKUP.value, is_permanent=True) for r in work.recipients]
+            work.results = [Result(r, fault.reply, fault.stage.value, is_permanent=True) for r in work.recipients]
             self._lanes.finished(work)
-
-    async def _open_to(self, target: Target) -> ClientConnection:
-        now = self._clock.monotonic()
-        with_tls = self._no_tls.get(target, 0.0) <= now
-        connection = ClientConnection(self, target, self._settings, self._clock)
-        try:
-            await connection.open(with_tls=with_tls)
-        except ConnectFault as fault:
-            may = self._settings.policy is TlsPolicy.MAY and not target.is_tls and self._settings.credentials is None
-            if not (fault.is_handshake and may and with_tls):
-                raise
-            # RFC 7435: opportunistic means that a broken TLS is no worse than none. Remembered, said, never with AUTH.
-            _log.warning("%s: TLS failed, sending in clear: %s", target.name, fault)
-            self._no_tls[target] = now + NO_TLS_S
-            connection = ClientConnection(self, target, self._settings, self._clock)
-            await connection.open(with_tls=False)
-        return connection
 
     def _connect_failed(self, fault: ConnectFault) -> None:
         self._back_off.fault = fault.reply
@@ -321,7 +259,7 @@ class Lane:
             # The one that asked for the connection has had an attempt; the others have not.
             work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
             work.results = [Result(r, fault.reply, stage) for r in work.recipients]
-            self._lanes.finished(work)
+            self._finish_kept(work)
         self._return_all()
 
     def _go_down(self) -> None:
@@ -352,7 +290,11 @@ class Lane:
             if is_idle:
                 connection.quit()
             return
-        while works and connection.smtp.can_start and self._patience.take_turn(len(works)):
+        while works and connection.smtp.can_start:
+            if works[0].course is not None and not self._is_for(connection, works[0].course):
+                return
+            if not self._patience.take_turn(len(works)):
+                break
             if self._begin(connection, self._waiting.pop()):
                 if connection in idle:
                     idle.remove(connection)
@@ -361,23 +303,50 @@ class Lane:
                     self.feed()
                 return
             self._patience.give_back()
-        if is_idle and connection not in idle and connection in self._connections:
-            self._idle.append(connection)
-            self._lanes.has_idle(self)
+        if is_idle and not connection.smtp.can_start:
+            # The server takes no more in this session (RFC 9422).
+            connection.quit()
+        elif is_idle and connection in self._connections:
+            if connection not in idle:
+                self._idle.append(connection)
+            if connection.place is not None:
+                self._lanes.pool.idles(connection.place)
+
+    def _is_for(self, connection: ClientConnection, course: Course) -> bool:
+        """False when the first message that waits has been at this server, and another may be reached."""
+        if connection.target not in course.tried or connection.target in connection.avoided:
+            return True
+        connection.quit_when_idle()
+        return False
 
     def _begin(self, connection: ClientConnection, work: Work) -> bool:
         if not self._lanes.may_begin():
             give_back(work, self._clock.time())
             self._lanes.finished(work)
             return False
-        work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
+        course: Course | None = work.course
+        if course is not None and connection.target in course.tried:
+            self._finish_kept(work)
+            return False
+        now = self._clock.monotonic()
+        work.started_at, work.started_clock = self._clock.time(), now
+        most = 0
+        if course is not None or connection.smtp.limits:
+            most = most_recipients(connection.smtp.limits, course, work.recipients)
         try:
-            built = build_transaction(work, connection.smtp)
+            built = build_transaction(work, connection.smtp, most)
             if isinstance(built, Transaction):
                 connection.send(built)
                 self._busy += 1
+                if (place := connection.place) is not None:
+                    place.is_idle, place.give_way = False, connection.give_way
+                    if place.rank is Rank.PROVEN:
+                        place.since = now
                 return True
             refusal = built
+            if connection.smtp.used_helo:
+                # The next session may have what this one lacks.
+                connection.quit()
         except ClientFault as fault:
             refusal = Reply(553, "5.1.3", str(fault))
         except OSError as error:
@@ -395,14 +364,25 @@ class Lane:
         work.tls, work.connect_s, connection.connect_s = connection.tls, connection.connect_s, 0.0
         if self._calm is not None and not self._busy and not self._calm.done():
             self._calm.set_result(None)
-        smtp, remote = connection.smtp, connection.remote
+        smtp = connection.smtp
         is_lost = smtp.state is ClientState.CLOSED
-        for recipient, outcome in zip(work.recipients, transaction.outcomes, strict=True):
-            assert outcome is not None
-            work.results.append(result_of(smtp, remote, recipient, outcome, is_lost=is_lost))
-        self._lanes.finished(work)
-        if is_lost and any(result.stage == "connection" or result.is_ambiguous for result in work.results):
-            if self._back_off.is_one_more(work.results[0].reply):
+        session = Session(smtp, connection.remote, is_lost, connection.is_fallback, self._is_relay)
+        results = results_of(session, work.recipients, transaction)
+        if any(result.is_delivered for result in results):
+            connection.taken += 1
+            self._lanes.pool.worked(self.key)
+        elif connection.is_fallback or smtp.used_helo:
+            self._forget_fallback(connection, transaction)
+        work.results = results
+        way = Way.ENDS
+        if len(results) < len(work.recipients) or not all(result.is_delivered for result in results):
+            way = self._go_on(connection, work, transaction)
+        if way is Way.ENDS:
+            self._lanes.finished(work)
+        if way not in (Way.ENDS, Way.AGAIN):
+            return
+        if is_lost and any(result.stage == "connection" or result.is_ambiguous for result in results):
+            if self._back_off.is_one_more(results[0].reply):
                 self._go_down()
                 self._return_all()
         else:
@@ -410,20 +390,64 @@ class Lane:
             if self._back_off.is_worried:
                 self._alive()
 
+    def _go_on(self, connection: ClientConnection, work: Work, transaction: Transaction) -> Way:
+        """What of the work goes on within this attempt is put in front of what waits; the rest of it is finished."""
+        results, recipients, smtp = work.results, work.recipients, connection.smtp
+        course: Course = work.course or Course()
+        has_other = self._opener.has_other(course.tried | {connection.target})
+        is_lost, may_clear = smtp.state is ClientState.CLOSED, self._opener.may_leave_out_tls(connection)
+        ended = Ended(transaction, results, is_lost, smtp.was_cut, connection.taken, may_clear, connection.gave_way)
+        way, places = way_on(ended, course, has_other)
+        rest = [recipients[n] for n in places] + recipients[len(results) :]
+        if not rest:
+            return Way.ENDS
+        if way is Way.ENDS:
+            way = Way.AGAIN
+        going = {recipient.number for recipient in rest}
+        if done := [result for result in results if result.recipient.number not in going]:
+            self._lanes.finished(part_of(work, done))
+        if way is Way.AGAIN and places:
+            # As many as it has taken: it would refuse the others again.
+            course.most_recipients = len(results) - len(places)
+        elif way is Way.NEXT_SERVER:
+            course.tried.add(connection.target)
+            course.keep(results)
+            self._opener.mark_bad(connection.target)
+            _log.info("%s: %s takes no mail, trying the next server: %s", self.key, connection.remote, results[0].reply)
+        elif way is not Way.AGAIN:
+            course.moves += 1
+            if way is Way.IN_CLEAR:
+                _log.warning("%s: hangs up under TLS, sending in clear", connection.remote)
+                self._opener.note_broken_tls(connection.target)
+        if connection.gave_way:
+            self._lanes.pool.was_slow(self.key)
+        work.course, work.recipients, work.results = course, rest, []
+        self._waiting.push_first(work)
+        if way is not Way.AGAIN:
+            connection.quit_when_idle()
+        self.feed()
+        return way
+
+    def _forget_fallback(self, connection: ClientConnection, transaction: Transaction) -> None:
+        """A refusal may come of the session's lack of TLS or EHLO: the next one has both, if they work."""
+        if any(outcome is not None and outcome.is_permanent for outcome in transaction.outcomes):
+            self._opener.forget_broken_tls(connection.target)
+            connection.quit_when_idle()
+
     def connection_closed(self, connection: ClientConnection) -> None:
         """See client.Owner."""
         self._connections.discard(connection)
         if connection in self._idle:
             self._idle.remove(connection)
-        self._lanes.has_closed()
+        if connection.place is not None:
+            self._lanes.pool.free(connection.place)
         self.feed()
 
     # ------------------------------------------------------------------ upkeep
 
     def sweep(self, now: float) -> None:
         """Idle connections are closed, slow steps given up, a due probe begun."""
-        if self._no_tls:
-            self._no_tls = {target: until for target, until in self._no_tls.items() if until > now}
+        self._opener.forget_old(now)
         if not self._waiting:
             self._patience.stop()
         for connection in list(self._connections):

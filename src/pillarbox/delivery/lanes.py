@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..clock import Clock, Timer
+from ..places import is_fully_qualified
 from ..queue.slots import Slots
 from ..queue.work import Result, Work
 from ..smtp.reply import Reply
@@ -21,10 +22,13 @@ from .handlerlane import HandlerLane
 from .handlers import Handlers
 from .lane import Lane
 from .mx import MxLookup
+from .pool import Pool
+from .relayhosts import resolve_targets
 from .route import HANDLER, MX, NOWHERE, UNMATCHED, WHY_UNMATCHED, Router, Target
 from .terms import LaneSettings
 from .turns import Turns
 
+_log = logging.getLogger("pillarbox.delivery")
 SWEEP_S = 1.0
 # Messages that may wait in memory: for the smart hosts, that all mail goes to; for one domain among many.
 RELAY_WAITING = 2500
@@ -51,6 +55,8 @@ class LaneLimits:
     per_lane: int
     # Seconds between two messages to one next hop; 0.0: no rate is set.
     interval_s: float = 0.0
+    # Connections to one address over all lanes; 0: no bound.
+    per_address: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +94,7 @@ class Lanes:
         self._lanes: dict[str, Lane] = {}
         self._handler_lanes: dict[str, HandlerLane] = {}
         self._timer: Timer | None = None
-        self._connections = 0
-        self._has_refused = False
-        self._is_stopping = False
+        self.pool = Pool(clock, ways.limits.total, ways.limits.per_address)
         # Mail that no handler matches is in the queue, as far as is known.
         self._has_unmatched = False
 
@@ -102,6 +106,7 @@ class Lanes:
     def change(self, ways: Ways) -> None:
         """Other servers and settings, for connections that are opened from now on."""
         self._ways = ways
+        self.pool.change(ways.limits.total, ways.limits.per_address)
         lanes = list(self._lanes.items())
         for key, lane in lanes:
             if (ways.router.relay is not None) if not key.startswith(MX) else (ways.mx is not None):
@@ -113,6 +118,13 @@ class Lanes:
 
     def start(self) -> None:
         """Begins to sweep."""
+        router, hostname = self._ways.router, self._ways.mx_client.hello_name
+        if (router.relay is not None or router.is_direct) and not is_fully_qualified(hostname):
+            _log.warning(
+                "option 'hostname': %r is not a fully qualified domain name; EHLO gives the local address instead,"
+                " which some servers refuse: set hostname",
+                hostname,
+            )
         self._timer = self._clock.call_later(SWEEP_S, self._sweep)
 
     def _sweep(self) -> None:
@@ -129,7 +141,6 @@ class Lanes:
 
     async def stop(self, grace_s: float) -> None:
         """Lets running transactions and handlers finish within the grace, then closes all connections."""
-        self._is_stopping = True
         if self._timer is not None:
             self._timer.cancel()
         everyone: list[Lane | HandlerLane] = [*self._lanes.values(), *self._handler_lanes.values()]
@@ -137,18 +148,6 @@ class Lanes:
         await asyncio.gather(*(lane.stop(grace_s) for lane in everyone))
 
     # ------------------------------------------------------------- for a lane
-
-    def may_open(self, lane: Lane) -> bool:
-        """See lane.Lanes: within the bound, if need be in place of a connection that idles elsewhere."""
-        if self._connections >= self._ways.limits.total:
-            for other in self._lanes.values():
-                if other is not lane and other.spare():
-                    break
-            if self._connections >= self._ways.limits.total:
-                self._has_refused = True
-                return False
-        self._connections += 1
-        return True
 
     def allowed(self, key: str, wanted: int) -> int:
         """See lane.Lanes."""
@@ -171,25 +170,6 @@ class Lanes:
         if lane is not None:
             lane.go_on()
 
-    def has_closed(self) -> None:
-        """See lane.Lanes: whoever waited for room may open one now."""
-        self._connections -= 1
-        if self._is_stopping or not self._has_refused:
-            return
-        for key, lane in list(self._lanes.items()):
-            if lane.is_hungry:
-                # Behind the others next time: everybody has a turn.
-                self._lanes[key] = self._lanes.pop(key)
-                lane.feed()
-                if self._connections >= self._ways.limits.total:
-                    return
-        self._has_refused = False
-
-    def has_idle(self, lane: Lane) -> None:
-        """See lane.Lanes."""
-        if self._has_refused and any(other.is_hungry for other in self._lanes.values() if other is not lane):
-            lane.spare()
-
     def describe(self) -> list[dict[str, Any]]:
         """Every lane as JSON."""
         everyone: list[Lane | HandlerLane] = [*self._lanes.values(), *self._handler_lanes.values()]
@@ -200,7 +180,7 @@ class Lanes:
     @property
     def connections(self) -> int:
         """Outgoing connections that are open or being opened."""
-        return self._connections
+        return len(self.pool)
 
     # ------------------------------------------------------- for the scheduler
 
@@ -271,8 +251,9 @@ class Lanes:
         assert relay is not None
 
         async def targets() -> list[Target] | Reply:
-            return list(relay.targets)
+            return await resolve_targets(relay.targets)
 
+        self.pool.trust(key)
         line = _line(RELAY_WAITING, interval)
         return LaneSettings(limit, line, RELAY_WAITING_BYTES, ways.relay_client, targets, interval)
 

@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from ..queue.work import Work
 from ..smtp.reply import Reply
 from .client import ClientSettings
+from .pool import Pool
 from .route import Target
 
-if TYPE_CHECKING:
-    from .lane import Lane
-
+# Stages that are about the next hop as a whole: what was deferred there is due at once when it is back.
+REACHING_STAGES = frozenset(("lookup", "connect", "greeting", "ehlo", "starttls", "auth"))
+WHOLE_STAGES = REACHING_STAGES | {"connection"}
 FindTargets = Callable[[], Awaitable[list[Target] | Reply]]
 
 
 class Lanes(Protocol):
     """What a lane needs of the whole."""
 
+    pool: Pool
     finished: Callable[[Work], None]
     wake: Callable[[], None]
     is_back: Callable[[str, Collection[str]], None]
-
-    def may_open(self, lane: Lane) -> bool:
-        """Counts a connection in, if there may be one more of all."""
 
     def allowed(self, key: str, wanted: int) -> int:
         """How many connections a next hop may have now; it wants so many."""
@@ -35,12 +34,6 @@ class Lanes(Protocol):
 
     def may_begin(self) -> bool:
         """False when others may have taken over what this server has in hand."""
-
-    def has_closed(self) -> None:
-        """Counts it out."""
-
-    def has_idle(self, lane: Lane) -> None:
-        """A connection has nothing to do: another lane may want one in its place."""
 
 
 @dataclass(frozen=True, slots=True)

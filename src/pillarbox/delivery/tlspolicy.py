@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import sys
+import warnings
 from enum import Enum
 
 from ..errors import OptionError
@@ -60,8 +61,24 @@ class ResumingContext(ssl.SSLContext):
         sessions[server_hostname] = session
 
 
-def client_context(policy: TlsPolicy, ca_file: str | None) -> ssl.SSLContext:
-    """One context for a policy: verified certificates and names only under VERIFY. OptionError names a bad CA file."""
+# As option texts have them.
+VERSIONS = {
+    "1.0": ssl.TLSVersion.TLSv1,
+    "1.1": ssl.TLSVersion.TLSv1_1,
+    "1.2": ssl.TLSVersion.TLSv1_2,
+    "1.3": ssl.TLSVersion.TLSv1_3,
+}
+# The library's own choice first, then every cipher that encrypts: old ciphers, key exchanges and keys are taken last.
+_ANY_CIPHER = "DEFAULT:ALL:!aNULL:!eNULL:@SECLEVEL=0"
+# In Python from 3.12 on.
+_OP_LEGACY_SERVER_CONNECT = getattr(ssl, "OP_LEGACY_SERVER_CONNECT", 0x4)
+
+
+def client_context(policy: TlsPolicy, ca_file: str | None, oldest: str = "1.2") -> ssl.SSLContext:
+    """One context for a policy: verified certificates and names only under VERIFY. OptionError names a bad CA file.
+
+    `oldest` is the oldest version of TLS (a key of VERSIONS); under VERIFY TLS 1.2 at least.
+    """
     try:
         context = ResumingContext(ssl.PROTOCOL_TLS_CLIENT)
         if sys.version_info >= (3, 13):
@@ -73,9 +90,17 @@ def client_context(policy: TlsPolicy, ca_file: str | None) -> ssl.SSLContext:
             context.load_default_certs()
     except (OSError, ssl.SSLError) as error:
         raise OptionError(f"option 'relay_ca': cannot use {ca_file}: {error}; a PEM file is wanted") from None
-    context.minimum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION
-    if policy is not TlsPolicy.VERIFY:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
+    if policy is TlsPolicy.VERIFY:
+        context.minimum_version = max(VERSIONS[oldest], ssl.TLSVersion.TLSv1_2)
+        return context
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    # RFC 7435 section 3: where the peer is not authenticated, weak encryption is better than none.
+    context.set_ciphers(_ANY_CIPHER)
+    context.options |= _OP_LEGACY_SERVER_CONNECT
+    with warnings.catch_warnings():
+        # RFC 8996 forbids TLS 1.0 and 1.1: they are for an operator who asks for them.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        context.minimum_version = VERSIONS[oldest]
     return context

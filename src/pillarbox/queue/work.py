@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from ..smtp.reply import Reply
 from .model import Message, Recipient
@@ -45,10 +45,20 @@ class Work:
     # Of the connection: TLS version and cipher, and how long it took to open, for the first message on it.
     tls: str | None = None
     connect_s: float = 0.0
+    # What the delivering side knows of the attempt that is going on.
+    course: Any = None
 
     def __post_init__(self) -> None:
         if not self.recipients:
             self.recipients = self.message.recipients
+
+
+def part_of(work: Work, results: list[Result]) -> Work:
+    """Work of its own for recipients that have their results, while others of the same work go on."""
+    part = Work(work.message, work.next_hop, [result.recipient for result in results])
+    part.started_at, part.started_clock, part.is_cancelled = work.started_at, work.started_clock, work.is_cancelled
+    part.results, part.tls, part.connect_s = results, work.tls, work.connect_s
+    return part
 
 
 def give_back(work: Work, now: float) -> None:

@@ -9,15 +9,22 @@ Use: `receive_data(octets)`, then `next_event()` until None, then `data_to_send(
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator
-from enum import Enum
-from functools import lru_cache
 
-from .address import is_mailbox
+from .exchange import (
+    STAGES,
+    ClientFault,
+    Expect,
+    Happened,
+    check_path,
+    check_word,
+    format_words,
+    parse_extensions,
+    parse_limits,
+)
 from .framing import DotStuffer
-from .reply import Reply, ReplyFault, ReplyReader, format_reply
+from .reply import MAX_EHLO_TEXT, MAX_REPLY_TEXT, Reply, ReplyReader, cut_reply, format_reply
 from .sasl import ClientMechanism, SaslFault, decode_base64, encode_base64
 from .state import CLIENT_TRANSITIONS, ClientState
 from .transaction import Outcome, Recipient, Stage, Transaction
@@ -25,80 +32,12 @@ from .transaction import Outcome, Recipient, Stage, Transaction
 __all__ = ["ClientFault", "ClientProtocol", "Happened", "Outcome", "Recipient", "Stage", "Transaction", "format_reply"]
 
 
-class Happened(Enum):
-    """What a ClientProtocol tells: see ClientProtocol.next_event."""
-
-    READY = "greeted, EHLO done: transactions may begin"
-    WANTS_HANDSHAKE = "220 to STARTTLS: begin TLS, then call tls_started"
-    TLS_REFUSED = "STARTTLS was refused; the session goes on in clear if the caller wants"
-    AUTHENTICATED = "AUTH succeeded"
-    AUTH_REFUSED = "AUTH failed; `last_reply` says why"
-    WANTS_CONTENT = "354: take pieces from content_to_send until it ends"
-    DONE = "the oldest transaction has all its outcomes: take it with pop_done"
-    CLOSED = "the server refused or said 421, or broke the rules; `last_reply` and `stage` say more"
-
-    __hash__ = object.__hash__
-
-
-class ClientFault(ValueError):
-    """A caller's text would break the protocol (CR or LF in an address or name)."""
-
-
-class _Expect(Enum):
-    GREETING = 1
-    HELLO = 2
-    TLS = 3
-    AUTH = 4
-    MAIL = 5
-    RCPT = 6
-    DATA = 7
-    FINAL = 8
-    IGNORED = 9
-
-    __hash__ = object.__hash__
-
-
-_STAGES = {
-    _Expect.GREETING: Stage.GREETING,
-    _Expect.HELLO: Stage.HELLO,
-    _Expect.TLS: Stage.TLS,
-    _Expect.AUTH: Stage.AUTH,
-    _Expect.MAIL: Stage.MAIL,
-    _Expect.RCPT: Stage.RCPT,
-    _Expect.DATA: Stage.DATA,
-    _Expect.FINAL: Stage.FINAL,
-}
-
 # Asking an enum for a member costs as much as a call.
-_MAIL, _RCPT, _DATA, _FINAL = _Expect.MAIL, _Expect.RCPT, _Expect.DATA, _Expect.FINAL
+_MAIL, _RCPT, _DATA, _FINAL = Expect.MAIL, Expect.RCPT, Expect.DATA, Expect.FINAL
 _DONE, _WANTS_CONTENT, _FINAL_STAGE = Happened.DONE, Happened.WANTS_CONTENT, Stage.FINAL
 _IDLE, _BUSY, _HANDSHAKE, _CLOSED = ClientState.IDLE, ClientState.BUSY, ClientState.HANDSHAKE, ClientState.CLOSED
 
-_Entry = tuple[_Expect, "Transaction | None", int]
-
-
-# A blank would make two words of one, anything else here two lines.
-_BREAKS = re.compile(r"[\x00-\x20\x7f]")
-
-
-def _check(text: str) -> str:
-    """A word of a command line."""
-    if _BREAKS.search(text):
-        raise ClientFault(f"{text!r} has characters that would break the command line")
-    return text
-
-
-def _words(parameters: tuple[str, ...]) -> str:
-    """Parameters, as they stand behind a path."""
-    return " ".join(("", *map(_check, parameters))) if parameters else ""
-
-
-@lru_cache(maxsize=2048)
-def _check_path(address: str) -> str:
-    """A path: by the grammar, so that no ">" of its own can end it (in a quoted local-part one may stand)."""
-    if not is_mailbox(address) and address.lower() != "postmaster":
-        raise ClientFault(f"{address!r} is no address that could go on the wire")
-    return address
+_Entry = tuple[Expect, "Transaction | None", int]
 
 
 class ClientProtocol:
@@ -110,10 +49,10 @@ class ClientProtocol:
     """
 
     def __init__(self, hello_name: str) -> None:
-        self._name = _check(hello_name)
+        self.hello_name = check_word(hello_name)
         self._reader = ReplyReader()
         self._out: list[bytes] = []
-        self._expected: deque[_Entry] = deque([(_Expect.GREETING, None, 0)])
+        self._expected: deque[_Entry] = deque([(Expect.GREETING, None, 0)])
         # What next_event gives; who is in a hurry takes from the left.
         self.events: deque[Happened] = deque()
         self._done: deque[Transaction] = deque()
@@ -122,16 +61,24 @@ class ClientProtocol:
         self._pieces: Iterator[bytes] | None = None
         self._stuffer = DotStuffer()
         self._mechanism: ClientMechanism | None = None
-        self._used_helo = False
+        # The connection ended without a word from the server.
+        self.was_cut = False
+        # The server did not keep to its mechanism: it must not have the password in another.
+        self.has_broken_auth = False
+        # The server did not take EHLO: nothing is known of its extensions.
+        self.used_helo = False
         self.state = ClientState.WAIT_GREETING
         self.extensions: dict[str, str] = {}
+        # RFC 9422: what the server says of its limits; MAIL commands that were sent.
+        self.limits: dict[str, int] = {}
+        self._mails = 0
         self.last_reply: Reply | None = None
         self.stage = Stage.GREETING
         self.is_tls = False
         self.replies = 0
         self._is_pipelining = False
         self.is_idle = True
-        self.can_start = self.is_content_wanted = self._is_last = False
+        self.can_start = self.is_content_wanted = self._is_last = self._may_quit = False
 
     # ------------------------------------------------------------------- state
 
@@ -158,11 +105,7 @@ class ClientProtocol:
         if self.state is _HANDSHAKE:
             self._injected()
             return
-        try:
-            replies = self._reader.feed(data)
-        except ReplyFault as fault:
-            self._break(Reply(451, "4.5.0", f"Protocol error by the server: {fault}"))
-            return
+        replies = self._reader.feed(data)
         expected = self._expected
         self.replies += len(replies)
         for reply in replies:
@@ -177,10 +120,13 @@ class ClientProtocol:
                 return
         if self.state is _HANDSHAKE and self._reader.has_rest:
             self._injected()
+        elif self._reader.fault is not None and self.state is not _CLOSED:
+            self._break(Reply(451, "4.5.0", f"Protocol error by the server: {self._reader.fault}"))
 
     def receive_eof(self) -> None:
         """The server closed the connection."""
         if self.state is not ClientState.CLOSED:
+            self.was_cut = True
             self._break(Reply(451, "4.4.2", "Connection lost"))
 
     def fail(self, reply: Reply) -> None:
@@ -219,32 +165,40 @@ class ClientProtocol:
 
     def _take_greeting(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         if reply.code != 220:
-            self._break(reply)
+            self._refused(reply)
         else:
             self._hello("EHLO")
 
+    def _refused(self, reply: Reply) -> None:
+        """The server does not want this session."""
+        self._break(reply)
+        self._may_quit = True
+
     def _hello(self, verb: str) -> None:
-        self._used_helo = verb == "HELO"
-        self._out.append(f"{verb} {self._name}\r\n".encode())
-        self._expected.append((_Expect.HELLO, None, 0))
+        self._reader.max_text = MAX_EHLO_TEXT
+        self.used_helo = verb == "HELO"
+        self._out.append(f"{verb} {self.hello_name}\r\n".encode())
+        self._expected.append((Expect.HELLO, None, 0))
         self._enter(ClientState.WAIT_HELLO)
 
     def _take_hello(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
+        self._reader.max_text = MAX_REPLY_TEXT
         if reply.code == 250:
-            self.extensions = {} if self._used_helo else _extensions(reply)
+            self.extensions = {} if self.used_helo else parse_extensions(reply)
+            self.limits = parse_limits(self.extensions.get("LIMITS", ""))
             self._is_pipelining = "PIPELINING" in self.extensions
             self._enter(ClientState.IDLE)
             self.events.append(Happened.READY)
-        elif reply.is_permanent and not self._used_helo and not self.is_tls:
+        elif reply.is_permanent and not self.used_helo and not self.is_tls:
             # RFC 5321 section 3.2: an old server, try HELO.
             self._hello("HELO")
         else:
-            self._break(reply)
+            self._refused(cut_reply(reply))
 
     def start_tls(self) -> None:
         """Sends STARTTLS; WANTS_HANDSHAKE or TLS_REFUSED follows. Only while IDLE."""
         self._out.append(b"STARTTLS\r\n")
-        self._expected.append((_Expect.TLS, None, 0))
+        self._expected.append((Expect.TLS, None, 0))
         self._enter(ClientState.WAIT_TLS)
 
     def _take_tls(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
@@ -270,22 +224,28 @@ class ClientProtocol:
         initial = mechanism.initial()
         line = f"AUTH {mechanism.name}" + (f" {encode_base64(initial) or '='}" if initial is not None else "")
         self._out.append(line.encode() + b"\r\n")
-        self._expected.append((_Expect.AUTH, None, 0))
+        self._expected.append((Expect.AUTH, None, 0))
         self._enter(ClientState.WAIT_AUTH)
 
     def _take_auth(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         if reply.code == 334 and self._mechanism is not None:
+            mechanism = self._mechanism
             try:
-                answer = encode_base64(self._mechanism.respond(decode_base64(reply.text.encode())))
+                # draft-murchison-sasl-login: the prompts of LOGIN are for people, in any form, and are not read.
+                challenge = reply.text.encode()
+                if mechanism.reads_challenge:
+                    challenge = decode_base64(challenge)
+                answer = encode_base64(mechanism.respond(challenge))
             except (SaslFault, UnicodeError):
-                answer = "*"
+                answer, self.has_broken_auth = "*", True
             self._out.append(answer.encode() + b"\r\n")
-            self._expected.append((_Expect.AUTH, None, 0))
+            self._expected.append((Expect.AUTH, None, 0))
             return
         # A mechanism in which the server proves itself, too, is not over before it has.
         is_proven = self._mechanism is None or self._mechanism.is_proven
         self._mechanism = None
         if reply.code == 235 and not is_proven:
+            self.has_broken_auth = True
             self.last_reply = Reply(535, "5.7.8", "The server has not proven that it knows the password")
         self._enter(ClientState.IDLE)
         is_in = reply.code == 235 and is_proven
@@ -296,14 +256,15 @@ class ClientProtocol:
     def start_transaction(self, transaction: Transaction) -> None:
         """Sends MAIL (and RCPT and DATA with it under PIPELINING). Raises ClientFault before anything is sent."""
         assert self.can_start, self.state
-        path = "" if transaction.reverse_path is None else _check_path(transaction.reverse_path)
-        words = _words(transaction.parameters) if transaction.parameters else ""
+        path = "" if transaction.reverse_path is None else check_path(transaction.reverse_path)
+        words = format_words(transaction.parameters) if transaction.parameters else ""
         lines = [f"MAIL FROM:<{path}>{words}\r\n"]
         for recipient in transaction.recipients:
-            words = _words(recipient.parameters) if recipient.parameters else ""
-            lines.append(f"RCPT TO:<{_check_path(recipient.address)}>{words}\r\n")
+            words = format_words(recipient.parameters) if recipient.parameters else ""
+            lines.append(f"RCPT TO:<{check_path(recipient.address)}>{words}\r\n")
         self.state = _BUSY
         self.is_idle = self.can_start = False
+        self._mails += 1
         self._open.append(transaction)
         expected = self._expected
         expected.append((_MAIL, transaction, 0))
@@ -318,22 +279,25 @@ class ClientProtocol:
 
     def _send_rcpt(self, transaction: Transaction, index: int) -> None:
         recipient = transaction.recipients[index]
-        self._out.append(f"RCPT TO:<{recipient.address}>{_words(recipient.parameters)}\r\n".encode())
+        self._out.append(f"RCPT TO:<{recipient.address}>{format_words(recipient.parameters)}\r\n".encode())
         self._expected.append((_RCPT, transaction, index))
 
     def _send_data(self, transaction: Transaction) -> None:
         self._out.append(b"DATA\r\n")
-        self._expected.append((_Expect.DATA, transaction, 0))
+        self._expected.append((Expect.DATA, transaction, 0))
 
     @property
     def expected_stage(self) -> Stage:
         """The stage of the reply that comes next."""
-        return _STAGES.get(self._expected[0][0], Stage.FINAL) if self._expected else Stage.CONTENT
+        return STAGES.get(self._expected[0][0], Stage.FINAL) if self._expected else Stage.CONTENT
 
     def _take_mail(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         assert transaction is not None
+        if 300 <= reply.code < 400:
+            self._out_of_step(reply, transaction, _MAIL)
+            return
         if not 200 <= reply.code < 300:
-            transaction._refused = Outcome(_classed(reply), Stage.MAIL)
+            transaction._refused = Outcome(reply, Stage.MAIL)
             transaction.settle_rest(transaction._refused)
             if not self._is_pipelining:
                 self._finish(transaction)
@@ -342,8 +306,11 @@ class ClientProtocol:
 
     def _take_rcpt(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         assert transaction is not None
+        if 300 <= reply.code < 400:
+            self._out_of_step(reply, transaction, _RCPT)
+            return
         if not 200 <= reply.code < 300 and transaction.outcomes[index] is None:
-            transaction.outcomes[index] = Outcome(_classed(reply), Stage.RCPT)
+            transaction.outcomes[index] = Outcome(reply, Stage.RCPT)
         if self._is_pipelining:
             return
         if index + 1 < len(transaction.recipients):
@@ -363,20 +330,33 @@ class ClientProtocol:
             else:
                 # RFC 2920 section 3.1: nobody was accepted, yet it wants content: an empty message, and ignore its reply.
                 self._out.append(b".\r\n")
-                self._expected.appendleft((_Expect.IGNORED, transaction, 0))
+                self._expected.appendleft((Expect.IGNORED, transaction, 0))
             return
-        transaction.settle_rest(Outcome(_classed(reply), Stage.DATA))
+        if reply.code < 400:
+            self._out_of_step(reply, transaction, _DATA)
+            return
+        transaction.settle_rest(Outcome(reply, Stage.DATA))
         self._rset(transaction)
+
+    def _out_of_step(self, reply: Reply, transaction: Transaction, kind: Expect) -> None:
+        """A reply that cannot belong to its command: an earlier one had two. What the transaction was told is not its own."""
+        text = f"Replies out of order: {reply}"
+        transaction.forget_outcomes()
+        transaction.settle_rest(Outcome(Reply(451, "4.5.0", text), STAGES[kind]))
+        self._break(Reply(451, "4.5.0", text))
 
     def _rset(self, transaction: Transaction) -> None:
         """Back to a known state on both sides before the next MAIL."""
         self._out.append(b"RSET\r\n")
-        self._expected.append((_Expect.IGNORED, transaction, 0))
+        self._expected.append((Expect.IGNORED, transaction, 0))
 
     def _take_ignored(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         if reply.code == 354:
             # The reply to an earlier DATA: the server reads content now, and would take our commands for it.
-            self._break(Reply(451, "4.5.0", f"Reply out of order: {reply}"))
+            if transaction is not None:
+                self._out_of_step(reply, transaction, _DATA)
+            else:
+                self._break(Reply(451, "4.5.0", f"Replies out of order: {reply}"))
         elif transaction is not None:
             self._finish(transaction)
 
@@ -404,13 +384,17 @@ class ClientProtocol:
         self._content_for = None
         self.is_content_wanted = False
         transaction.is_content_sent = True
-        self.can_start = self._is_pipelining and len(self._open) == 1
+        self.can_start = self._is_pipelining and len(self._open) == 1 and self._has_mail_left()
         # Behind whatever is expected already there can be nothing: content ends a group.
         self._expected.append((_FINAL, transaction, 0))
 
     def _take_final(self, reply: Reply, transaction: Transaction | None, index: int) -> None:
         assert transaction is not None
-        transaction.settle_rest(Outcome(_classed(reply), _FINAL_STAGE))
+        if 300 <= reply.code < 400:
+            # A second 354: the server has the content, and its verdict comes yet.
+            self._expected.appendleft((_FINAL, transaction, index))
+            return
+        transaction.settle_rest(Outcome(reply, _FINAL_STAGE))
         self._finish(transaction)
 
     def _finish(self, transaction: Transaction) -> None:
@@ -419,9 +403,14 @@ class ClientProtocol:
         self.events.append(_DONE)
         if not self._open:
             self.state = _IDLE
-            self.is_idle = self.can_start = True
+            self.is_idle = True
+            self.can_start = self._has_mail_left()
             if self._is_last:
                 self._break(Reply(451, "4.4.2", "Connection ended"))
+
+    def _has_mail_left(self) -> bool:
+        """RFC 9422 section 3.1: no more transactions than MAILMAX says."""
+        return "MAILMAX" not in self.limits or self._mails < self.limits["MAILMAX"]
 
     def take_back(self) -> Transaction | None:
         """The transaction whose commands went ahead of another's final reply, while that is all that went; else None.
@@ -438,14 +427,19 @@ class ClientProtocol:
     # --------------------------------------------------------------------- end
 
     def quit(self) -> None:
-        """Says QUIT; nothing more is expected. Only while IDLE."""
-        self._out.append(b"QUIT\r\n")
-        self._enter(ClientState.CLOSED)
+        """Says QUIT where the server waits for a command, nothing anywhere else; no reply is expected.
+
+        RFC 5321 section 4.1.1.10: a session that the server has refused ends with QUIT as well.
+        """
+        if self.state is _IDLE or self._may_quit:
+            self._out.append(b"QUIT\r\n")
+            self._may_quit = False
+            self._enter(ClientState.CLOSED)
 
     def _break(self, reply: Reply) -> None:
         """The session is over: open transactions keep what they know, the rest of their recipients get this reply."""
         self.last_reply = reply
-        stages = {id(t): _STAGES.get(kind, Stage.FINAL) for kind, t, _ in reversed(self._expected) if t is not None}
+        stages = {id(t): STAGES.get(kind, Stage.FINAL) for kind, t, _ in reversed(self._expected) if t is not None}
         for transaction in self._open:
             stage = stages.get(id(transaction), Stage.CONTENT)
             transaction.settle_rest(Outcome(reply, stage))
@@ -470,31 +464,18 @@ class ClientProtocol:
         return data
 
 
-def _classed(reply: Reply) -> Reply:
-    """A reply where 2yz or 354 was no possible answer counts as a fault of the moment, not as success (row F96)."""
-    return reply if not 300 <= reply.code < 400 else Reply(451, "4.5.0", f"Unexpected reply: {reply}")
-
-
-def _extensions(reply: Reply) -> dict[str, str]:
-    found: dict[str, str] = {}
-    for line in reply.lines[1:]:
-        keyword, _, text = line.strip().partition(" ")
-        found[keyword.upper()] = text
-    return found
-
-
 # What takes a reply, and the stage that it is of.
 _TAKERS = {
-    expect: (_STAGES.get(expect), taker)
+    expect: (STAGES.get(expect), taker)
     for expect, taker in (
-        (_Expect.GREETING, ClientProtocol._take_greeting),
-        (_Expect.HELLO, ClientProtocol._take_hello),
-        (_Expect.TLS, ClientProtocol._take_tls),
-        (_Expect.AUTH, ClientProtocol._take_auth),
-        (_Expect.MAIL, ClientProtocol._take_mail),
-        (_Expect.RCPT, ClientProtocol._take_rcpt),
-        (_Expect.DATA, ClientProtocol._take_data),
-        (_Expect.FINAL, ClientProtocol._take_final),
-        (_Expect.IGNORED, ClientProtocol._take_ignored),
+        (Expect.GREETING, ClientProtocol._take_greeting),
+        (Expect.HELLO, ClientProtocol._take_hello),
+        (Expect.TLS, ClientProtocol._take_tls),
+        (Expect.AUTH, ClientProtocol._take_auth),
+        (Expect.MAIL, ClientProtocol._take_mail),
+        (Expect.RCPT, ClientProtocol._take_rcpt),
+        (Expect.DATA, ClientProtocol._take_data),
+        (Expect.FINAL, ClientProtocol._take_final),
+        (Expect.IGNORED, ClientProtocol._take_ignored),
     )
 }

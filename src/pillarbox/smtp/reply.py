@@ -184,41 +184,59 @@ def format_reply(reply: Reply) -> bytes:
 
 
 _REPLY_LINE = re.compile(rb"([2-5][0-9][0-9])([ -]|\Z)(?:([245]\.\d{1,3}\.\d{1,3})(?:[ ]|\Z))?(.*)\Z", re.S)
+# Characters of a reply's text that are kept, for queue, log and DSN; the rest is replaced by "...". Postfix and mox keep as many.
+MAX_REPLY_TEXT = 1000
+# The EHLO reply is read for its keywords and not kept.
+MAX_EHLO_TEXT = 16_000
+# Octets of one line that are read; the rest of the line is skipped.
 MAX_REPLY_LINE = 4096
+# A reply beyond these bounds ends the connection.
+MAX_REPLY_OCTETS = 1 << 16
+MAX_REPLY_LINES = 1000
 _SHORT_SEGMENT = 256
-MAX_REPLY_LINES = 128
+_CUT = "..."
 
 
 class ReplyFault(ValueError):
-    """The peer's reply breaks RFC 5321 section 4.2 or a bound; the connection is of no further use."""
+    """The peer's octets are not SMTP replies, or pass a bound; the connection is of no further use."""
 
 
 class ReplyReader:
     """Collects a remote server's octets into replies, within bounds (RFC 5321 section 4.2.1).
 
-    A bare LF ends a line too (be liberal in what a reply may end with: nothing can be smuggled in a reply, and old
-    servers send it); a line over 4,096 octets, over 128 lines, a line without code, or a code that changes from line
-    to line raise ReplyFault.
+    Replies that do not keep to the letter are understood where their meaning is plain, as Postfix understands them:
+
+    - a bare LF ends a line (nothing can be smuggled in a reply), and empty lines are skipped;
+    - the code of the last line decides, unless the lines disagree on success;
+    - a line without a code is text when it stands within a reply;
+    - long lines and long replies are cut to `max_text` characters, see MAX_REPLY_TEXT.
+
+    All else sets `fault`. The replies that were complete before the fault are returned all the same: a complete 250 counts,
+    whatever follows it.
     """
 
-    __slots__ = ("_buffer", "_code", "_enhanced", "_lines")
+    __slots__ = ("_buffer", "_count", "_is_positive", "_lines", "_octets", "_room", "_skipped", "fault", "max_text")
 
     def __init__(self) -> None:
         self._buffer = b""
-        self._code: str | None = None
-        self._enhanced: str | None = None
-        self._lines: list[str] = []
+        # Lines of the open reply as (enhanced status code, text), and whether its codes mean success.
+        self._lines: list[tuple[str, str]] = []
+        self._is_positive: bool | None = None
+        # Characters of text that the open reply may still keep; octets and lines that it has had; empty lines before it.
+        self._room = self._octets = self._count = self._skipped = 0
+        self.max_text = MAX_REPLY_TEXT
+        self.fault: ReplyFault | None = None
 
     @property
     def has_rest(self) -> bool:
-        """True when octets are left that are not part of a reply already returned."""
-        return bool(self._buffer) or self._code is not None
+        """True when octets have come that are not part of a reply already returned."""
+        return bool(self._buffer or self._lines or self._skipped)
 
     def feed(self, data: bytes) -> list[Reply]:
-        """Takes octets, returns the replies that they complete. Raises ReplyFault."""
-        if self._code is None and not self._buffer and len(data) <= _SHORT_SEGMENT:
+        """Takes octets, returns the replies that they complete. Read `fault` afterwards."""
+        if len(data) <= _SHORT_SEGMENT and not self.has_rest:
             # Nearly all segments are whole replies, and the same server says the same ones again and again.
-            whole = _judge_segment(data)
+            whole = _read_segment(data)
             if whole is not None:
                 return [*whole]
         return self._read(data)
@@ -227,50 +245,96 @@ class ReplyReader:
         buffer = self._buffer + data if self._buffer else data
         replies: list[Reply] = []
         start = 0
-        while (end := buffer.find(b"\n", start)) >= 0:
-            line = buffer[start:end]
+        while self.fault is None and (end := buffer.find(b"\n", start)) >= 0:
+            self._octets += end + 1 - start
+            self._check_bounds()
+            if self.fault is not None:
+                break
+            reply = self._take_line(buffer[start:end].rstrip(b"\r"))
             start = end + 1
-            reply = self._take_line(line[:-1] if line.endswith(b"\r") else line)
             if reply is not None:
                 replies.append(reply)
-        self._buffer = buffer[start:]
-        if len(self._buffer) > MAX_REPLY_LINE:
-            raise ReplyFault(f"reply line longer than {MAX_REPLY_LINE} octets")
+        # Of a line that does not end its beginning is kept.
+        rest = buffer[start:]
+        self._octets += max(0, len(rest) - MAX_REPLY_LINE)
+        self._buffer = rest[:MAX_REPLY_LINE]
+        self._check_bounds()
         return replies
 
+    def _check_bounds(self) -> None:
+        if self.fault is None and (self._octets > MAX_REPLY_OCTETS or self._count > MAX_REPLY_LINES):
+            self.fault = ReplyFault(f"reply longer than {MAX_REPLY_OCTETS} octets or {MAX_REPLY_LINES} lines")
+
     def _take_line(self, line: bytes) -> Reply | None:
-        code, is_last, enhanced, text = _judge_line(line)
-        if self._code is None:
-            self._code = code
-            self._enhanced = enhanced if enhanced and enhanced[:1] == code[:1] else None
-        elif code != self._code:
-            raise ReplyFault(f"reply code changes from {self._code} to {code} within one reply")
-        if enhanced and enhanced[:1] != code[:1]:
-            text = enhanced + " " + text
-        self._lines.append(text)
-        if len(self._lines) > MAX_REPLY_LINES:
-            raise ReplyFault(f"reply of more than {MAX_REPLY_LINES} lines")
-        if not is_last:
+        self._count += 1
+        found = _REPLY_LINE.match(line[:MAX_REPLY_LINE])
+        if found is None:
+            if self._lines:
+                self._keep("", _printable(line[:MAX_REPLY_LINE]))
+            elif line:
+                self.fault = ReplyFault(f"not a reply line: {line[:80]!r}")
+            else:
+                self._skipped += 1
             return None
-        reply = Reply(int(code), self._enhanced, *self._lines)
-        self._code, self._enhanced, self._lines = None, None, []
+        code, separator, enhanced, rest = found.groups()
+        is_positive = code < b"4"
+        if not self._lines:
+            self._room, self._is_positive = self.max_text, is_positive
+        elif is_positive is not self._is_positive:
+            self.fault = ReplyFault(f"reply code changes to {code.decode()} within one reply")
+            return None
+        self._keep(enhanced.decode() if enhanced else "", _printable(rest))
+        if separator == b"-":
+            return None
+        reply = _assemble(int(code), self._lines)
+        self._lines = []
+        self._octets = self._count = self._skipped = 0
         return reply
 
+    def _keep(self, enhanced: str, text: str) -> None:
+        if self._room < 0:
+            return
+        if len(text) > self._room:
+            text, self._room = text[: self._room] + _CUT, -1
+        else:
+            # An empty line takes room as well, so the number of lines is bounded.
+            self._room -= max(len(text), 1)
+        # RFC 5322 section 2.1.1: no line of a DSN may pass 998 octets, so a long line becomes several.
+        width = max(_TEXT_LIMIT, self.max_text // 4)
+        for start in range(0, len(text) or 1, width):
+            self._lines.append((enhanced if start == 0 else "", text[start : start + width]))
 
-def _judge_line(line: bytes) -> tuple[str, bool, str | None, str]:
-    """A reply line: code, whether it is the last one, enhanced code, text."""
-    found = _REPLY_LINE.match(line) if len(line) <= MAX_REPLY_LINE else None
-    if found is None:
-        raise ReplyFault(f"not a reply line: {line[:80]!r}")
-    code, separator, raw_enhanced, rest = found.groups()
-    # Kept whole but harmless: control characters of the peer never reach a log, a DSN or a page as they are.
-    text = _FORBIDDEN.sub("?", rest.decode("utf-8", "replace"))
-    return code.decode(), separator != b"-", raw_enhanced.decode() if raw_enhanced else None, text
+
+def cut_reply(reply: Reply, most: int = MAX_REPLY_TEXT) -> Reply:
+    """The reply with `most` characters of text at most."""
+    if sum(map(len, reply.lines)) <= most:
+        return reply
+    lines, room = [], most
+    for line in reply.lines:
+        if len(line) > room:
+            lines.append(line[:room] + _CUT)
+            break
+        lines.append(line)
+        room -= max(len(line), 1)
+    return Reply(reply.code, reply.enhanced, *lines)
+
+
+def _assemble(code: int, lines: list[tuple[str, str]]) -> Reply:
+    """The reply that these lines make: the last line's code has decided, and statuses of another class are text."""
+    kind = str(code)[0]
+    status = next((enhanced for enhanced, _ in lines if enhanced[:1] == kind), None)
+    return Reply(code, status, *(f"{e} {text}" if e and e[0] != kind else text for e, text in lines))
+
+
+def _printable(octets: bytes) -> str:
+    """Text that is harmless in a log, a DSN or a page: control characters of the peer become "?"."""
+    text = octets.decode("utf-8", "replace")
+    return text if text.isprintable() else "".join(c if c.isprintable() or c == "\t" else "?" for c in text)
 
 
 @lru_cache(maxsize=512)
-def _judge_segment(data: bytes) -> tuple[Reply, ...] | None:
-    """The replies in octets that are nothing but whole replies; None for any others. Raises ReplyFault."""
+def _read_segment(data: bytes) -> tuple[Reply, ...] | None:
+    """The replies in octets that are nothing but whole replies; None for any others."""
     reader = ReplyReader()
     replies = tuple(reader._read(data))
-    return None if reader.has_rest else replies
+    return None if reader.has_rest or reader.fault is not None else replies

@@ -145,10 +145,14 @@ def server_mechanism(name: str, *, takes_anything: bool = False) -> ServerMechan
 
 
 class ClientMechanism(Protocol):
-    """The sending side of a mechanism. `is_proven`: the server has done what the mechanism asks of it."""
+    """The sending side of a mechanism. `is_proven`: the server has done what the mechanism asks of it.
+
+    `reads_challenge`: False where the server's challenges are prompts for people, which may be in any form.
+    """
 
     name: str
     is_proven: bool
+    reads_challenge: bool
 
     def initial(self) -> bytes | None:
         """The initial response (RFC 4954 section 4), or None for a mechanism that lets the server begin."""
@@ -161,6 +165,7 @@ class SimpleClient:
     """PLAIN and LOGIN, the sending side: `initial` goes with the AUTH command, `respond` answers each 334."""
 
     is_proven = True
+    reads_challenge = False
 
     def __init__(self, name: str, credentials: Credentials) -> None:
         self.name = name
@@ -179,6 +184,9 @@ class SimpleClient:
         if self.name == "LOGIN" and self._step <= 2:
             secret = self._credentials.username if self._step == 1 else self._credentials.password
             return secret.encode()
+        if self.name == "PLAIN" and self._step == 1 and not challenge:
+            # The server did not read the initial response (RFC 4954 section 4) and asks for it.
+            return self.initial() or b""
         raise SaslFault("the server asks for more than the mechanism has")
 
 
@@ -191,6 +199,7 @@ class ScramClient:
     """SCRAM-SHA-256 (RFC 5802): the password never leaves us, and the server proves that it knows it, too."""
 
     name = "SCRAM-SHA-256"
+    reads_challenge = True
 
     def __init__(self, credentials: Credentials, nonce: str | None = None) -> None:
         self._credentials = credentials
@@ -264,3 +273,12 @@ def choose_mechanism(
         if name in offered:
             return ScramClient(credentials) if name == "SCRAM-SHA-256" else SimpleClient(name, credentials)
     return None
+
+
+def may_try_another(refused: ClientMechanism, code: int) -> bool:
+    """True when a refusal of one mechanism says little of the others.
+
+    RFC 4954 section 4: 504 is about the mechanism. 535 is about the password; a server may lack the SCRAM secret of an
+    account, but PLAIN and LOGIN carry the same password, and a wrong one is not to be tried again.
+    """
+    return refused.name == "SCRAM-SHA-256" if code == 535 else 500 <= code < 600

@@ -94,3 +94,8 @@ class Transaction:
             outcomes[0] = outcomes[0] or outcome
         else:
             self.outcomes = [known or outcome for known in outcomes]
+
+    def forget_outcomes(self) -> None:
+        """What was said of the recipients cannot be believed."""
+        self.outcomes = [None] * len(self.recipients)
+        self._refused = None

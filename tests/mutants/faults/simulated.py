@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.model import SIMULATION, Edit, Fault, fault
+from tests.mutants.model import SIMULATION, fault
 
 FAULTS = (
     fault(
@@ -41,21 +41,12 @@ FAULTS = (
         "        if not keys:\n            until = self._clock.time() + LEASE_S\n",
         SIMULATION,
     ),
-    Fault(
+    fault(
         "one connection too many",
-        (
-            Edit(
-                "delivery/lane.py",
-                "return there < self._width.now(self._limit) and",
-                "return there < self._width.now(self._limit) + 1 and",
-            ),
-            Edit(
-                "delivery/lane.py",
-                "limit = 1 if self._back_off.is_on else self._width.now(self._limit)\n",
-                "limit = 1 if self._back_off.is_on else self._width.now(self._limit) + 1\n",
-            ),
-        ),
-        (SIMULATION,),
+        "delivery/lane.py",
+        "limit = 1 if self._back_off.is_on else self._width.now(self._limit)\n",
+        "limit = 1 if self._back_off.is_on else self._width.now(self._limit) + 1\n",
+        SIMULATION,
     ),
     fault(
         "outcome forgotten when the disk fails",
