@@ -57,21 +57,52 @@ class MxPolicy:
         if any(ip in network for network in self.networks):
             return True
         inner = _embedded(ip)
-        if inner is not None:
-            return self.allows(str(inner))
-        return ip.is_global and not ip.is_multicast
+        if not all(self.allows(str(one)) for one in inner):
+            return False
+        is_form_of_ipv4 = bool(inner) and (ip in _MAPPED or ip in _NAT64 or ip in _SIX_TO_FOUR)
+        return is_form_of_ipv4 or _is_public(ip)
 
 
+# IANA special-purpose registries of IPv4 and IPv6 (RFC 6890), and blocks that went out of use: no public MX is there. A table
+# of our own, because `ipaddress.is_global` differs from one Python to the next.
+_NEVER = tuple(
+    ipaddress.ip_network(block)
+    for block in (
+        "0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12", "192.0.0.0/24",
+        "192.0.2.0/24", "192.31.196.0/24", "192.52.193.0/24", "192.88.99.0/24", "192.168.0.0/16", "192.175.48.0/24",
+        "198.18.0.0/15", "198.51.100.0/24", "203.0.113.0/24", "224.0.0.0/4", "240.0.0.0/4",
+        # RFC 4291: unspecified, loopback and the IPv4-compatible form; RFC 2765: the translated form; RFC 8215: local NAT64.
+        "::/96", "::ffff:0:0:0/96", "64:ff9b:1::/48", "100::/64", "100:0:0:1::/64", "2001:2::/48", "2001:10::/28",
+        "2001:db8::/32", "3fff::/20", "5f00::/16", "fc00::/7", "fe80::/10", "fec0::/10", "ff00::/8",
+    )
+)  # fmt: skip
+_MAPPED = ipaddress.IPv6Network("::ffff:0:0/96")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+_SIX_TO_FOUR = ipaddress.IPv6Network("2002::/16")
+_IPV4_BITS = 0xFFFFFFFF
+# RFC 5214 section 6.1: the interface identifier of ISATAP, whatever the universal bit says.
+_ISATAP = (0x00005EFE, 0x02005EFE)
 
 
-def _embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> ipaddress.IPv4Address | None:
-    """The IPv4 address that a mapped, 6to4 or NAT64 address would reach."""
+def _is_public(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> bool:
+    return (
+        ip.is_global and not ip.is_multicast and not any(ip in block for block in _NEVER if block.version == ip.version)
+    )
+
+
+def _embedded(ip: ipaddress.IPv4Address | ipaddress.IPv6Address) -> list[ipaddress.IPv4Address]:
+    """The IPv4 addresses that this one may lead to: mapped, NAT64, 6to4, Teredo (server and client), ISATAP."""
     if isinstance(ip, ipaddress.IPv4Address):
-        return None
-    if ip in _NAT64:
-        return ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)
-    return ip.ipv4_mapped or ip.sixtofour
+        return []
+    number = int(ip)
+    last = ipaddress.IPv4Address(number & _IPV4_BITS)
+    if ip in _MAPPED or ip in _NAT64:
+        return [last]
+    found = [ip.sixtofour] if ip.sixtofour is not None else []
+    found += ip.teredo or ()
+    if (number >> 32) & _IPV4_BITS in _ISATAP:
+        found.append(last)
+    return found
 
 
 @dataclass(slots=True)
