@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,7 @@ def test_the_oldest_makes_room(tmp_path: Path) -> None:
                 found = [m.subject for m in await server.inbox.messages()]
                 if len(found) <= 3:
                     break
+                await asyncio.sleep(0.01)
             assert found == ["n7", "n6", "n5"]
 
     run_async(main)
