@@ -163,6 +163,8 @@ class World:
             "expire_s": rng.choice((300.0, 7200.0)), "delay_notice_s": rng.choice((None, 200.0)), "maxrelay": rng.choice((1, 3, 20)),
             "maxrelay_per_next_hop": self.most_per_hop, "mx_tls": "none", "relay_tls": "none",
         }  # fmt: skip
+        # One next hop may not have more connections than all.
+        options["maxrelay"] = max(options["maxrelay"], self.most_per_hop)
         if self.disk.is_shared:
             options |= {"queue": "postgresql://sim/queue", "node_lease_s": NODE_LEASE_S}
         else:
