@@ -237,7 +237,12 @@ def test_metrics_are_prometheus_and_bounded(server: Server) -> None:
     assert families["pillarbox_messages_accepted"].samples[0].value >= 1
     states = {sample.labels["state"]: sample.value for sample in families["pillarbox_queue_recipients"].samples}
     assert states["queued"] >= 1
+    assert set(states) == {"queued", "deferred", "held"}, "history is not the queue"
     assert sum(len(family.samples) for family in families.values()) < 500
+    names = ("disk_free_bytes", "build_info", "database_up", "accept_delay_seconds", "queue_oldest_message_seconds")
+    assert all(f"pillarbox_{name}" in families for name in names)
+    waiting = families["pillarbox_lane_waiting"].samples
+    assert sum(sample.value for sample in waiting) >= 1, "what waits in the store counts"
 
 
 def test_sessions_status_options(server: Server) -> None:

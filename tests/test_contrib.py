@@ -6,14 +6,18 @@ import io
 import json
 import re
 import subprocess
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from pillarbox.admin import metrics
+from pillarbox.admin.facts import Facts
 from pillarbox.daemon.logs import LogHandler
 from pillarbox.log.kinds import CLOSED, LOGGED_IN, LOGIN_FAILED, QUEUED, REFUSED
+from pillarbox.log.reasons import REASONS
 from pillarbox.log.record import Kind, LineRecord
+from pillarbox.server.context import Counters
 from tests.conftest import ROOT, tool
 
 UNITS = ROOT / "contrib" / "systemd"
@@ -74,20 +78,40 @@ def test_the_image_has_what_its_command_needs(tmp_path: Path) -> None:
     assert done.returncode == 2 and "max_size_bytes" in done.stderr, "the flags are known"
 
 
+def _metrics() -> set[str]:
+    """The names of every metric, histograms and labels of a server with everything."""
+    counters = asdict(Counters())
+    counters |= {"refusals": {"dnsbl": 1}, "logins": {"ok": 1}, "by_next_hop": {"": [1.0, 0.0, 0.0]}}
+    counters["by_domain"] = {"a.test": [1.0, 0.0, 0.0]}
+    lane = {"next_hop": "mx:a.test", "state": "down", "waiting": 1, "busy": 1, "connections": 1}
+    hop = {"next_hop": "mx:a.test", "queued": 1, "deferred": 1, "held": 0, "due_at": None}
+    status = {"paused": False, "in_hand": 0, "recipients": {"queued": 1, "delivered": 5}}
+    live = {"counters": counters, "sessions": [], "lanes": [lane]}
+    body, _ = metrics.render(Facts(live, status, [hop], 1.0, 1, 1.0))
+    return set(re.findall(r"^(\w+)", body.decode(), re.M)) | {"up"}
+
+
 def test_the_dashboard_asks_for_metrics_that_there_are() -> None:
     board = json.loads((ROOT / "contrib" / "grafana" / "pillarbox.json").read_text())
-    live = {"counters": {}, "sessions": [], "lanes": []}
-    lane = {"next_hop": "mx:a.test", "state": "down", "waiting": 1, "busy": 1, "connections": 1}
-    body, _ = metrics.render({**live, "lanes": [lane]}, {"paused": False, "in_hand": 0, "recipients": {"queued": 1}})
-    known = set(re.findall(r"^(\w+)", body.decode(), re.M))
     asked = {
         name
         for panel in board["panels"]
         for t in panel.get("targets", ())
         for name in re.findall(r"(?:pillarbox|process)_\w+", t["expr"])
     }
-    assert len(asked) >= 10 and asked <= known, asked - known
+    assert len(asked) >= 10 and asked <= _metrics(), asked - _metrics()
     assert board["title"] == "Pillarbox" and len({panel["id"] for panel in board["panels"]}) == len(board["panels"])
+
+
+def test_alert_rules_name_metrics_that_there_are() -> None:
+    text = (ROOT / "contrib" / "prometheus" / "alerts.yml").read_text()
+    rules = re.findall(r"- alert: (\w+)\n(.*?)annotations", text, re.S)
+    assert len(rules) >= 10 and len({name for name, _ in rules}) == len(rules)
+    for name, rule in rules:
+        asked = set(re.findall(r"\b(?:pillarbox_\w+|up)\b", rule.replace('job="pillarbox"', "")))
+        assert asked and asked <= _metrics(), f"{name}: {asked - _metrics()}"
+    reasons = set(re.findall(r'result=~"([\w|-]+)"', text)[0].split("|"))
+    assert reasons <= set(REASONS)
 
 
 def _fail2ban() -> list[re.Pattern[str]]:

@@ -18,7 +18,10 @@ PANELS: list[tuple[str, str, list[tuple[str, str]], int]] = [
             ("sum(rate(pillarbox_recipients_bounced_total[$__rate_interval]))", "bounced"),
         ], 8,
     ),
-    ("Refused a second", "ops", [("sum(rate(pillarbox_refused_total[$__rate_interval]))", "refused")], 8),
+    ("Refused a second", "ops", [("sum by (reason) (rate(pillarbox_refused_total[$__rate_interval]))", "{{reason}}")], 8),
+    ("Log-ins a second", "ops", [("sum by (result) (rate(pillarbox_logins_total[$__rate_interval]))", "{{result}}")], 8),
+    ("Oldest message", "s", [("max(pillarbox_queue_oldest_message_seconds)", "age")], 8),
+    ("Free on the disk", "bytes", [("min(pillarbox_disk_free_bytes)", "free")], 8),
     ("Recipients in the queue", "short", [("sum by (state) (pillarbox_queue_recipients)", "{{state}}")], 12),
     ("Messages in delivery", "short", [("sum(pillarbox_queue_in_hand)", "in hand")], 6),
     ("Queue paused", "bool", [("max(pillarbox_queue_paused)", "paused")], 6),
@@ -27,8 +30,27 @@ PANELS: list[tuple[str, str, list[tuple[str, str]], int]] = [
     ("Next hops in back-off", "short", [("sum by (next_hop) (pillarbox_lane_down) > 0", "{{next_hop}}")], 8),
     (
         "From accepted to delivered", "s",
-        [("sum(rate(pillarbox_delivery_seconds_total[$__rate_interval])) / sum(rate(pillarbox_recipients_delivered_total[$__rate_interval]))", "mean")],
+        [
+            ("histogram_quantile(0.5, sum by (le) (rate(pillarbox_delivery_delay_seconds_bucket[$__rate_interval])))", "median"),
+            ("histogram_quantile(0.95, sum by (le) (rate(pillarbox_delivery_delay_seconds_bucket[$__rate_interval])))", "95 %"),
+        ],
         8,
+    ),
+    (
+        "From end of content to 250", "s",
+        [("histogram_quantile(0.95, sum by (le) (rate(pillarbox_accept_delay_seconds_bucket[$__rate_interval])))", "95 %")], 8,
+    ),
+    (
+        "Bounced by domain", "ops",
+        [('topk(10, sum by (domain) (rate(pillarbox_domain_outcomes_total{outcome="bounced"}[$__rate_interval])))', "{{domain}}")],
+        8,
+    ),
+    (
+        "Share over TLS", "percentunit",
+        [
+            ("sum(rate(pillarbox_messages_accepted_tls_total[$__rate_interval])) / sum(rate(pillarbox_messages_accepted_total[$__rate_interval]))", "accepted"),
+            ("sum(rate(pillarbox_recipients_delivered_tls_total[$__rate_interval])) / sum(rate(pillarbox_recipients_delivered_total[$__rate_interval]))", "delivered"),
+        ], 8,
     ),
     ("Sessions", "short", [("sum(pillarbox_sessions_open)", "open")], 8),
     ("Sessions begun a second", "ops", [("sum(rate(pillarbox_sessions_total[$__rate_interval]))", "sessions")], 8),

@@ -20,6 +20,7 @@ from ..options import Options
 from ..queue.control import parse_query
 from ..queue.model import Action, Query
 from . import metrics, reading, stream
+from .facts import read_facts
 from .parsed import MOST_PARSED_BYTES
 from .rows import Row, openapi
 
@@ -120,8 +121,7 @@ class Api:
 
     async def metrics(self, request: Request) -> Response:
         """For Prometheus."""
-        queue = self._server.queue
-        body, kind = metrics.render(await queue.live(), await queue.status())
+        body, kind = metrics.render(await read_facts(self._server))
         return Response(body, media_type=None, headers={"content-type": kind})
 
     # ----------------------------------------------------------------- looking

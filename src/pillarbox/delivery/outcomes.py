@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from ..events import catalogue as e
 from ..events.dispatch import Dispatcher
+from ..log.counts import DELIVERY_S, count_outcome, observe
 from ..log.kinds import DEFERRED, OUTCOMES
 from ..queue.judged import Judged
 from ..queue.work import Work
@@ -64,6 +65,10 @@ class Counts(Protocol):
     deferred: int
     bounced: int
     delivery_s: float
+    delivered_tls: int
+    delivery_delays: list[float]
+    by_next_hop: dict[str, list[float]]
+    by_domain: dict[str, list[float]]
 
 
 class Outcomes:
@@ -79,21 +84,33 @@ class Outcomes:
         counters = self._counters
         if len(judged) == 1 and judged[0].settled.state == "delivered":
             # As nearly all.
-            counters.delivered += 1
-            counters.delivery_s += max(0.0, self._now() - work.message.received_at)
+            self._count_delivered(work)
+            self._count(work, judged[0])
             self._tell(work, "delivered", judged)
             return
         groups: dict[tuple[str, str], list[Judged]] = {}
         for one in judged:
             state = one.settled.state
             if state == "delivered":
-                counters.delivered += 1
-                counters.delivery_s += max(0.0, self._now() - work.message.received_at)
+                self._count_delivered(work)
+            self._count(work, one)
             counters.deferred += state == "deferred"
             counters.bounced += state in ("bounced", "expired")
             groups.setdefault((state, one.settled.reply or ""), []).append(one)
         for (state, _), group in groups.items():
             self._tell(work, state, group)
+
+    def _count_delivered(self, work: Work) -> None:
+        counters, delay_s = self._counters, max(0.0, self._now() - work.message.received_at)
+        counters.delivered += 1
+        counters.delivered_tls += work.tls is not None
+        counters.delivery_s += delay_s
+        observe(counters.delivery_delays, DELIVERY_S, delay_s)
+
+    def _count(self, work: Work, one: Judged) -> None:
+        counters, state = self._counters, one.settled.state
+        count_outcome(counters.by_next_hop, work.next_hop, state)
+        count_outcome(counters.by_domain, one.result.recipient.address.rpartition("@")[2].lower(), state)
 
     def stuck(self, work: Work, seconds: float) -> None:
         """The scheduler's `on_stuck`."""

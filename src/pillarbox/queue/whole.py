@@ -166,7 +166,8 @@ def _merge_status(answers: list[dict[str, Any]]) -> dict[str, Any]:
 def add_counts(one: Any, other: Any) -> Any:
     """Counters of two workers as one: numbers, lists of numbers, or counts by label."""
     if isinstance(one, dict):
-        return {key: add_counts(one.get(key, 0), other.get(key, 0)) for key in {**one, **other}}
+        both = {key: add_counts(count, other[key]) for key, count in one.items() if key in other}
+        return {**one, **other, **both}
     if isinstance(one, list):
         return [a + b for a, b in zip(one, other, strict=True)]
     return one + other

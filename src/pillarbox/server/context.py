@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from ..clock import Clock, UidSource
 from ..events.catalogue import Session
 from ..events.dispatch import Dispatcher
+from ..log.counts import ACCEPT_S, DELIVERY_S, new_histogram
 from ..mail.envelope import Addressed
 from ..options import Network, Options, parse_networks
 from ..queue.commit import GroupCommit
@@ -50,6 +51,13 @@ class Counters:
     bounced: int = 0
     # Seconds from acceptance to delivery, of all that were delivered.
     delivery_s: float = 0.0
+    accepted_tls: int = 0
+    delivered_tls: int = 0
+    accept_delays: list[float] = field(default_factory=lambda: new_histogram(ACCEPT_S))
+    delivery_delays: list[float] = field(default_factory=lambda: new_histogram(DELIVERY_S))
+    # Outcomes by next hop and by domain (log.counts).
+    by_next_hop: dict[str, list[float]] = field(default_factory=dict)
+    by_domain: dict[str, list[float]] = field(default_factory=dict)
     # What the device profile mended in commands and content.
     device_repairs: int = 0
 

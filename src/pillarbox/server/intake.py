@@ -14,6 +14,7 @@ from ..errors import StoreError, StoreFullError
 from ..events.catalogue import MessageQueued, MessageReceived
 from ..events.dispatch import Parked, Verdict
 from ..events.pipeline import SIMPLE
+from ..log.counts import ACCEPT_S, observe
 from ..mail import headers, trace
 from ..mail.content import Content
 from ..mail.envelope import Envelope, EnvelopeRecipient
@@ -391,7 +392,10 @@ class Intake:
                 context.spool.remove([message.content.path])
             session.intake_decided(_FULL if isinstance(error, StoreFullError) else _FAULT)
             return
-        context.counters.accepted += 1
+        counters = context.counters
+        counters.accepted += 1
+        counters.accepted_tls += bool(session.facts.tls)
+        observe(counters.accept_delays, ACCEPT_S, context.clock.time() - message.received_at)
         announce(context, message, session.facts.client_id)
         # RFC 5321 section 4.2.5: with this 250 the responsibility is ours, and the message is on the disk.
         session.intake_decided(Reply.accepted(f"{message.uid} Message accepted for delivery"))
