@@ -111,6 +111,7 @@ STRANGER: dict[str, Any] = {
     "store": "memory",
     "paused": True,
     "relay": "127.0.0.1:9",
+    "domains_via": "relay",
 }
 
 
