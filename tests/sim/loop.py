@@ -173,6 +173,20 @@ class SimLoop(asyncio.BaseEventLoop):
     async def create_connection(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
         return await self.net.connect(protocol_factory, str(host), int(port))
 
+    def add_reader(self, sock: Any, callback: Callable[..., Any], *args: Any) -> None:  # type: ignore[override]
+        sock.ready = callback
+
+    def remove_reader(self, sock: Any) -> bool:  # type: ignore[override]
+        sock.ready = None
+        return True
+
+    async def connect_accepted_socket(self, protocol_factory: Any, sock: Any, **options: Any) -> Any:
+        protocol = protocol_factory()
+        if sock.far.is_gone:
+            raise ConnectionResetError("the client has left")
+        sock.far.begin(protocol)
+        return sock.far, protocol
+
     async def create_server(self, protocol_factory: Any, host: Any = None, port: Any = None, **options: Any) -> Any:
         return self.net.listen(protocol_factory, str(host), int(port))
 

@@ -210,13 +210,22 @@ class Transport(asyncio.Transport):
         elif not self.is_gone and not self._is_closing and not self.protocol.eof_received():
             self.close()
 
+    def begin(self, protocol: Any) -> None:
+        """An accepted connection gets its protocol, and what it brought meanwhile."""
+        self.protocol = protocol
+        self.is_paused = False
+        protocol.connection_made(self)
+        if not self.is_paused:
+            self.peer.out.arm()
+
     def lost(self, error: Exception | None) -> None:
         """The end."""
         if not self.is_gone:
             self.is_gone = True
             self._is_closing = True
             self._net.open.pop(self, None)
-            self.protocol.connection_lost(error)
+            if self.protocol is not None:
+                self.protocol.connection_lost(error)
 
     def broken(self) -> None:
         """For both sides."""
@@ -228,13 +237,73 @@ class Transport(asyncio.Transport):
         return id(self)
 
 
+class Listener:
+    """A listening socket, as the server's acceptor uses it. The loop calls `ready` when a connection waits."""
+
+    def __init__(self, net: Net, key: tuple[str, int]) -> None:
+        self._net, self._key = net, key
+        self._waiting: deque[Accepted] = deque()
+        self.ready: Callable[[], None] | None = None
+
+    def setblocking(self, flag: bool) -> None:
+        """Never blocks."""
+
+    def getsockname(self) -> tuple[str, int]:
+        return self._key
+
+    def listen(self, backlog: int) -> None:
+        self._net.listening[self._key] = (self, current_machine())
+
+    def arrives(self, far: Transport) -> None:
+        """A connection waits to be accepted; what it brings waits with it."""
+        far.is_paused = True
+        self._waiting.append(Accepted(far))
+        if self.ready is not None:
+            far.run(self.ready)
+
+    def accept(self) -> tuple[Accepted, tuple[str, int]]:
+        while self._waiting:
+            accepted = self._waiting.popleft()
+            if not accepted.far.is_gone:
+                return accepted, accepted.far.get_extra_info("peername")
+        raise BlockingIOError
+
+    def close(self) -> None:
+        if self._net.listening.get(self._key, (None,))[0] is self:
+            del self._net.listening[self._key]
+        for accepted in self._waiting:
+            accepted.far.abort()
+        self._waiting.clear()
+
+
+class Accepted:
+    """The socket of an accepted connection that has no protocol yet."""
+
+    def __init__(self, far: Transport) -> None:
+        self.far = far
+
+    def setblocking(self, flag: bool) -> None:
+        """Never blocks."""
+
+    def getsockname(self) -> tuple[str, int]:
+        name: tuple[str, int] = self.far.get_extra_info("sockname")
+        return name
+
+    def send(self, data: bytes) -> int:
+        self.far.write(data)
+        return len(data)
+
+    def close(self) -> None:
+        self.far.close()
+
+
 class Net:
     """All connections. `weather(machine, host)` tells how one that begins now will fare."""
 
     def __init__(self, loop: SimLoop, rng: random.Random, weather: Callable[[Machine | None, str], Weather]) -> None:
         self.loop = loop
         self.context = contextvars.copy_context()
-        self.listening: dict[tuple[str, int], tuple[Callable[[], Any], Machine | None]] = {}
+        self.listening: dict[tuple[str, int], tuple[Callable[[], Any] | Listener, Machine | None]] = {}
         self.open: dict[Transport, None] = {}
         self._rng = rng
         self._weather = weather
@@ -281,6 +350,10 @@ class Net:
             pipe.ends_silently = fate >= weather.cut
         near.protocol, far.protocol = factory(), None
         self.open[near] = self.open[far] = None
+        if isinstance(make, Listener):
+            near.protocol.connection_made(near)
+            make.arrives(far)
+            return near, near.protocol
 
         def accepted() -> None:
             far.protocol = make()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from pillarbox import MailServer
+from pillarbox.errors import OptionError
 from pillarbox.parts import Parts
 
 from .loop import Machine, SimLoop
@@ -88,6 +89,10 @@ class Node:
 
     def _started(self, task: asyncio.Task[None]) -> None:
         if task.cancelled() or task.exception() is None or self.machine.is_dead:
+            return
+        if isinstance(task.exception(), OptionError):
+            # No restart mends it: the world itself is wrong.
+            self.world.violate(f"{self.machine.name} could not start: {task.exception()}")
             return
         # What a service manager does.
         self.world.tell(f"{self.machine.name} could not start: {task.exception()}")

@@ -20,10 +20,11 @@ from pillarbox.errors import StoreError
 from pillarbox.queue import commit as commit_module
 from pillarbox.queue import scheduler as scheduler_module
 from pillarbox.queue.model import Action, Query
+from pillarbox.server import listener as listener_module
 from pillarbox.watchdog import LoopWatchdog
 
 from .loop import Machine, SimLoop
-from .net import Net, Transport, Weather
+from .net import Listener, Net, Transport, Weather
 from .node import Node
 from .parties import Mail, Mood, Sink, Source, make_mail
 from .store import Disk, SimStore
@@ -224,9 +225,14 @@ class World:
                 (random, "SystemRandom", lambda: chance),
                 (LoopWatchdog, "start", lambda self: None),
                 (scheduler_module, "LEASE_S", LEASE_S),
+                (listener_module, "_bound", self._bound),
             ):
                 stack.enter_context(mock.patch.object(target, name, value))
             yield
+
+    async def _bound(self, host: str, port: int) -> list[Listener]:
+        """The listening sockets of a simulated server."""
+        return [Listener(self.net, (host, port))]
 
     async def _main(self) -> None:
         from . import check
