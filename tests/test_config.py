@@ -128,11 +128,11 @@ def test_a_flag_wins_over_the_environment_that_over_the_file(tmp_path: Path) -> 
     }
     config = load(str(file), environment, {"hostname": "flag.test"})
     rows = {name: (value, source) for name, value, source in shown(config)}
-    assert rows["hostname"] == ('"flag.test"', "--hostname")
-    assert rows["max_sessions"] == ("2", "environment PILLARBOX_MAX_SESSIONS")
-    assert rows["domains"] == ('["a.test", "b.test"]', "environment PILLARBOX_DOMAINS")
-    assert rows["max_errors"] == ("3", f"{file}:3")
-    assert rows["max_junk"] == ("100", "default")
+    assert rows["hostname"] == ("flag.test", "--hostname")
+    assert rows["max_sessions"] == (2, "environment PILLARBOX_MAX_SESSIONS")
+    assert rows["domains"] == (["a.test", "b.test"], "environment PILLARBOX_DOMAINS")
+    assert rows["max_errors"] == (3, f"{file}:3")
+    assert rows["max_junk"] == (100, "default")
     assert rows["relay_pass"] == ("***", f"{file}:6")
     assert config.options["relay_pass"] == "opensesame"
     assert set(rows) == set(known_keys())
@@ -141,7 +141,7 @@ def test_a_flag_wins_over_the_environment_that_over_the_file(tmp_path: Path) -> 
         capture_output=True, text=True, env={**os.environ, **environment}, check=True,
     )  # fmt: skip
     assert "opensesame" not in done.stdout
-    assert {"option": "hostname", "value": '"env.test"', "from": "environment PILLARBOX_HOSTNAME"} in json.loads(
+    assert {"option": "hostname", "value": "env.test", "from": "environment PILLARBOX_HOSTNAME"} in json.loads(
         done.stdout
     )
     with pytest.raises(ConfigError, match="environment PILLARBOX_MAX_ERRORS: option 'max_errors'"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import sys
 from typing import Annotated
 
@@ -14,7 +15,9 @@ from rich.table import Table
 from ..errors import OptionError
 from .terminal import say
 
-config_app = typer.Typer(no_args_is_help=True, help="Check, show and begin a configuration file.")
+config_app = typer.Typer(
+    rich_markup_mode=None, no_args_is_help=True, help="Check, show and begin a configuration file."
+)
 
 File = Annotated[
     str | None, typer.Argument(metavar="[FILE]", help="[default: $PILLARBOX_CONFIG, /etc/pillarbox/pillarbox.toml]")
@@ -51,7 +54,7 @@ def show(
     as_json: Annotated[bool, typer.Option("--json", help="JSON on stdout.")] = False,
 ) -> None:
     """Show the options in force, and where each came from: file and line, environment, or default. Secrets are not shown."""
-    from ..daemon.config import shown
+    from ..daemon.config import as_text, shown
     from ..daemon.serve import read_config
 
     config = read_config(file, {})
@@ -66,7 +69,7 @@ def show(
     for title in ("OPTION", "VALUE", "FROM"):
         table.add_column(title, overflow="fold")
     for row in rows:
-        table.add_row(*row)
+        table.add_row(row[0], as_text(row[1]), row[2])
     Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else 200).print(table)
     print("a flag of `serve` wins over the environment, that over the file, that over the default")
 
@@ -74,6 +77,9 @@ def show(
 @config_app.command()
 def init(
     file: Annotated[str, typer.Argument(metavar="FILE", help="Where to; - for stdout.")] = "pillarbox.toml",
+    user: Annotated[
+        str, typer.Option("--user", metavar="USER", help="The user of the service, whose group may read the file.")
+    ] = "pillarbox",
 ) -> None:
     """Write a commented file with every option and its default; never over one that is there."""
     from ..daemon.config import template
@@ -89,4 +95,18 @@ def init(
         raise OptionError(f"{file} cannot be written: {error.strerror}") from None
     with os.fdopen(handle, "w", encoding="utf-8") as out:
         out.write(template())
-    print(f"{file} written: change what you need, then `pillarbox config check {file}`")
+    say(f"{file} written, {_let_read(file, user)}")
+    print(f"change what you need, then `pillarbox config check {file}`")
+
+
+def _let_read(file: str, user: str) -> str:
+    """Gives the file to the group of the service's user, where root writes it and there is such a user; says what it did."""
+    try:
+        account = pwd.getpwnam(user)
+    except KeyError:
+        account = None
+    if account is not None and os.geteuid() == 0 and account.pw_uid:
+        os.chown(file, 0, account.pw_gid)
+        os.chmod(file, 0o640)
+        return f"mode 0640: root may write it, and the group of {user} may read it"
+    return f"mode 0600: for a service of another user, chgrp its group to {file} and chmod 640 {file}"

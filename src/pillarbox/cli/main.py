@@ -14,10 +14,14 @@ from ..errors import OptionError, PillarboxError
 from . import admin as admin_command
 from . import dev, explain, passwd, reload, send, sendmail, top
 from .config import config_app
+from .ordered import Ordered
 from .queue import queue_app
 from .terminal import say
 
 app = typer.Typer(
+    cls=Ordered,
+    # Plain text: the boxes show a type for each switch.
+    rich_markup_mode=None,
     no_args_is_help=True,
     add_completion=True,
     pretty_exceptions_enable=False,

@@ -15,11 +15,14 @@ import typer
 from ..errors import OptionError, StoreError
 from ..queue.paused import is_next_hop
 from . import mailbox, sql
+from .ordered import Ordered
 from .place import DataDir, QueueUrl, ask, list_rows
 from .tables import print_list, print_message, print_notes
 from .terminal import json_text, say
 
-queue_app = typer.Typer(no_args_is_help=True, help="Look into the queue and steer it.")
+queue_app = typer.Typer(
+    cls=Ordered, rich_markup_mode=None, no_args_is_help=True, help="Look into the queue and steer it."
+)
 
 Json = Annotated[bool, typer.Option("--json", help="JSON on stdout.")]
 Uids = Annotated[list[str] | None, typer.Argument(metavar="[UID]...", help="Queue ids.")]

@@ -425,6 +425,7 @@ def template() -> str:
 _OF_THE_MACHINE = ("hostname", "data_dir")
 _EXAMPLES: dict[str, Any] = {
     "hostname": "mail.example.org",
+    "postmaster": "postmaster@example.org",
     "rate_per_next_hop": "600/m",
     "messages_per_client": "1000/h",
     "recipients_per_client": "5000/h",
@@ -460,25 +461,27 @@ def _as_toml(value: Any) -> str:
     return str(value)
 
 
-def shown(config: Config) -> list[tuple[str, str, str]]:
-    """(option, value, where it came from) of every option; secrets are not shown."""
-    rows = []
+def shown(config: Config) -> list[tuple[str, Any, str]]:
+    """(option, value, where it came from) of every option; None for one that is not set. Secrets are not shown."""
+    rows: list[tuple[str, Any, str]] = []
     judged = {**Options(**{**DEFAULTS, **config.options}).model_dump(exclude=set(NAMED)), **config.daemon.model_dump()}
     for name in known_keys():
         setting = config.settings.get(name)
         source = setting.source if setting is not None else "default"
+        value = judged.get(name)
         if name in ("plugins", "handlers"):
-            entries = config.entries(name)
-            value = _as_toml([one.get("use", "?") if isinstance(one, dict) else "?" for one in entries])
+            value = [one.get("use", "?") if isinstance(one, dict) else "?" for one in config.entries(name)]
         elif name == "authenticator":
-            value = _as_toml(setting.value) if setting is not None else ""
+            value = setting.value if setting is not None else None
         elif name == "queue":
-            value = _as_toml(hide_password(judged[name])) if judged[name] else ""
+            value = hide_password(value) if value else None
         elif name in SECRETS:
-            is_set = judged.get(name) is not None
-            value = "***" if is_set else ""
-            source = config.place("relay_pass_file") or source if is_set else source
-        else:
-            value = "" if judged[name] is None else _as_toml(judged[name])
+            source = config.place("relay_pass_file") or source if value is not None else source
+            value = None if value is None else "***"
         rows.append((name, value, source))
     return rows
+
+
+def as_text(value: Any) -> str:
+    """A value as the file has it; nothing for one that is not set."""
+    return "" if value is None else _as_toml(value)
