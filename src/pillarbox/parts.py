@@ -172,9 +172,9 @@ class Parts:
             self._spool_folder = shared.spool
             return shared
         if options.store == "sqlite":
-            # A daemon has the 32 MB of a journal before it is busy; who embeds a server, when it is about to be.
-            is_daemon = self._slot.sockets is not None
-            store = SqliteStore(options.data_dir, self._slot.number, has_journal_ready=is_daemon)
+            # A daemon makes its journal (32 MB) at the start. Without history, deleted mail has to be gone from the disk.
+            given = {"has_journal_ready": self._slot.sockets is not None, "forgets": options.history_messages == 0}
+            store = SqliteStore(options.data_dir, self._slot.number, **given)
             self._spool_folder = store.spool
             return store
         # A folder of its own: the real queue of this data directory may have files in "spool".

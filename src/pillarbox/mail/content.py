@@ -6,6 +6,7 @@ itself is never written again.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from email.message import EmailMessage
 
@@ -70,6 +71,13 @@ class Content:
                     yield piece
                 if left > 0:
                     raise OSError(f"spool file {self.path} is {left} octets too short")
+
+    def check(self) -> None:
+        """Raises OSError where the spool file is missing or not readable, ValueError where it is too short."""
+        if self.path:
+            size = os.stat(self.path).st_size
+            if size < self.offset + self.file_bytes:
+                raise ValueError(f"spool file has {size} of {self.offset + self.file_bytes} octets")
 
     def read(self) -> bytes:
         """All octets at once: for small content, or when you mean it."""

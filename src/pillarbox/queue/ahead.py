@@ -14,8 +14,9 @@ import time
 from collections.abc import Callable
 
 from ..errors import StoreError
-from .journal import Journal
+from .journal import HALF_BYTES, Journal
 from .sqlite_rows import Rows
+from .wal import has_room
 
 _log = logging.getLogger("pillarbox.queue")
 # So many messages and outcomes within a second make a shard a busy one.
@@ -79,6 +80,8 @@ class Ahead:
         """Makes the file, before it is needed; others may commit meanwhile. Where it cannot be, there is no journal."""
         try:
             if not self.journal.is_open:
+                if not has_room(self.journal.path, 2 * HALF_BYTES):
+                    raise OSError("the disk is small or nearly full")
                 self.journal.make()
         except OSError as error:
             self._give_up(error)
@@ -94,12 +97,18 @@ class Ahead:
             if not self.journal.is_in_place:
                 # Or it was made long ago, and somebody has tidied it away since.
                 self.journal.close()
+                if not has_room(self.journal.path, 2 * HALF_BYTES):
+                    raise OSError("the disk is small or nearly full")
                 self.journal.make()
             note()
         except (OSError, StoreError) as error:
             self._give_up(error)
         else:
             self.is_on = True
+
+    def forbid(self) -> None:
+        """There will be no journal: it keeps mail that was deleted until its half is used again."""
+        self._is_impossible = True
 
     def _give_up(self, error: Exception) -> None:
         self._is_impossible = True

@@ -18,6 +18,8 @@ from .model import Attempt, Message, Query, Recipient, View, first_page
 from .sql import named_queries
 
 SQL = named_queries("sqlite")
+# How long another process's lock is waited for.
+BUSY_MS = 5000
 # Compiled statements that are kept.
 STATEMENTS = 256
 # So many of the first in line are looked at for one whose next hop is not skipped, before the index of next hops is.
@@ -32,7 +34,7 @@ def connect(path: str, *, is_read_only: bool) -> apsw.Connection:
     folder, name = os.path.split(path)
     path = os.path.join(os.path.realpath(folder), name)
     connection = apsw.Connection(path, flags=flags | apsw.SQLITE_OPEN_NOFOLLOW, statementcachesize=STATEMENTS)
-    connection.set_busy_timeout(5000)
+    connection.set_busy_timeout(BUSY_MS)
     # SQLite's own lower() knows ASCII only.
     connection.create_scalar_function("casefold", _casefold, 1, deterministic=True)
     return connection
@@ -104,7 +106,7 @@ class SqliteReader:
             received_at,
             expires_at,
             subject,
-            json.loads(facts),
+            _shown_facts(facts),
             recipients,
             finished_at=finished_at,
             position=(received_at, key),
@@ -196,6 +198,15 @@ class SqliteReader:
                 leased_until,
             )
         return None
+
+
+def _shown_facts(text: str) -> dict[str, Any]:
+    """The facts of a row; a damaged one is still shown."""
+    try:
+        found = json.loads(text)
+    except (ValueError, TypeError):
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def recipient_of(row: tuple[Any, ...]) -> Recipient:

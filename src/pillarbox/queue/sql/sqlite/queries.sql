@@ -127,7 +127,8 @@ SELECT id, spool, spool_offset, spool_bytes FROM message WHERE uid = ?;
 UPDATE recipient SET due_at = ? WHERE message_id = ? AND leased AND due_at IS NOT NULL;
 
 -- name: quarantine
-UPDATE recipient SET state = 'held', due_at = NULL, leased = 0, last_reply = ? WHERE message_id = ? AND number = ?;
+UPDATE recipient SET state = 'held', due_at = NULL, leased = 0, last_reply = ?
+WHERE message_id = ? AND state IN ('queued', 'deferred');
 
 -- name: recover_attempts
 INSERT INTO attempt (message_id, number, at, seconds, outcome, next_hop, remote, stage, reply)
