@@ -76,7 +76,7 @@ def test_a_token_always_but_for_healthz(server: Server) -> None:
     assert f"admin: {client.url}" in daemon.ready
     assert client.ask("GET", "/healthz", token=False)[::2] == (200, b"ok\n")
     for row in ROWS:
-        path = row.path.replace("{uid}", "x").replace("{action}", "hold")
+        path = row.path.replace("{uid}", "x").replace("{action}", "hold").replace("{session}", "x")
         if path != "/healthz":
             status, headers, body = client.ask(row.method, path, b"{}" if row.method == "POST" else None, token=False)
             assert status == 401, path
@@ -98,27 +98,24 @@ def test_row_131_another_host_is_refused(server: Server, host: str) -> None:
 
 
 def test_a_login_works_once_and_its_cookie_changes_nothing_from_elsewhere(server: Server) -> None:
-    daemon, client = server
-    assert daemon.process.stdout is not None
-    line = daemon.process.stdout.readline() if not hasattr(daemon, "login") else daemon.login
-    daemon.login = line  # type: ignore[attr-defined]
-    path = re.search(r"http://[^/]+(/login\?code=\S+)", line)
-    assert path
-    status, headers, _ = client.ask("GET", path[1], token=False)
-    assert (status, headers["location"]) == (303, "/")
+    _, client = server
+    path = client.post("/api/logins")[1]["url"].removeprefix(client.url)
+    status, headers, _ = client.ask("GET", path, token=False)
+    root = headers["location"].removesuffix("/")
+    assert status == 303 and re.fullmatch(r"/s/[\w-]{22}", root)
     cookie = headers["set-cookie"]
-    assert "HttpOnly" in cookie and "SameSite=strict" in cookie
+    assert "HttpOnly" in cookie and "SameSite=strict" in cookie and f"Path={root}/;" in cookie
     cookie = cookie.partition(";")[0]
     assert client.token not in cookie
-    again = client.ask("GET", path[1], token=False)
+    again = client.ask("GET", path, token=False)
     assert again[0] == 403 and b"used already" in again[2]
     assert client.ask("GET", "/login?code=", token=False)[0] == 403
-    assert client.ask("GET", "/", token=False, Cookie=cookie)[0] == 200
+    assert client.ask("GET", f"{root}/", token=False, Cookie=cookie)[0] == 200
     # A form or a script on another site: the browser adds the cookie, and says where it comes from, or nothing.
     for origin in ({"Origin": "http://evil.test"}, {"Origin": "null"}, {}):
-        assert client.ask("POST", "/api/queue/resume", b"", token=False, Cookie=cookie, **origin)[0] == 403
+        assert client.ask("POST", f"{root}/api/queue/resume", b"", token=False, Cookie=cookie, **origin)[0] == 403
     assert client.get("/api/status")["paused"] is True
-    assert client.ask("POST", "/api/queue/pause", b"", token=False, Cookie=cookie, Origin=client.url)[0] == 200
+    assert client.ask("POST", f"{root}/api/queue/pause", b"", token=False, Cookie=cookie, Origin=client.url)[0] == 200
     assert client.ask("GET", "/api/status", token=True, Origin="https://evil.test")[0] == 403
 
 
@@ -359,11 +356,9 @@ def test_in_a_browser(tmp_path: Path) -> None:
     pictures = shots(tmp_path)
     with Daemon(tmp_path, "--paused", f"--admin=127.0.0.1:{free_port()}") as daemon:
         client = Client(daemon)
-        assert daemon.process.stdout is not None
-        login = re.search(r"http://\S+/login\S+", daemon.process.stdout.readline())
-        assert login
+        login = pillarbox("admin", f"--data-dir={daemon.data}").stdout.strip()
         with browsing(client.url) as page:
-            page.goto(login[0])
+            page.goto(login)
             assert page.locator("h1").inner_text() == "Paused"
             pillarbox("send", f"--server={daemon.address}", "--to=browser@c.test", "--subject=hello", "--count=3")
             page.wait_for_selector("[data-counter=accepted]:text-is('3')", timeout=20_000)
@@ -395,7 +390,7 @@ def test_in_a_browser(tmp_path: Path) -> None:
             assert page.locator("#stream tr").count() == 1
             page.screenshot(path=str(pictures / "events.png"))
             page.set_viewport_size({"width": 380, "height": 800})
-            page.goto(client.url + "/queue")
+            follow(page, "nav >> text=Queue")
             assert page.evaluate("document.documentElement.scrollWidth") <= 380
             page.screenshot(path=str(pictures / "queue-on-a-telephone.png"))
 

@@ -141,14 +141,10 @@ def test_requests_that_were_a_fault_of_ours(tmp_path: Path) -> None:
         for query in ("is_all=1", "limit=5", "everything=0&limit=99"):
             assert client.post(f"/api/queue/cancel?{query}")[0] == 400
         assert len(daemon.queue()) == 1
-        cookie = f'prefs={{"a":1}}; pillarbox={client_cookie(client)}'
-        assert client.ask("GET", "/", token=False, Cookie=cookie)[0] == 200
-
-
-def client_cookie(client: Client) -> str:
-    import hashlib
-
-    return hashlib.sha256(b"cookie " + client.token.encode()).hexdigest()
+        link = client.post("/api/logins")[1]["url"]
+        _, headers, _ = client.ask("GET", link.removeprefix(client.url), token=False)
+        cookie = f'prefs={{"a":1}}; pillarbox=x; {headers["set-cookie"].partition(";")[0]}; pillarbox=y'
+        assert client.ask("GET", headers["location"], token=False, Cookie=cookie)[0] == 200
 
 
 def test_names_of_the_admin_side(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from .config.faults import fault_text, kind_of, unknown_text
 from .config.networks import Network as Network
 from .config.networks import is_network, parse_nameserver
 from .config.networks import parse_networks as parse_networks
+from .config.secrets import SECRET, SECRET_URL
 from .config.together import contradictions, doubts
 from .config.units import Octets, PathText, Seconds, SecondsOrNone, interval_s, none_of
 from .errors import OptionError
@@ -129,6 +130,7 @@ class Options(BaseModel):
     queue: str | None = Field(
         None,
         repr=False,
+        json_schema_extra=SECRET_URL,
         description="a queue on PostgreSQL that many servers share: postgresql://USER@HOST/DATABASE; default: in data_dir",
     )
     node_lease_s: Seconds = Field(
@@ -160,7 +162,9 @@ class Options(BaseModel):
         None, description="AUTH mechanism for the smart host; default: the best that it offers"
     )
     relay_user: str | None = Field(None, description="user name for AUTH at the smart host")
-    relay_pass: str | None = Field(None, repr=False, description="password for AUTH at the smart host")
+    relay_pass: str | None = Field(
+        None, repr=False, json_schema_extra=SECRET, description="password for AUTH at the smart host"
+    )
     relay_tls: Literal["none", "may", "encrypt", "verify"] | None = Field(
         None, description="TLS to the smart host; default: verify with relay_user, else may"
     )
@@ -462,7 +466,6 @@ DAEMON_ALONE = frozenset(
         "python_path",
     )
 )  # fmt: skip
-SECRETS = frozenset(("relay_pass", "queue"))
 
 
 def _explain(fault: Any, given: Mapping[str, Any]) -> str:
@@ -470,7 +473,7 @@ def _explain(fault: Any, given: Mapping[str, Any]) -> str:
         return "; ".join(str(fault["msg"]).removeprefix("Value error, ").splitlines())
     name = str(fault["loc"][0])
     if fault["type"] != "extra_forbidden":
-        return fault_text(fault, Options.model_fields[name], given[name], is_secret=name in SECRETS)
+        return fault_text(fault, Options.model_fields[name], given[name])
     if name in DAEMON_ALONE:
         return (
             f"option {name!r} is one of the daemon: `pillarbox serve` and pillarbox.toml take it, MailServer does not"

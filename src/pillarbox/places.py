@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -73,11 +74,17 @@ DEVICE_SCHEMES = frozenset(("device", "devices"))
 LOGIN_SCHEMES = frozenset(("submission", "submissions"))
 
 
+HIDDEN = "***"
+_PASSWORD = re.compile(r"(?i)([?&;]|\s|\A)(\w*pass(?:word)?|\w*secret|\w*token)=('(?:[^'\\]|\\.)*'|[^&;\s]*)")
+
+
 def hide_password(text: str) -> str:
-    """What stands before an @ in something like a URL is for nobody's eyes."""
-    before, at, behind = text.rpartition("@")
-    scheme, slashes, _ = before.rpartition("://")
-    return f"{scheme}{slashes}***@{behind}" if at else text
+    """A URL or something like it, without what stands before an @ and without the passwords of its query."""
+    head, slashes, rest = text.partition("://")
+    if not slashes:
+        head, rest = "", text
+    _, at, behind = rest.rpartition("@")
+    return _PASSWORD.sub(rf"\1\2={HIDDEN}", f"{head}{slashes}{HIDDEN}@{behind}" if at else text)
 
 
 def parse_endpoint(text: str, default_port: int, *, is_listener: bool = False) -> tuple[str, str, int]:

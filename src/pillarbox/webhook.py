@@ -29,6 +29,7 @@ from .delivery.answers import Defer, Reject
 from .delivery.handlers import Item
 from .errors import OptionError, PillarboxError
 from .httppost import PostError, post
+from .places import hide_password
 
 _log = logging.getLogger("pillarbox.webhook")
 
@@ -70,7 +71,9 @@ class Webhook:
         self._url = url
         self._parts = urlsplit(url)
         if self._parts.scheme not in ("http", "https") or not self._parts.hostname or self._parts.username:
-            raise OptionError(f"webhook: url {url!r}: give http(s)://HOST[:PORT]/PATH, without user and password")
+            raise OptionError(
+                f"webhook: url {hide_password(url)!r}: give http(s)://HOST[:PORT]/PATH, without user and password"
+            )
         if kind not in KINDS:
             raise OptionError(f"webhook: kind {kind!r}: there are {' and '.join(KINDS)}")
         if secret_file is not None:

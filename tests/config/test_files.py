@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from pillarbox import MailServer, StoreError
-from pillarbox.admin.access import read_token, write_file
+from pillarbox.admin.tokens import read_token, write_file
 from pillarbox.config.files import check_folder, exposed_text
 from pillarbox.daemon.config import ConfigError, load
 from pillarbox.daemon.loading import check

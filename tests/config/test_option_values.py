@@ -246,7 +246,10 @@ WRONG = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("name", "value", "text"), WRONG, ids=[f"{row[0]}={row[1]}"[:40] for row in WRONG])
+IDS = [re.sub(r" at 0x\w+", "", f"{row[0]}={row[1]}")[:40] for row in WRONG]
+
+
+@pytest.mark.parametrize(("name", "value", "text"), WRONG, ids=IDS)
 def test_wrong_value_is_reported_in_our_words(name: str, value: Any, text: str) -> None:
     with pytest.raises(OptionError) as caught:
         parse_options({name: value})

@@ -125,7 +125,7 @@ def test_unknown_variable_of_the_environment_is_a_warning(tmp_path: Path) -> Non
     warnings = [str(one) for one in check(str(file), {"PILLARBOX_XYZZY": "1"})]
     assert warnings == ["environment PILLARBOX_XYZZY: variable PILLARBOX_XYZZY names no option"]
     result = run("config", "check", str(file), PILLARBOX_XYZZY="1")
-    assert "warning: environment PILLARBOX_XYZZY" in result.stdout
+    assert "warning: environment PILLARBOX_XYZZY" in result.stderr
     assert not result.returncode
 
 

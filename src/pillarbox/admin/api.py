@@ -14,6 +14,7 @@ from starlette.responses import JSONResponse, PlainTextResponse, Response, Strea
 
 from .. import __version__
 from ..app import MailServer
+from ..config.secrets import mark_of, shown_value
 from ..errors import DuplicateUidError, PillarboxError
 from ..mail.content import Content
 from ..options import Options
@@ -21,11 +22,13 @@ from ..queue.control import parse_query
 from ..queue.model import Action, Query
 from . import metrics, reading, stream
 from .facts import read_facts
+from .logins import COOKIE, Logins
 from .parsed import MOST_PARSED_BYTES
 from .rows import Row, openapi
 
 MOST_ROWS = 1000
-_SECRETS = ("relay_pass", "authenticator", "resolver", "plugins", "handlers")
+# Objects of the program.
+_NOT_SHOWN = ("authenticator", "resolver", "plugins", "handlers")
 _FILTERS = {
     "state": "queued, deferred, held, delivered, bounced, expired or cancelled",
     "sender": "a part of the reverse-path; <> for the null one",
@@ -85,6 +88,17 @@ ROWS = (
         },
     ),
     Row("POST", "/api/logins", "new_login", "A link that logs a browser in, once, within ten minutes", "{url}", {}),
+    Row(
+        "GET", "/api/logins", "logins", "Browsers that are logged in", "[{session, client, began_at, ends_in_s}]", {},
+    ),
+    Row(
+        "DELETE", "/api/logins", "log_out_all", "Logs all browsers out; links that were not used yet are void",
+        "{ended: [session]}", {},
+    ),
+    Row(
+        "DELETE", "/api/logins/{session}", "log_out", "Logs one browser out: its session, or `this` for the caller's own",
+        "{ended: [session]}", {},
+    ),
     Row("GET", "/api/openapi.json", "openapi", "This table as OpenAPI 3.1", "OpenAPI", {}),
 )  # fmt: skip
 
@@ -92,14 +106,37 @@ ROWS = (
 class Api:
     """The handlers of the rows, by name."""
 
-    def __init__(self, server: MailServer, login_url: Callable[[], str], rows: Sequence[Row]) -> None:
+    def __init__(self, server: MailServer, logins: Logins, login_url: Callable[[], str], rows: Sequence[Row]) -> None:
         self._server = server
+        self._logins = logins
         self._rows = rows
         self._login_url = login_url
 
     async def new_login(self, request: Request) -> Response:
         """For `pillarbox admin`."""
         return JSONResponse({"url": self._login_url()}, 201)
+
+    async def logins(self, request: Request) -> Response:
+        """Browser sessions."""
+        return JSONResponse(self._logins.rows())
+
+    async def log_out_all(self, request: Request) -> Response:
+        """All of them."""
+        return JSONResponse({"ended": self._logins.end()})
+
+    async def log_out(self, request: Request) -> Response:
+        """One."""
+        name = request.path_params["session"]
+        own = request.state.caller.session
+        if name == "this":
+            name = own.name if own is not None else ""
+        ended = self._logins.end(name) if name else []
+        if not ended:
+            return JSONResponse({"error": f"no session {name!r}: `pillarbox admin --sessions` lists them"}, 404)
+        response = JSONResponse({"ended": ended})
+        if own is not None and own.name == name:
+            response.delete_cookie(COOKIE, path=f"{own.root}/", httponly=True, samesite="strict")
+        return response
 
     # ------------------------------------------------------------------ health
 
@@ -148,7 +185,10 @@ class Api:
     async def options(self, request: Request) -> Response:
         """What is in force."""
         options: Options = self._server.options
-        return JSONResponse(options.model_dump(exclude=set(_SECRETS), mode="json"))
+        fields = type(options).model_fields
+        secret = {name for name, field in fields.items() if mark_of(field) == "whole"}
+        found = options.model_dump(exclude={*_NOT_SHOWN, *secret}, mode="json")
+        return JSONResponse({name: shown_value(fields[name], value) for name, value in found.items()})
 
     async def messages(self, request: Request) -> Response:
         """The queue."""
@@ -221,7 +261,15 @@ class Api:
         rate = request.query_params.get("rate", str(stream.RATE))
         if not (rate.isascii() and rate.isdigit() and len(rate) < 10):
             raise ValueError("rate is a number of events a second, 0 for no bound")
-        octets = stream.stream(self._server, names, request.query_params.get("text", ""), int(rate))
+        session = request.state.caller.session
+        octets = stream.stream(
+            self._server,
+            names,
+            request.query_params.get("text", ""),
+            int(rate),
+            # A stream ends with the log-in that opened it.
+            is_over=lambda: session is not None and not self._logins.is_alive(session),
+        )
         return StreamingResponse(octets, media_type="text/event-stream", headers={"X-Accel-Buffering": "no"})
 
     async def openapi(self, request: Request) -> Response:

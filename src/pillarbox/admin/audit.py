@@ -8,6 +8,7 @@ from urllib.parse import parse_qsl
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ..log.kinds import ADMIN_REFUSED, OPERATOR
+from .logins import split_prefix
 
 _SAFE = ("GET", "HEAD", "OPTIONS")
 # Mail that is put in has its `queued` line.
@@ -40,11 +41,14 @@ class Audit:
 
 def note_request(scope: Scope, status: int) -> None:
     """The line of a request that has ended with this status, if it has one."""
-    method, path = scope["method"], scope["path"]
+    # A session's path is no business of the log: who knows it is half way in.
+    method, (_, path) = scope["method"], split_prefix(scope["path"])
     client = scope.get("client")
     admin = client[0] if client else None
+    caller = scope.get("state", {}).get("caller")
+    by = caller.name if caller is not None else None
     if status in _REFUSALS:
-        ADMIN_REFUSED.write({"reason": _REFUSALS[status], "admin": admin, "code": status, "path": path[:200]})
+        ADMIN_REFUSED.write({"reason": _REFUSALS[status], "admin": admin, "by": by, "code": status, "path": path[:200]})
         return
     is_login = path == "/login"
     if status >= 400 or (method in _SAFE and not is_login) or (method, path) in _UNLOGGED:
@@ -53,12 +57,13 @@ def note_request(scope: Scope, status: int) -> None:
     query = dict(parse_qsl(scope.get("query_string", b"").decode("latin-1"))) if not is_login else {}
     next_hop = query.pop("next_hop", None)
     changed: Any = scope.get("state", {}).get("changed")
-    has_token = any(name == b"authorization" for name, _ in scope["headers"])
+    has_token = caller is not None and caller.has_token
     OPERATOR.write(
         {
             "action": action,
             "via": "api" if has_token else "dashboard",
             "admin": admin,
+            "by": by,
             "count": changed,
             "next_hop": next_hop,
             "queue_id": uid,
@@ -71,7 +76,7 @@ def _action(method: str, path: str) -> tuple[str, str | None]:
     """The action's word, and the message that it is about: from `/api/messages/UID/hold`, `/api/queue/pause`, ..."""
     words = path.strip("/").split("/")
     if words[:2] == ["api", "logins"]:
-        return "new-login-link", None
+        return ("log-out" if method == "DELETE" else "new-login-link"), None
     if words[:2] == ["api", "messages"] and len(words) >= 3:
         return (words[3] if len(words) > 3 else method.lower()), words[2][:64]
     if words[:2] == ["api", "queue"] and len(words) == 3:

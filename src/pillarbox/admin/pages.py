@@ -78,12 +78,13 @@ class Pages:
         self._templates.filters |= {"age": _age, "size": _size, "moment": _moment}
 
     def _page(self, template: str, request: Request, *, status: int = 200, **values: Any) -> Response:
-        options = self._server.options
+        options, root = self._server.options, request.scope.get("root_path", "")
         text = self._templates.get_template(template).render(
             hostname=options.hostname,
             version=__version__,
             titles=self._titles,
-            path=request.url.path,
+            root=root,
+            path=request.url.path.removeprefix(root),
             now=time.time(),
             **values,
         )

@@ -9,11 +9,15 @@ from starlette.datastructures import Headers
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.types import Scope
 
+from .logins import split_prefix
+
+# The script of the page that asks for a log-in: it leads a bookmark to the session that this browser has.
+ENTER = "/static/enter.js"
 _FOR_PROGRAMS = ("/api/", "/metrics", "/readyz", "/healthz", "/samples", "/static/")
-_POLICY = {"Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; frame-ancestors 'none'"}
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'self'; frame-ancestors 'none'; base-uri 'none'"
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title} · Pillarbox</title>
+<title>{title} · Pillarbox</title>{script}
 <style>
 :root {{ color-scheme: light dark }}
 body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 40rem; margin: 15vh auto 0; padding: 0 1.2rem; overflow-wrap: anywhere }}
@@ -29,8 +33,11 @@ def refused(
 ) -> Response:
     """Returns the answer for this request; `html` is what a page says in place of `error`."""
     accepted = Headers(scope=scope).get("accept", "")
-    if "text/html" not in accepted or scope["path"].startswith(_FOR_PROGRAMS):
+    _, path = split_prefix(scope["path"])
+    if "text/html" not in accepted or path.startswith(_FOR_PROGRAMS):
         return JSONResponse({"error": error}, status, headers)
     title = _TITLES.get(status, "Error")
     text = html or escape(error)
-    return HTMLResponse(_PAGE.format(title=title, text=text), status, {**(headers or {}), **_POLICY})
+    script = f'\n<script src="{ENTER}" defer></script>' if status == 401 else ""
+    page = _PAGE.format(title=title, text=text, script=script)
+    return HTMLResponse(page, status, {**(headers or {}), "Content-Security-Policy": _POLICY})

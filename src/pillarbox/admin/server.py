@@ -25,13 +25,14 @@ from starlette.staticfiles import StaticFiles
 from ..app import MailServer
 from ..errors import ListenError, PillarboxError
 from . import inbox
-from .access import Access, Guard, read_token, write_file
+from .access import Access, Guard
 from .api import ROWS, Api
 from .audit import Audit
 from .bounded import Bounded, Places
 from .inbox import InboxApi
 from .pages import SAMPLE_S, STATIC, Samples, page_routes
 from .rows import answering_errors
+from .tokens import read_token, scoped_tokens, write_file
 
 _log = logging.getLogger("pillarbox.admin")
 DEFAULT = ("127.0.0.1", 8025)
@@ -61,7 +62,7 @@ class Admin:
         self._server = server
         self._hosts = tuple(hosts)
         # On loopback alone: whoever is on this machine needs no token.
-        self._is_open = is_open
+        self._wants_open = is_open
         self._address = address
         self._uvicorn: _Quiet | None = None
         self._task: asyncio.Task[None] | None = None
@@ -69,20 +70,31 @@ class Admin:
         self._sampling: asyncio.Task[None] | None = None
         self.access: Access
         self.url = ""
+        # The usual address, where another process has it.
+        self.moved_from = ""
 
     async def start(self) -> None:
         """Listens. ListenError when an address that was asked for cannot be had."""
         sock = self._bind()
+        if self.moved_from:
+            _log.warning(
+                "admin: %s is taken by another process; this server's dashboard is on another port, which `pillarbox admin` "
+                "prints; do not trust a page on %s; --admin HOST:PORT makes this an error",
+                self.moved_from,
+                self.moved_from,
+            )
         host, port = sock.getsockname()[:2]
         shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         # Nobody can call a wildcard.
         self.url = f"http://127.0.0.1:{port}" if host in ("0.0.0.0", "::") else f"http://{shown}"
         folder = self._server.options.data_dir
         own = self._server.options.hostname
+        proxies = {name.lower().removeprefix("https://") for name in self._hosts if name.lower().startswith("https://")}
+        given = [name for name in self._hosts if "://" not in name]
         # The bare name is how a TLS proxy in front is called.
         names = {
-            *self._hosts,
-            *(f"{name}:{port}" for name in self._hosts),
+            *given,
+            *(f"{name}:{port}" for name in given),
             own,
             f"{own}:{port}",
             shown,
@@ -90,10 +102,12 @@ class Admin:
             f"127.0.0.1:{port}",
             f"[::1]:{port}",
         }
-        is_open = self._is_open and ipaddress.ip_address(host).is_loopback
+        is_open = self._wants_open and ipaddress.ip_address(host).is_loopback
         self.access = Access(
             {name.lower() for name in names},
             read_token(folder),
+            proxies=proxies,
+            scoped=scoped_tokens(folder),
             is_open=is_open,
             is_wildcard=host in ("0.0.0.0", "::"),
         )
@@ -133,6 +147,7 @@ class Admin:
             return _listen(host, port)
         except OSError as error:
             if self._address is None and error.errno == errno.EADDRINUSE:
+                self.moved_from = f"{host}:{port}"
                 return _listen(host, 0)
             reason = os.strerror(error.errno) if error.errno else str(error)
             raise ListenError(
@@ -143,7 +158,7 @@ class Admin:
     def _app(self) -> Starlette:
         has_inbox = self._server.options.capture
         rows = (*inbox.ROWS, *ROWS) if has_inbox else ROWS
-        api, inbox_api = Api(self._server, self.login_url, rows), InboxApi(self._server)
+        api, inbox_api = Api(self._server, self.access.logins, self.login_url, rows), InboxApi(self._server)
         routes: list[Route | Mount] = [
             Route(
                 row.path,
@@ -160,11 +175,16 @@ class Admin:
     async def _login(self, request: Request) -> Response:
         return self.access.login(request)
 
+    @property
+    def is_open(self) -> bool:
+        """True where no token is asked for."""
+        return self.access.is_open
+
     def login_url(self) -> str:
         """A URL that logs a browser in, once; where nobody has to, that of the first page."""
         if self.access.is_open:
             return f"{self.url}/inbox" if self._server.options.capture else self.url
-        return f"{self.url}/login?code={self.access.new_login()}"
+        return f"{self.url}/login?code={self.access.logins.new_code()}"
 
     async def stop(self) -> None:
         """Ends it; open streams are cut."""
@@ -178,7 +198,7 @@ class Admin:
             self._task.cancel()
             await asyncio.wait([self._task])
         with contextlib.suppress(FileNotFoundError):
-            # The token stays: whoever is logged in stays so over a restart.
+            # The token stays: scripts go on over a restart.
             write_file(self._server.options.data_dir, "", self.access.token)
 
 

@@ -9,7 +9,7 @@ import asyncio
 import dataclasses
 import json
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from ..app import MailServer
@@ -150,8 +150,18 @@ class _Watcher:
         return "".join(pieces).encode()
 
 
-async def stream(server: MailServer, names: list[str], text: str, rate: int = RATE) -> AsyncIterator[bytes]:
-    """The octets of the stream. `text`: only events that have it somewhere, in any case; `rate`: at most, 0 for no bound."""
+async def stream(
+    server: MailServer,
+    names: list[str],
+    text: str,
+    rate: int = RATE,
+    *,
+    is_over: Callable[[], bool] = lambda: False,
+) -> AsyncIterator[bytes]:
+    """The octets of the stream. `text`: only events that have it somewhere, in any case; `rate`: at most, 0 for no bound.
+
+    `is_over` is asked before anything is sent.
+    """
     watcher = _Watcher(server, names, text, rate)
     watcher.start()
     try:
@@ -161,8 +171,12 @@ async def stream(server: MailServer, names: list[str], text: str, rate: int = RA
                 async with asyncio.timeout(PING_S):
                     await watcher.ready.wait()
             except TimeoutError:
+                if is_over():
+                    return
                 yield b": still here\n\n"
                 continue
+            if is_over():
+                return
             yield watcher.take()
             # What comes within a moment leaves together.
             await asyncio.sleep(GATHER_S)

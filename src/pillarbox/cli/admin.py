@@ -4,25 +4,71 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+import time
+from typing import Annotated, Any
 from urllib.parse import urlencode
 
 import typer
 
-from ..errors import StoreError
+from ..errors import OptionError, StoreError
 from . import api
+from .place import server_folder
 from .terminal import json_text, say
 
 DataDir = Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of its queue.")]
 
 
-def admin(data_dir: DataDir = None) -> None:
+def admin(
+    data_dir: DataDir = None,
+    sessions: Annotated[bool, typer.Option("--sessions", help="List the browsers that are logged in.")] = False,
+    log_out: Annotated[bool, typer.Option("--log-out", help="Log all browsers out.")] = False,
+    token: Annotated[
+        str | None,
+        typer.Option(
+            "--token",
+            metavar="NAME",
+            help="Print a token: metrics (for /metrics and /readyz), read (changes nothing), full.",
+        ),
+    ] = None,
+) -> None:
     """Print a link that logs a browser into the dashboard, once, within ten minutes."""
-    answer = api.ask(*api.find(data_dir), "POST", "/api/logins")
+    if (token is not None) + sessions + log_out > 1:
+        raise OptionError("--token, --sessions, --log-out: expected one of them")
+    if token is not None:
+        _print_token(token, data_dir)
+        return
+    place = api.find(data_dir)
+    if sessions:
+        rows = _answer(api.ask(*place, "GET", "/api/logins"))
+        for row in rows:
+            began = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(row["began_at"]))
+            say(f"{row['session']} from {row['client']} since {began}, for {row['ends_in_s'] / 3600:.1f} h more")
+        if not rows:
+            say("no browser is logged in")
+    elif log_out:
+        ended = _answer(api.ask(*place, "DELETE", "/api/logins"))["ended"]
+        say(f"{len(ended)} browser{'' if len(ended) == 1 else 's'} logged out")
+    else:
+        say(_answer(api.ask(*place, "POST", "/api/logins"))["url"])
+
+
+def _answer(answer: Any) -> Any:
     try:
-        say(json.load(answer)["url"])
-    except (OSError, ValueError, KeyError) as error:
+        return json.load(answer)
+    except (OSError, ValueError) as error:
         raise StoreError(f"the server does not answer: {error}") from None
+
+
+def _print_token(name: str, data_dir: str | None) -> None:
+    """The token; those that may less are made if the server has not made them yet."""
+    if name == "full":
+        say(api.find(data_dir)[1])
+        return
+    from ..admin.tokens import SCOPED, scoped_tokens
+
+    if name not in SCOPED:
+        raise OptionError(f"--token: invalid name {name!r}: expected metrics, read or full")
+    say(scoped_tokens(server_folder(data_dir))[name])
 
 
 def events(
@@ -38,7 +84,7 @@ def events(
     """Show what happens in the running server, as it happens, until Ctrl-C."""
     if count is not None and count <= 0:
         return
-    # All of them: who wants fewer names them, or a text.
+    # All of them: a filter is what the names and the text are for.
     asked = {"names": ",".join(names or ()), "text": text, "rate": "0"}
     url, token = api.find(data_dir)
     show = _as_json if as_json or not sys.stdout.isatty() else _for_people

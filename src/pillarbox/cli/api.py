@@ -9,15 +9,15 @@ from collections.abc import Iterator
 from typing import Any
 from urllib.parse import urlsplit
 
-from ..config.usual import usual_folder
 from ..errors import StoreError
+from .place import server_folder
 
 _FILE = "admin.json"
 
 
 def find(data_dir: str | None) -> tuple[str, str]:
     """(url, token). StoreError says why there is none."""
-    folder = data_dir or usual_folder()
+    folder = server_folder(data_dir)
     path = os.path.join(folder, _FILE)
     try:
         with open(path, encoding="utf-8") as file:

@@ -12,6 +12,7 @@ from ..config.usual import usual_folder
 from ..errors import OptionError, StoreError
 from ..queue.shards import has_queue
 from ..queue.whole import ask_queue
+from .place import server_folder
 from .terminal import json_text
 
 
@@ -62,6 +63,7 @@ def _ask(request: dict[str, Any], config: str | None, data_dir: str | None) -> A
     folder = data_dir
     if folder is None:
         folder = str(read_config(config, flags).options.get("data_dir") or usual_folder())
+    folder = server_folder(folder)
     if not os.path.isdir(folder) or not has_queue(folder):
         return asyncio.run(_dry(request, config, flags, None))
     status = ask_queue(folder, {"verb": "status"})

@@ -42,7 +42,7 @@ from ..queue.sqlite import SqliteStore
 from ..queue.sqlite_read import SqliteReader, connect
 from ..queue.store import Store
 from ..queue.whole import catch_up
-from .place import DataDir, QueueUrl, check_url
+from .place import DataDir, QueueUrl, check_url, give_to_owner, server_folder
 from .terminal import say
 
 FORMATS = ("mbox", "maildir", "jsonl")
@@ -78,14 +78,16 @@ def export(
     done: list[str] = []
     try:
         with contextlib.ExitStack() as stack:
-            found = _shared(queue, query) if queue and data_dir is None else _stored(data_dir or usual_folder(), query)
-            if kind == "jsonl":
-                file = _new_file(target, stack)
+            # The target is the caller's: root opens it, and then becomes the owner of the queue.
+            file = _new_file(target, stack) if kind != "maildir" else None
+            folder = None if queue and data_dir is None else data_dir or usual_folder()
+            take = _to_mbox(file) if file is not None else _to_maildir(target, folder)
+            found = _shared(queue or "", query) if folder is None else _stored(server_folder(folder), query)
+            if kind == "jsonl" and file is not None:
                 for view, content, reader in found:
                     if _write_line(file, view, content, reader):
                         done.append(view.uid)
             else:
-                take = _to_mbox(target, stack) if kind == "mbox" else _to_maildir(target)
                 for view, content, _ in found:
                     take(view, _with_envelope(view, content))
                     done.append(view.uid)
@@ -116,11 +118,11 @@ def import_(
 ) -> None:
     """Put messages into the queue. All are read first: with a fault in one, none is taken; what is there already stays one."""
     _check_format(kind)
-    folder = data_dir or usual_folder()
+    shared = queue if data_dir is None else None
     if kind == "jsonl":
         if sender or to or headers:
             raise OptionError("--from, --to and --headers are for messages without an envelope: jsonl has one for each")
-        _import_kept(source, folder, queue if data_dir is None else None)
+        _import_kept(source, data_dir, shared)
         return
     found = list(_read(source, kind))
     items = [_item(octets, number, sender, to, headers=headers) for number, octets in found]
@@ -130,7 +132,7 @@ def import_(
             parse_enqueue(item, {})
         except OptionError as error:
             raise OptionError(f"{source}: message {number}: {error}; nothing was imported") from None
-    taken = _give_shared(queue, items, held) if queue and data_dir is None else _give(folder, items, held)
+    taken = _give_shared(shared, items, held) if shared else _give(server_folder(data_dir), items, held)
     print(f"{len(taken)} message{'' if len(taken) == 1 else 's'} imported", file=sys.stderr)
 
 
@@ -139,14 +141,18 @@ def _check_format(kind: str) -> None:
         raise OptionError(f"--format {kind!r}: there are {', '.join(FORMATS)}")
 
 
-def _import_kept(source: str, folder: str, queue: str | None) -> None:
+def _import_kept(source: str, data_dir: str | None, queue: str | None) -> None:
     """Messages of another queue, as they were there; what is there already stays as it is."""
-    # All are judged before the first is taken.
-    total = sum(1 for _ in _kept_lines(source))
     restored = skipped = 0
     with contextlib.ExitStack() as stack:
-        give = _way_into(folder, queue, stack)
-        for number, told, octets in _kept_lines(source):
+        try:
+            file = stack.enter_context(open(source, "rb"))
+        except OSError as error:
+            raise OptionError(f"cannot read {source}: {error.strerror}") from None
+        # All are judged before the first is taken.
+        total = sum(1 for _ in _kept_lines(source, file))
+        give = _way_into("" if queue else server_folder(data_dir), queue, stack)
+        for number, told, octets in _kept_lines(source, file):
             try:
                 give(told, octets)
             except DuplicateUidError:
@@ -163,20 +169,16 @@ def _import_kept(source: str, folder: str, queue: str | None) -> None:
     print(f"{restored} message{'' if restored == 1 else 's'} imported{there}", file=sys.stderr)
 
 
-def _kept_lines(source: str) -> Iterator[tuple[int, dict[str, Any], bytes]]:
-    try:
-        file = open(source, "rb")  # noqa: SIM115
-    except OSError as error:
-        raise OptionError(f"cannot read {source}: {error.strerror}") from None
-    with file:
-        for number, line in enumerate(file, 1):
-            try:
-                told = json.loads(line)
-                parse_kept(told)
-                octets = base64.b64decode(told.pop("content", ""), validate=True)
-            except (ValueError, TypeError, RecursionError, OptionError) as error:
-                raise OptionError(f"{source}: line {number}: {error}; nothing was imported") from None
-            yield number, told, octets
+def _kept_lines(source: str, file: BinaryIO) -> Iterator[tuple[int, dict[str, Any], bytes]]:
+    file.seek(0)
+    for number, line in enumerate(file, 1):
+        try:
+            told = json.loads(line)
+            parse_kept(told)
+            octets = base64.b64decode(told.pop("content", ""), validate=True)
+        except (ValueError, TypeError, RecursionError, OptionError) as error:
+            raise OptionError(f"{source}: line {number}: {error}; nothing was imported") from None
+        yield number, told, octets
 
 
 def _way_into(folder: str, queue: str | None, stack: contextlib.ExitStack) -> Callable[[dict[str, Any], bytes], None]:
@@ -240,7 +242,7 @@ def _stored(folder: str, query: Any) -> Generator[tuple[View, Content, Any], Non
 def print_content(uid: str, data_dir: str | None, queue: str | None) -> None:
     """Writes the octets of one queued message to stdout; on a terminal its control characters are escaped."""
     query = parse_query({"uids": [uid], "is_all": True})
-    sources = _shared(queue, query) if queue and data_dir is None else _stored(data_dir or usual_folder(), query)
+    sources = _shared(queue, query) if queue and data_dir is None else _stored(server_folder(data_dir), query)
     with contextlib.closing(sources):
         for _, content, _ in sources:
             for piece in content.chunks():
@@ -303,9 +305,7 @@ def _with_envelope(view: View, content: Content) -> Iterator[bytes]:
     yield from content.chunks()
 
 
-def _to_mbox(target: str, stack: contextlib.ExitStack) -> Any:
-    file = _new_file(target, stack)
-
+def _to_mbox(file: BinaryIO) -> Any:
     def take(view: View, pieces: Iterator[bytes]) -> None:
         moment = time.strftime("%a %b %d %H:%M:%S %Y", time.gmtime(view.received_at))
         file.write(f"From {view.reverse_path or 'MAILER-DAEMON'} {moment}\n".encode())
@@ -316,7 +316,7 @@ def _to_mbox(target: str, stack: contextlib.ExitStack) -> Any:
             last = line
         file.write(b"\n" if last.endswith(b"\n") else b"\n\n")
         file.flush()
-        if target != "-":
+        if file is not sys.stdout.buffer:
             # Whoever empties the queue behind this has nothing else.
             os.fsync(file.fileno())
 
@@ -334,10 +334,12 @@ def _lines(pieces: Iterator[bytes]) -> Iterator[bytes]:
         yield rest
 
 
-def _to_maildir(target: str) -> Any:
+def _to_maildir(target: str, folder: str | None) -> Any:
     try:
-        for name in ("", "tmp", "new", "cur"):
-            os.makedirs(os.path.join(target, name), mode=0o700, exist_ok=True)
+        for path in (target, *(os.path.join(target, name) for name in ("tmp", "new", "cur"))):
+            if not os.path.isdir(path):
+                os.makedirs(path, mode=0o700)
+                give_to_owner(path, folder)
     except OSError as error:
         raise OptionError(f"cannot make the Maildir {target}: {error.strerror}") from None
 

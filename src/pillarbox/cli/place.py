@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from ..config.usual import usual, usual_folder
+from ..daemon.privileges import become_owner
 from ..errors import OptionError, StoreError
 from ..queue.control import perform
 from ..queue.pages import list_queue, list_store
@@ -62,9 +63,27 @@ def list_rows(data_dir: str | None, url: str | None, query: dict[str, Any]) -> I
         raise OptionError(str(error)) from None
 
 
+def server_folder(data_dir: str | None) -> str:
+    """The data directory that a command means, with a queue in it or not.
+
+    Every command decides it here, before it opens anything there: root becomes the folder's owner. Files of the caller's own
+    are opened before.
+    """
+    folder = data_dir or usual_folder()
+    become_owner(folder)
+    return folder
+
+
+def give_to_owner(path: str, folder: str | None) -> None:
+    """A folder that root has just made goes to the owner of the data directory, who is about to write into it."""
+    if os.geteuid() == 0 and folder is not None and os.path.isdir(folder):
+        found = os.stat(folder)
+        os.chown(path, found.st_uid, found.st_gid, follow_symlinks=False)
+
+
 def folder_of(data_dir: str | None) -> str:
     """A data directory with a queue in it. StoreError when there is none, or it is not for this user."""
-    folder = data_dir or usual_folder()
+    folder = server_folder(data_dir)
     if os.path.isdir(folder) and not os.access(folder, os.R_OK | os.X_OK):
         raise StoreError(
             f"the queue in {folder} is not yours to read: use the user that runs the server, or --data-dir"

@@ -8,12 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config.usual import usual_folder
 from ..daemon.pid import running_pid
 from ..errors import OptionError, StoreError
 from ..queue.control import ask
 from ..queue.shards import find_shards
-from .place import DataDir
+from .place import DataDir, server_folder
 from .terminal import say
 
 # Plugins and handlers of the new configuration are imported first.
@@ -27,7 +26,7 @@ def reload(
     ] = False,
 ) -> None:
     """Have the running server read its configuration again, for new sessions; exit 1 with the faults if it is refused."""
-    folder = data_dir or usual_folder()
+    folder = server_folder(data_dir)
     pid = running_pid(folder)
     if pid is None:
         raise StoreError(f"no server runs on {folder}: start `pillarbox serve`, or name its folder with --data-dir")

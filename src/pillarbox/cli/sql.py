@@ -9,13 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from ..config.usual import usual_folder
 from ..errors import OptionError
 from ..log.record import escape_controls
 from ..queue.look import ask_sql
 from ..queue.shared import ask_shared_sql
 from ..queue.whole import catch_up
-from .place import DataDir, QueueUrl, check_url
+from .place import DataDir, QueueUrl, check_url, server_folder
 from .terminal import json_text
 
 
@@ -40,7 +39,7 @@ def sql(
     if queue is not None and data_dir is None:
         columns, rows = ask_shared_sql(queue, text)
     else:
-        folder = data_dir or usual_folder()
+        folder = server_folder(data_dir)
         folder = folder if os.path.isdir(folder) else ""
         catch_up(folder)
         columns, rows = ask_sql(folder, text)

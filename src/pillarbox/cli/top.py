@@ -13,11 +13,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from ..config.usual import usual_folder
 from ..errors import StoreError
 from ..log.record import escape_controls
 from ..queue.shards import has_queue
 from ..queue.whole import ask_queue
+from .place import server_folder
 from .tables import age, size
 
 WAITING = ("queued", "deferred", "held")
@@ -31,7 +31,7 @@ def top(
     data_dir: Annotated[str | None, typer.Option("--data-dir", metavar="DIR", help="Folder of its queue.")] = None,
 ) -> None:
     """Watch the running server: rates, the queue, next hops, sessions; Ctrl-C ends it."""
-    folder = data_dir or usual_folder()
+    folder = server_folder(data_dir)
     console = Console(highlight=False)
     before: tuple[float, dict[str, Any]] | None = None
     seen = 0

@@ -6,7 +6,6 @@ The form that is expected is made from the option's type and bounds, and the doc
 from __future__ import annotations
 
 import difflib
-import re
 import types
 from collections.abc import Callable, Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
@@ -15,7 +14,9 @@ from annotated_types import Ge, Gt, Le, Lt
 from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
+from ..places import HIDDEN, hide_password
 from . import units
+from .secrets import mark_of
 
 _MAX_SHOWN = 200
 
@@ -111,13 +112,14 @@ def _bound_marks(annotation: Any, metadata: tuple[Any, ...]) -> Iterable[Any]:
             yield from _bound_marks(part, ())
 
 
-def fault_text(fault: Mapping[str, Any], field: FieldInfo, given: Any, *, is_secret: bool = False) -> str:
+def fault_text(fault: Mapping[str, Any], field: FieldInfo, given: Any) -> str:
     """One fault that pydantic found, in our words; `fault` is an element of `ValidationError.errors()`.
 
     `given` is the value as it was written: pydantic names what a unit became.
     """
     name = str(fault["loc"][0])
-    value = "***" if is_secret else _shown(name, given)
+    # Something that is no URL may be a password that stands in the wrong place.
+    value = HIDDEN if mark_of(field) is not None else _shown(name, given)
     said = str(fault["msg"])
     thing, form = expected(field)
     if fault["type"] == "value_error" and thing not in ("duration", "size", "path"):
@@ -131,7 +133,9 @@ def fault_text(fault: Mapping[str, Any], field: FieldInfo, given: Any, *, is_sec
 def _shown(name: str, value: Any) -> str:
     text = repr(value)
     if name in ("relay", "listen"):
-        text = re.sub(r"(//)[^'\"]*@", r"\1***@", text)
+        texts = value if isinstance(value, (list, tuple)) else [value]
+        text = ", ".join(repr(hide_password(one) if isinstance(one, str) else one) for one in texts)
+        text = f"[{text}]" if isinstance(value, (list, tuple)) else text
     return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
 
 

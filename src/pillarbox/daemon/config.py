@@ -17,10 +17,11 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from ..config.faults import fault_text, unknown_text
 from ..config.files import exposed_text, open_folder_text
+from ..config.secrets import shown_value
 from ..config.units import PathText, Seconds
 from ..errors import OptionError
-from ..options import SECRETS, Options
-from ..places import hide_password, parse_endpoint
+from ..options import Options
+from ..places import parse_endpoint
 from .environment import given_by, unknown_variables
 from .tomllines import key_lines
 
@@ -55,7 +56,8 @@ class DaemonOptions(BaseModel):
     )
     admin: str | None = Field(
         None,
-        description="HOST:PORT of the admin API and dashboard, or off; default: 127.0.0.1:8025, or a free port if that is taken",
+        description="HOST:PORT of the admin API and dashboard, or off; default: 127.0.0.1:8025, or a free port, with a warning, "
+        "if another process has that",
     )
     user: str | None = Field(
         None, description="USER or USER:GROUP to become once the ports are bound, for a start as root"
@@ -70,13 +72,23 @@ class DaemonOptions(BaseModel):
     )
 
     admin_hosts: list[str] = Field(
-        default_factory=list, description="names by which the admin API is called, beside its address and hostname"
+        default_factory=list,
+        description="additional Host header values that the admin API accepts; https://NAME for a TLS proxy in front of it",
     )
 
     @field_validator("admin_hosts", "python_path", mode="before")
     @classmethod
     def _listed(cls, value: Any) -> Any:
         return [value] if isinstance(value, (str, os.PathLike)) else value
+
+    @field_validator("admin_hosts")
+    @classmethod
+    def _check_admin_hosts(cls, value: list[str]) -> list[str]:
+        for text in value:
+            name = text.lower().removeprefix("https://")
+            if not name or any(c.isspace() or c in "/@?#" for c in name):
+                raise ValueError(f"{text!r}: expected NAME, NAME:PORT or https://NAME")
+        return value
 
     @field_validator("admin")
     @classmethod
@@ -355,7 +367,7 @@ def _faults_of(config: Config, error: ValidationError) -> list[Fault]:
         # Of the alternatives of a union one line is enough.
         setting = config.settings.get(key)
         shown = one["input"] if setting is None else setting.value
-        text = fault_text(one, known_keys()[key], shown, is_secret=key in SECRETS)
+        text = fault_text(one, known_keys()[key], shown)
         found.setdefault(key, Fault(config.place(key), text))
     return list(found.values())
 
@@ -465,7 +477,7 @@ def shown(config: Config) -> list[tuple[str, Any, str]]:
     """(option, value, where it came from) of every option; None for one that is not set. Secrets are not shown."""
     rows: list[tuple[str, Any, str]] = []
     judged = {**Options(**{**DEFAULTS, **config.options}).model_dump(exclude=set(NAMED)), **config.daemon.model_dump()}
-    for name in known_keys():
+    for name, field_ in known_keys().items():
         setting = config.settings.get(name)
         source = setting.source if setting is not None else "default"
         value = judged.get(name)
@@ -473,11 +485,10 @@ def shown(config: Config) -> list[tuple[str, Any, str]]:
             value = [one.get("use", "?") if isinstance(one, dict) else "?" for one in config.entries(name)]
         elif name == "authenticator":
             value = setting.value if setting is not None else None
-        elif name == "queue":
-            value = hide_password(value) if value else None
-        elif name in SECRETS:
-            source = config.place("relay_pass_file") or source if value is not None else source
-            value = None if value is None else "***"
+        else:
+            value = shown_value(field_, value)
+            if name == "relay_pass" and value is not None:
+                source = config.place("relay_pass_file") or source
         rows.append((name, value, source))
     return rows
 

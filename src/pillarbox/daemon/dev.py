@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import sys
 import tempfile
@@ -110,7 +111,10 @@ def _run(options: dict[str, Any], given: DevOptions, make_side: MakeSide) -> Non
             side = make_side(server, address, given.admin_hosts)
             await side.start()
             sides.append(side)
-            line += f", inbox: {side.login_url()}"
+            # A link that logs in is for a terminal, not for the log of a container.
+            is_shown = side.is_open or sys.stdout.isatty()
+            command = f"pillarbox admin --data-dir {shlex.quote(str(server.options.data_dir))}"
+            line += f", inbox: {side.login_url()}" if is_shown else f", inbox: {side.url} (`{command}` prints a link)"
         sys.stdout.write(line + "\n")
         sys.stdout.flush()
 

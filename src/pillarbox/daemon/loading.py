@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from importlib.metadata import entry_points
 from typing import Any
 
+from ..config.secrets import hide_options
 from ..delivery.handlers import Handler
 from ..errors import OptionError
 from ..options import parse_options
@@ -150,7 +151,7 @@ def _plugin(table: Any) -> tuple[str, Any]:
     use, options = table["use"], table.get("options", {})
     found = _find(use)
     if not isinstance(options, dict):
-        raise OptionError(f"key 'options': {options!r} is no table")
+        raise OptionError(f"key 'options': invalid value of type {type(options).__name__}: expected a table")
     alias = table.get("name", use.rpartition(":")[2])
     if not isinstance(alias, str) or not alias:
         raise OptionError(f"key 'name': {alias!r} is no name")
@@ -181,7 +182,7 @@ def _handler(table: Any) -> Handler:
     more = {key: table[key] for key in ("concurrency", "time_out_s", "in_thread") if key in table}
     callback, options = _find(table["use"]), table.get("options", {})
     if not isinstance(options, dict):
-        raise OptionError(f"key 'options': {options!r} is no table")
+        raise OptionError(f"key 'options': invalid value of type {type(options).__name__}: expected a table")
     if inspect.isclass(callback):
         callback = _made(table["use"], callback, options)
     elif options:
@@ -195,13 +196,16 @@ def _made(use: str, kind: Any, options: dict[str, Any]) -> Any:
     except Exception as error:
         raise OptionError(
             # Values may be secrets.
-            f"key 'use': {use} could not be made with {_named(options)}: {type(error).__name__}: {error}"
+            f"key 'use': {use} could not be made with {_named(options)}: {type(error).__name__}: "
+            + hide_options(str(error), options)
         ) from None
 
 
 def _check_keys(table: Any, known: tuple[str, ...]) -> None:
     if not isinstance(table, dict):
-        raise OptionError(f"{table!r} is no table: write [[plugins]] or [[handlers]], and the keys below")
+        raise OptionError(
+            f"invalid entry of type {type(table).__name__}: expected [[plugins]] or [[handlers]], and the keys below"
+        )
     for key in table:
         if key not in known:
             raise OptionError(f"key {key!r} is not known: there are {', '.join(known)}")

@@ -160,11 +160,18 @@ class LogHandler(logging.Handler):
 
     def _open(self) -> None:
         assert self._path is not None
-        fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o640)
+        flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | _no_follow(self._path)
+        fd = os.open(self._path, flags, 0o640)
         if self._fd >= 0:
             os.close(self._fd)
         status = os.fstat(fd)
         self._fd, self._file_id = fd, (status.st_dev, status.st_ino)
+
+    def give_to(self, uid: int, gid: int) -> None:
+        """Makes the log file that of the user who the server becomes. Never a file that has another name elsewhere."""
+        status = os.fstat(self._fd)
+        if stat.S_ISREG(status.st_mode) and status.st_nlink == 1:
+            os.fchown(self._fd, uid, gid)
 
     def _reopen_if_moved(self) -> None:
         now = time.monotonic()
@@ -180,6 +187,12 @@ class LogHandler(logging.Handler):
                 is_same = False
             if not is_same:
                 self._open()
+
+
+def _no_follow(path: str) -> int:
+    """For root: a link in a folder of another user leads where that user wants the log to be written."""
+    folder = os.path.dirname(os.path.abspath(path))
+    return os.O_NOFOLLOW if os.geteuid() == 0 and os.stat(folder).st_uid != 0 else 0
 
 
 def _lost_record(count: int) -> logging.LogRecord:
@@ -200,7 +213,7 @@ def _pieces(lines: list[bytes]) -> list[bytes]:
 
 def configure_logs(
     level: str, *, as_json: bool | None = None, stream: TextIO | None = None, path: str | None = None
-) -> None:
+) -> LogHandler:
     """Sets the root logger up. `as_json` None: text on a terminal, else JSON lines. `path`: a file in place of stderr."""
     stream = stream or sys.stderr
     handler = LogHandler(
@@ -212,3 +225,4 @@ def configure_logs(
     logging.getLogger("asyncio").setLevel("WARNING")
     # It tells of its start and end at "info", which our own ready line does already.
     logging.getLogger("uvicorn").setLevel("WARNING")
+    return handler

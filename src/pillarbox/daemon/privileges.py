@@ -1,4 +1,4 @@
-"""From root to somebody else, once the ports below 1024 are bound."""
+"""From root to another user, for good: a server once its ports are bound, a command before it opens a data directory."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pwd
 import sys
 from dataclasses import dataclass
 
-from ..errors import OptionError
+from ..errors import OptionError, StoreError
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,16 +57,53 @@ def become(identity: Identity, data_dir: str) -> None:
         raise OptionError(
             f"the data directory {data_dir} is not {identity.name}'s: chown -R {identity.name} {data_dir}"
         )
-    os.initgroups(identity.name, identity.gid)
-    os.setgid(identity.gid)
-    os.setuid(identity.uid)
-    if identity.uid and os.getuid() == 0:
-        raise OptionError(f"option 'user': still root after becoming {identity.name}")
+    try:
+        _change(identity)
+    except StoreError as error:
+        raise OptionError(f"option 'user': {error}") from None
+
+
+def become_owner(folder: str) -> None:
+    """Makes root the owner of a data directory of another user, for good. StoreError when that cannot be.
+
+    Its owner may put links, other files and other process ids there: root must not open, change or signal what it leads to.
+    """
+    if os.geteuid() != 0:
+        return
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return
+    if found.st_uid == 0:
+        return
+    try:
+        row = pwd.getpwuid(found.st_uid)
+        identity = Identity(row.pw_name, row.pw_uid, row.pw_gid)
+    except KeyError:
+        identity = Identity(str(found.st_uid), found.st_uid, found.st_gid)
+    try:
+        _change(identity)
+    except StoreError as error:
+        raise StoreError(f"{folder} belongs to {identity.name}, root does not work there: {error}") from None
+
+
+def _change(identity: Identity) -> None:
+    try:
+        if identity.name.isdigit():
+            os.setgroups([])
+        else:
+            os.initgroups(identity.name, identity.gid)
+        os.setgid(identity.gid)
+        os.setuid(identity.uid)
+    except OSError as error:
+        raise StoreError(f"cannot become {identity.name}: {error.strerror}") from None
+    if identity.uid and 0 in os.getresuid():
+        raise StoreError(f"still root after becoming {identity.name}")
     program = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     for path in (program, sys.executable):
         if not os.access(path, os.R_OK | os.X_OK):
-            raise OptionError(
-                f"option 'user': {identity.name} cannot read the program at {path}: install it where that user may, such as /opt"
+            raise StoreError(
+                f"{identity.name} cannot read the program at {path}: install it where that user may, such as /opt"
             )
     # Files of before are not this user's to see.
     os.environ.pop("HOME", None)

@@ -18,10 +18,10 @@ from .. import __version__
 from ..app import MailServer
 from ..config.usual import find_file
 from ..errors import OptionError, PillarboxError, StoreLockedError
-from ..log.kinds import OPERATOR, STARTED, STOPPED
+from ..log.kinds import OPERATOR, STOPPED
 from ..options import Options, parse_options
 from ..parts import RELOADABLE
-from ..places import Slot, hide_password
+from ..places import Slot
 from ..queue.whole import is_paused
 from ..server.limits import raise_descriptor_limit
 from ..server.tls import server_context
@@ -32,6 +32,7 @@ from .loading import resolve, without_code
 from .logs import configure_logs
 from .pid import claim
 from .privileges import become, find_identity
+from .ready import say_ready
 from .sockets import Row, bind_all, close_all, rows_of
 from .supervisor import Ready, Supervisor
 from .systemd import activated_sockets, as_listen, notify
@@ -64,6 +65,10 @@ class Side(Protocol):
     """What runs beside a server and looks at it: the admin API."""
 
     url: str
+    moved_from: str
+
+    @property
+    def is_open(self) -> bool: ...
 
     async def start(self) -> None: ...
 
@@ -134,10 +139,10 @@ def _open_log(daemon: DaemonOptions) -> None:
     """The log, whose file belongs to the user that the server becomes. OptionError when it cannot be written."""
     as_json = None if daemon.log_format == "auto" else daemon.log_format == "json"
     try:
-        configure_logs(daemon.log_level, as_json=as_json, path=daemon.log_file)
+        handler = configure_logs(daemon.log_level, as_json=as_json, path=daemon.log_file)
         if daemon.log_file is not None and daemon.user is not None and os.geteuid() == 0:
             identity = find_identity(daemon.user)
-            os.chown(daemon.log_file, identity.uid, identity.gid)
+            handler.give_to(identity.uid, identity.gid)
     except OSError as error:
         raise OptionError(f"option 'log_file': cannot write {daemon.log_file}: {error.strerror or error}") from None
 
@@ -199,7 +204,11 @@ class _Running:
         os.makedirs(server.options.data_dir, mode=0o700, exist_ok=True)
         self._side = self._make_side(server, address, self.config.daemon.admin_hosts)
         await self._side.start()
-        return {"admin": self._side.url, "login": self._side.login_url()}
+        shown = {"admin": self._side.url, "moved_from": self._side.moved_from}
+        if sys.stdout.isatty():
+            # Elsewhere it is kept: a link that logs in is no matter for a journal.
+            shown["login"] = self._side.login_url()
+        return shown
 
     async def stop_side(self, server: MailServer) -> None:
         """Ends it."""
@@ -350,7 +359,7 @@ class _Alone:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._begin, self._end, server)
         let_signals()
-        _say_ready(server.getsocknames(), server.options, 1, side)
+        say_ready(server.getsocknames(), server.options, 1, side)
 
     def _begin(self, action: Callable[[MailServer], Coroutine[Any, Any, None]], server: MailServer) -> None:
         self._tasks.append(asyncio.get_running_loop().create_task(action(server)))
@@ -404,7 +413,7 @@ def _supervise(running: _Running, options: Options, count: int, rows: list[Row],
     if left is not None:
         supervisor.take_over(left.pids, left.life)
     names = [_name(sock.getsockname()) for _, sock in rows[0]]
-    supervisor.run(lambda words: _say_ready(names, options, count, words))
+    supervisor.run(lambda words: say_ready(names, options, count, words))
 
 
 def _name(name: Any) -> tuple[str, int]:
@@ -473,27 +482,3 @@ def _settle_in() -> None:
     # The queue's writer shares the interpreter's lock with the loop: by default it may wait 5 ms for its turn, which is
     # longer than a commit takes. Measured with 20 sessions: a tenth more messages.
     sys.setswitchinterval(SWITCH_S)
-
-
-def _say_ready(names: Sequence[tuple[str, int]], options: Options, workers: int, side: Mapping[str, str]) -> None:
-    addresses = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}" for host, port in names]
-    listed = " ".join(addresses)
-    relay = ",".join(options.relay) or ("none, delivers to the MX" if options.direct else "none, mail stays queued")
-    several = f", workers: {workers}" if workers > 1 else ""
-    admin = f", admin: {side['admin']}" if side else ""
-    where = hide_password(options.queue) if options.queue else options.data_dir
-    sys.stdout.write(f"pillarbox: ready on {listed} (queue: {where}, relay: {relay}{several}{admin})\n")
-    if side:
-        sys.stdout.write(f"pillarbox: dashboard, for one log-in within ten minutes: {side['login']}\n")
-    sys.stdout.flush()
-    STARTED.write(
-        {
-            "version": __version__,
-            "pid": os.getpid(),
-            "workers": workers,
-            "listeners": addresses,
-            "data_dir": str(options.data_dir),
-            "queue": where if options.queue else None,
-        }
-    )
-    notify("READY=1", f"MAINPID={os.getpid()}", f"STATUS=listens on {listed}")

@@ -26,6 +26,9 @@ FIELDS: dict[str, Field] = {
     "uid": Field("user id of the process on the control socket"),
     "pid": Field("process id"),
     "admin": Field("address of the client of the admin API"),
+    "by": Field(
+        "which credential acted at the admin API: token, read-token, metrics-token, a browser session's id, or open (dev)"
+    ),
     "count": Field("number of messages that changed; in `repaired` the number of repairs"),
     "repairs": Field("what the device profile repaired, each with its number"),
     "peer": Field("address of the client"),

@@ -68,10 +68,10 @@ OPERATOR = Kind(
     _ADMIN,
     INFO,
     "an operator paused, resumed, held, released, retried, cancelled or deleted, reloaded, restarted or logged in",
-    "action via uid pid admin count next_hop queue_id filter",
+    "action via uid pid admin by count next_hop queue_id filter",
 )
 ADMIN_REFUSED = Kind(
-    "admin-refused", _ADMIN, WARNING, "a request to the admin API or dashboard was refused", "reason admin code path"
+    "admin-refused", _ADMIN, WARNING, "a request to the admin API or dashboard was refused", "reason admin by code path"
 )
 STARTED = Kind(
     "started", "pillarbox.daemon", INFO, "the server listens", "version pid workers listeners data_dir queue"

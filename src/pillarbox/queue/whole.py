@@ -114,11 +114,15 @@ def ask_queue(folder: str, request: dict[str, Any]) -> Any:
 def ask_all(folder: str, request: dict[str, Any]) -> Any:
     """One request to every shard of a data directory, and what they say together; blocks. Errors as in ask_shard."""
     answers: list[Any] = []
+    deadline = time.monotonic() + PATIENCE_S
     while True:
         found = [ask_shard(folder, shard, request) for shard in find_shards(folder)]
         answers += [answer for answer in found if answer is not GONE]
         if GONE not in found:
             return merge(request, answers)
+        if time.monotonic() > deadline:
+            raise StoreError(f"the queue in {folder} cannot be asked: its files appear and disappear")
+        time.sleep(_PAUSE_S)
         if request.get("verb") not in _CHANGING:
             # What was in the shard that is gone is in another now, which was asked before: all are asked again.
             answers.clear()

@@ -1,4 +1,7 @@
 "use strict";
+// The path of this browser's session; empty where no log-in is asked for. Kept for bookmarks: see enter.js.
+const root = document.documentElement.dataset.root;
+if (root) localStorage.setItem("pillarbox", root);
 // The dashboard's live parts. Everything comes from this server; nothing else is asked.
 const say = (text) => { const p = document.getElementById("said"); p.textContent = text; setTimeout(() => { if (p.textContent === text) p.textContent = ""; }, 6000); };
 
@@ -31,7 +34,7 @@ if (live) {
     fetchAgain();
     setTimeout(() => { isWaiting = false; if (isDue) happened(); }, 1000);
   };
-  new EventSource(`/api/events?names=${live.dataset.live}`).onmessage = happened;
+  new EventSource(`${root}/api/events?names=${live.dataset.live}`).onmessage = happened;
 }
 
 // ---- overview: counters and charts
@@ -74,10 +77,10 @@ function draw(samples) {
 async function refresh() {
   if (document.hidden) return;
   try {
-    const [samples, status] = await Promise.all([fetch("/samples").then((r) => r.json()), fetch("/api/status").then((r) => r.json())]);
+    const [samples, status] = await Promise.all([fetch(`${root}/samples`).then((r) => r.json()), fetch(`${root}/api/status`).then((r) => r.json())]);
     draw(samples);
     for (const one of document.querySelectorAll("[data-counter]")) one.textContent = status.counters[one.dataset.counter];
-    const page = new DOMParser().parseFromString(await (await fetch("/")).text(), "text/html");
+    const page = new DOMParser().parseFromString(await (await fetch(`${root}/`)).text(), "text/html");
     for (const part of document.querySelectorAll("table[data-part]")) {
       // Not under somebody's finger.
       const now = page.getElementById(part.id);
@@ -102,7 +105,7 @@ if (rows) {
   };
   const open = () => {
     if (source) source.close();
-    source = new EventSource(`/api/events?names=${encodeURIComponent(names.value)}&text=${encodeURIComponent(text.value)}`);
+    source = new EventSource(`${root}/api/events?names=${encodeURIComponent(names.value)}&text=${encodeURIComponent(text.value)}`);
     source.onmessage = (e) => add(JSON.parse(e.data));
   };
   names.addEventListener("change", open);
