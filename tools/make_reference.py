@@ -150,7 +150,8 @@ def simplesmtp_page() -> str:
 # Example values of fields, for the lines that the page shows.
 SAMPLE: dict[str, Any] = {
     "reason": "relay-denied", "stage": "rcpt", "session": "smx3xqp4l-1f", "queue_id": "1M7R9K3ZQ0VXWB2C", "original": None,
-    "dsn_id": "1M7R9K5A10VXWB2D", "action": "hold", "via": "socket", "uid": 0, "pid": 4711, "admin": "127.0.0.1", "count": 3,
+    "dsn_id": "1M7R9K5A10VXWB2D", "action": "hold", "via": "socket", "uid": 0, "pid": 4711, "admin": "127.0.0.1",
+    "by": "token", "count": 3,
     "peer": "192.0.2.7", "port": 49152, "listener": "198.51.100.1:25", "code": 550, "dsn": "5.7.1", "mechanism": "PLAIN",
     "tls": "TLSv1.3/TLS_AES_256_GCM_SHA384", "size": 4321, "recipients": 1, "relay": "mx.example.net[203.0.113.9]:25",
     "next_hop": "mx:example.net", "delay": 0.412, "delays": "0.01/0/0.2/0.202", "attempt": 1, "due_in": None,
@@ -171,7 +172,7 @@ OF_KIND: dict[str, dict[str, Any]] = {
     "logged-in": {"user": "me@example.org"},
     "login-failed": {"reason": "bad-credentials", "user": "me@example.org"},
     "dsn-queued": {"action": "failed", "to": "me@example.org"},
-    "operator": {"admin": None, "next_hop": None, "queue_id": None},
+    "operator": {"admin": None, "by": None, "next_hop": None, "queue_id": None},
     "admin-refused": {"reason": "bad-credentials", "code": 401},
     "queued": {"to": ["you@example.net"]},
     "disconnected": {"error": "QUIT"},
