@@ -26,6 +26,7 @@ FLOORS: list[set[str]] = [
     {"options"},
     {"events", "queue", "dns"},
     {"server", "delivery", "plugins", "capture"},
+    {"checks"},
     {"parts", "eventside", "webhook", "option_types"},
     {"keywords"},
     {"explain"},

@@ -17,6 +17,7 @@ from .delivery.route import HANDLER, MX, NOWHERE, RELAY, UNMATCHED, WHY_UNMATCHE
 from .events.session import Endpoint, Session
 from .places import LOGIN_SCHEMES
 from .plugins.dnsbl import DnsblPlugin
+from .plugins.recipient_verify import RecipientVerifyPlugin
 from .plugins.sender_verify import SenderVerifyPlugin
 from .plugins.simple import RelayRule, may_send_as
 from .queue.model import ACTIVE, Query
@@ -26,7 +27,7 @@ from .smtp.reply import Reply
 if TYPE_CHECKING:
     from .parts import Parts
 
-_BUILT_IN = ("simple", "greeting", "dnsbl", "sender_verify")
+_BUILT_IN = ("simple", "greeting", "dnsbl", "sender_verify", "recipient_verify")
 _GRAMMAR = Grammar(is_strict=False)
 _LAST_OUTCOMES = 3
 # Verdicts of a step that end the story, the first of them tells the reason.
@@ -115,6 +116,7 @@ class Explainer:
         self._senders(story, session, sender)
         await self._sender_verify(story, session, sender)
         self._relay_rule(story, session, address)
+        await self._recipient_verify(story, session, address)
         self._plugins(story)
         if story.reply is None:
             story.reply = "250 2.1.5 Recipient OK"
@@ -161,7 +163,7 @@ class Explainer:
         return session
 
     async def _dns_lists(self, story: Story, peer: str) -> None:
-        plugin = self._parts.dispatcher.pipeline.get("dnsbl") or self._parts.make_dnsbl()
+        plugin = self._parts.dispatcher.pipeline.get("dnsbl") or self._parts.checks.dnsbl()
         if not isinstance(plugin, DnsblPlugin):
             return
         decided, verdicts = await plugin.judge(peer)
@@ -190,7 +192,7 @@ class Explainer:
             story.tell("sender", "passes", f"{session.username} may send as {named}")
 
     async def _sender_verify(self, story: Story, session: Session, sender: str | None) -> None:
-        plugin = self._parts.dispatcher.pipeline.get("sender_verify") or self._parts.make_sender_verify()
+        plugin = self._parts.dispatcher.pipeline.get("sender_verify") or self._parts.checks.sender_verify()
         if not isinstance(plugin, SenderVerifyPlugin):
             return
         reply, error = await plugin.judge(sender)
@@ -224,6 +226,14 @@ class Explainer:
             story.tell("relay rule", "passes", ours)
         else:
             story.tell("relay rule", "passes", f"{ours}; this client may relay")
+
+    async def _recipient_verify(self, story: Story, session: Session, address: str) -> None:
+        plugin = self._parts.dispatcher.pipeline.get("recipient_verify")
+        if not isinstance(plugin, RecipientVerifyPlugin):
+            return
+        refusal, said = await plugin.judge(session, address)
+        if refusal is not None:
+            story.refuse("recipient_verify", refusal, f"the next hop says {said}")
 
     def _plugins(self, story: Story) -> None:
         names = [name for name in self._parts.dispatcher.pipeline.list() if name not in _BUILT_IN]

@@ -55,6 +55,8 @@ class MailServerOptions(TypedDict, total=False):
     recipients: str | Sequence[str] | None
     """addresses of domains that exist: USER@DOMAIN, PATTERN*@DOMAIN or @DOMAIN; all others of domains are refused at
     RCPT; empty: all exist"""
+    verify_recipients: bool
+    """ask the relay at RCPT whether it takes a recipient in domains, and refuse what it refuses"""
     allow_untrusted_routing: bool
     """strangers may send to u%host@DOMAIN, host!u@DOMAIN and the like, and a next hop gets them"""
     postmaster: str | None

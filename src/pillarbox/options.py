@@ -84,6 +84,9 @@ class Options(BaseModel):
         description="addresses of domains that exist: USER@DOMAIN, PATTERN*@DOMAIN or @DOMAIN; all others of domains are "
         "refused at RCPT; empty: all exist",
     )
+    verify_recipients: bool = Field(
+        False, description="ask the relay at RCPT whether it takes a recipient in domains, and refuse what it refuses"
+    )
     allow_untrusted_routing: bool = Field(
         False, description="strangers may send to u%host@DOMAIN, host!u@DOMAIN and the like, and a next hop gets them"
     )

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from typing import Any
 
 from .capture.inbox import CAPTURED, Inbox
+from .checks import CheckPlugins
 from .clock import Clock, UidSource
 from .config.units import interval_s
 from .delivery.bounce import BounceMaker
@@ -30,8 +31,6 @@ from .events.dispatch import Dispatcher
 from .events.pipeline import SIMPLE
 from .options import Options, parse_networks
 from .places import Slot
-from .plugins.dnsbl import DnsblPlugin
-from .plugins.sender_verify import SenderVerifyPlugin
 from .plugins.simple import Greeting, RelayRule, Simple
 from .queue.adopt import Adopter
 from .queue.commit import GroupCommit
@@ -428,28 +427,20 @@ class Parts:
         self.scheduler.wake()
         return message.uid
 
-    def make_dnsbl(self) -> DnsblPlugin | None:
-        """The plugin that asks DNS lists, where options want it."""
-        options = self.options
-        if not options.dnsbl_enable:
-            return None
-        allow, tell = parse_networks(options.dnsbl_allow), self.dispatcher.post
-        return DnsblPlugin(self.resolver, self.clock, options.dnsbl, allow, options.dnsbl_time_out, tell)
-
-    def make_sender_verify(self) -> SenderVerifyPlugin | None:
-        """The plugin that looks at senders, where options want it."""
-        wanted = self.options.sender_verify
-        return SenderVerifyPlugin(self.resolver, wanted, self.dispatcher.post) if wanted else None
+    @property
+    def checks(self) -> CheckPlugins:
+        """Makes the checks that the present options ask for."""
+        return CheckPlugins(
+            self.options, self.clock, self.resolver, self.dispatcher.post, self.rule, self.router, self._relay_client
+        )
 
     def _fill_pipeline(self) -> None:
         """The program's plugins first, then what options ask for, then the built-in behaviour."""
         options, pipeline = self.options, self.dispatcher.pipeline
         for alias, plugin in options.plugins.items():
             pipeline.push(alias, plugin)
-        if (lists := self.make_dnsbl()) is not None:
-            pipeline.push("dnsbl", lists)
-        if (verify := self.make_sender_verify()) is not None:
-            pipeline.push("sender_verify", verify)
+        for alias, check in self.checks.all():
+            pipeline.push(alias, check)
         if options.options.get("trace"):
             self.dispatcher.subscribers.register(wiretap.log_event, ["all"])
         greeting = Greeting(options.hostname, options.version) if options.handle_connects else None

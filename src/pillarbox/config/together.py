@@ -50,6 +50,8 @@ def doubts(options: Any) -> Iterator[str]:
         for name in ("port", "address"):
             if name in options.model_fields_set:
                 yield f"{name} has no effect beside listen: write HOST:PORT into listen and leave {name} out"
+    if options.verify_recipients and not (options.relay and options.domains_via == "relay"):
+        yield 'verify_recipients has no effect: it asks the relay, so give relay and domains_via = "relay"'
     if options.relay_user and not options.relay:
         yield "relay_user is given without relay: name the smart host that it is for"
     offers = options.auth_file or options.authenticator is not None

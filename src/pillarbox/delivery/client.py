@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import ssl
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -157,6 +158,13 @@ class ClientConnection(asyncio.Protocol):
             raise ConnectFault(Reply(451, "4.4.2", "Connection lost"), self.smtp.stage)
         self.is_open = True
         self.idle_since = self._clock.monotonic()
+
+    @property
+    def may_go_in_clear(self) -> bool:
+        """True when mail may go without TLS where TLS has failed. RFC 7435: under "may" only, and never with AUTH."""
+        settings = self._settings
+        is_optional = settings.policy is TlsPolicy.MAY and settings.credentials is None
+        return is_optional and not self.target.is_tls and not self.is_fallback
 
     def _remember_tls(self) -> None:
         context, transport = self._settings.context, self._transport
@@ -452,6 +460,21 @@ class ClientConnection(asyncio.Protocol):
             self._owner.connection_closed(self)
             if self._transport is not None:
                 self._transport.close()
+
+
+async def open_optional_tls(new: Callable[[], ClientConnection], *, with_tls: bool = True) -> ClientConnection:
+    """Opens a connection of `new`; in clear when TLS fails and is optional (`is_fallback`). Raises ConnectFault."""
+    connection = new()
+    try:
+        await connection.open(with_tls=with_tls)
+    except ConnectFault as fault:
+        if not (fault.is_handshake and with_tls and connection.may_go_in_clear):
+            raise
+        # RFC 7435: opportunistic means that a broken TLS is no worse than none. Logged, and never with AUTH.
+        _log.warning("%s: TLS failed, sending in clear: %s", connection.target.name, fault)
+        connection = new()
+        await connection.open(with_tls=False)
+    return connection
 
 
 def _deferring(reply: Reply) -> Reply:

@@ -13,11 +13,10 @@ from typing import Protocol
 from ..clock import Clock
 from ..smtp.client import Stage
 from ..smtp.reply import Reply
-from .client import ClientConnection, ConnectFault, Owner
+from .client import ClientConnection, ConnectFault, Owner, open_optional_tls
 from .pool import Pool, Rank, Seeker
 from .route import MX, Target
 from .terms import LaneSettings
-from .tlspolicy import TlsPolicy
 
 _log = logging.getLogger("pillarbox.delivery")
 # A host whose TLS failed under "may" gets mail in clear for this long.
@@ -80,15 +79,9 @@ class Opener:
         """The server takes no mail at the moment: others of the next hop are tried first."""
         self._bad[target] = self._clock.monotonic() + BAD_S
 
-    def may_go_in_clear(self, connection: ClientConnection) -> bool:
-        """True when mail may go without TLS where TLS has failed. RFC 7435: under "may" only, and never with AUTH."""
-        settings = self._settings.client
-        is_optional = settings.policy is TlsPolicy.MAY and settings.credentials is None
-        return is_optional and not connection.target.is_tls and not connection.is_fallback
-
     def may_leave_out_tls(self, connection: ClientConnection) -> bool:
         """True when TLS is on, no mail has gone through it yet, and it is optional."""
-        return connection.smtp.is_tls and not connection.taken and self.may_go_in_clear(connection)
+        return connection.smtp.is_tls and not connection.taken and connection.may_go_in_clear
 
     def has_other(self, tried: Collection[Target]) -> bool:
         """True when the next hop has a server that is not among these."""
@@ -198,17 +191,9 @@ class Opener:
 
     async def _open_to(self, target: Target) -> ClientConnection:
         with_tls = self._no_tls.get(target, 0.0) <= self._clock.monotonic()
-        connection = self._new(target)
-        try:
-            await connection.open(with_tls=with_tls)
-        except ConnectFault as fault:
-            if not (fault.is_handshake and with_tls and self.may_go_in_clear(connection)):
-                raise
-            # RFC 7435: opportunistic means that a broken TLS is no worse than none. Remembered, said, never with AUTH.
-            _log.warning("%s: TLS failed, sending in clear: %s", target.name, fault)
+        connection = await open_optional_tls(lambda: self._new(target), with_tls=with_tls)
+        if with_tls and connection.is_fallback:
             self.note_broken_tls(target)
-            connection = self._new(target)
-            await connection.open(with_tls=False)
         return connection
 
     def _new(self, target: Target) -> ClientConnection:

@@ -84,6 +84,10 @@ class Router:
             return self.relay.key
         return MX + comparable_domain(domain) if domain and self.is_direct else NOWHERE
 
+    def relay_targets(self) -> tuple[Target, ...]:
+        """The smart hosts, in order."""
+        return self.relay.targets if self.relay is not None else ()
+
     def takes_ours(self, address: str) -> bool:
         """True when mail for this address of an own domain has a route: a handler, or the relay if `domains_via` allows."""
         return (self.relay is not None and self.is_own_relayed) or self.find_handler(address) is not None

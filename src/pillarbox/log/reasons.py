@@ -17,6 +17,7 @@ REASONS: dict[str, str] = {
     "auth-cancelled": "the client cancelled or broke the exchange",
     "auth-fault": "the authenticator failed",
     "dnsbl": "a DNS blocklist lists the client",
+    "recipient-unverified": "`verify_recipients`: the relay could not be asked, or deferred the recipient",
     "sender-unverified": "the sender's domain or mailbox does not exist or does not answer",
     "talked-early": "the client sent before the greeting",
     "content-refused": "a plugin refused the content",

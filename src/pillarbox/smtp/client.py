@@ -266,6 +266,9 @@ class ClientProtocol:
         self.is_idle = self.can_start = False
         self._mails += 1
         self._open.append(transaction)
+        if transaction.is_probe:
+            # A connection for probes only: each reply decides whether there is a next command.
+            self._is_pipelining = False
         expected = self._expected
         expected.append((_MAIL, transaction, 0))
         if self._is_pipelining:
@@ -315,6 +318,8 @@ class ClientProtocol:
             return
         if index + 1 < len(transaction.recipients):
             self._send_rcpt(transaction, index + 1)
+        elif transaction.is_probe:
+            self._finish(transaction)
         elif transaction.has_accepted:
             self._send_data(transaction)
         else:

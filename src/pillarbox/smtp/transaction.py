@@ -74,6 +74,8 @@ class Transaction:
     tag: object = None
     size_bytes: int = 0
     is_plain: bool = False
+    # Ends with the reply to RCPT and sends no content. `outcomes` stay None for recipients that were accepted.
+    is_probe: bool = False
     outcomes: list[Outcome | None] = field(init=False)
     is_content_sent: bool = False
     is_content_begun: bool = False
