@@ -273,7 +273,12 @@ class SmtpServer:
         server, loop = self.mail_server, self._loop
         if loop is None or self._thread is None or not self._thread.is_alive():
             raise StateError("this server does not run any more")
-        return asyncio.run_coroutine_threadsafe(work(server), loop)
+
+        async def run() -> Any:
+            # `work` is called in the server's loop, too: MailServer refuses calls from another thread.
+            return await work(server)
+
+        return asyncio.run_coroutine_threadsafe(run(), loop)
 
     def _on_inbox(self, work: Callable[[Inbox], Coroutine[Any, Any, Any]]) -> Any:
         return self._future(lambda server: work(server.inbox))
