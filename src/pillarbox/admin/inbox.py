@@ -36,8 +36,8 @@ ROWS = (
     ),
     Row("GET", "/api/inbox/{uid}", "inbox_get", "One message: envelope, headers, text, HTML, attachments", "message", {}),
     Row(
-        "DELETE", "/api/inbox", "inbox_clear", "Deletes the messages that match (everything=1 for all)", "{deleted: [uid]}",
-        {**_FILTERS, "everything": "1: every message"},
+        "DELETE", "/api/inbox", "inbox_clear", "Deletes the messages that match; without a filter all of them", "{deleted: [uid]}",
+        {**_FILTERS, "everything": "1: every message, as without a filter"},
     ),
     Row("DELETE", "/api/inbox/{uid}", "inbox_delete", "Takes one message out", "{deleted: [uid]}", {}),
     Row("POST", "/api/inbox/{uid}/release", "inbox_release", "Sends it on its way, through the relay", "{released}", {}),
@@ -112,8 +112,8 @@ class InboxApi:
         wanted = _wanted(request, ("everything",))
         if any(not text for text in request.query_params.values()):
             raise ValueError("delete: a filter is empty: it would mean every message")
-        if wanted == Wanted() and request.query_params.get("everything") != "1":
-            raise ValueError("delete: name messages by a filter, or say everything=1")
+        if request.query_params.get("everything", "1") != "1":
+            raise ValueError("delete: invalid everything: expected 1, or no filter at all for every message")
         return JSONResponse({"deleted": await self._server.inbox.delete(wanted=wanted)})
 
     async def inbox_delete(self, request: Request) -> Response:

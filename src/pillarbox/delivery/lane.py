@@ -1,8 +1,7 @@
 """A lane: one next hop's waiting work, its connections and its back-off.
 
-A lane feeds connections as they become free (also ahead of a final reply, under PIPELINING), opens more while work
-waits, and stops when its next hop is in trouble: then one message probes it, at growing pauses, and all others stay in
-the queue. Must not know the store, nor other lanes.
+A lane feeds connections as they become free (also ahead of a final reply, under PIPELINING) and opens more while work
+waits. In trouble one message probes the next hop; all others stay in the queue. Must not know the store, nor other lanes.
 """
 
 from __future__ import annotations
@@ -95,6 +94,11 @@ class Lane:
         return self._lanes.pool.held_by(self)
 
     @property
+    def wanted(self) -> int:
+        """As `connections`, with those that wait for a place: the limit over all nodes counts them."""
+        return len(self._connections) + len(self._opening)
+
+    @property
     def is_idle(self) -> bool:
         """True when nothing is known or done here that a new lane would not know or do."""
         is_doing = self._waiting or self._connections or self._opening or self._busy
@@ -153,7 +157,7 @@ class Lane:
         return self._waiting.take(uids)
 
     def forget_backoff(self) -> None:
-        """Probe now."""
+        """Probes the next hop now."""
         self._back_off.forget_pause()
 
     def _return(self, work: Work) -> None:
@@ -183,7 +187,7 @@ class Lane:
         if not works or self._is_stopping or self._patience.is_waiting:
             return
         limit = 1 if self._back_off.is_on else self._width.now(self._limit)
-        there = len(self._connections) + len(self._opening)
+        there = self.wanted
         if there >= limit or self._width.is_enough(len(works), len(self._connections)):
             return
         if self._patience.interval_s:
@@ -208,8 +212,6 @@ class Lane:
         self._opening.discard(task)
         if not task.cancelled() and task.exception() is not None:
             _log.error("%s: opening a connection failed", self.key, exc_info=task.exception())
-
-    # -------------------------------------------------------------- connections
 
     async def _open(self) -> None:
         first: Course | None = self._waiting.works[0].course if self._waiting else None
@@ -248,17 +250,16 @@ class Lane:
 
     def _connect_failed(self, fault: ConnectFault) -> None:
         self._back_off.fault = fault.reply
-        if others := len(self._connections) + len(self._opening):
+        if others := self.wanted:
             # It serves us on other connections, or is about to: perhaps it wants no more of them.
             self._width.refused(others)
             return
-        stage = fault.stage.value
         work = self._waiting.pop() if self._waiting else None
         self._go_down()
         if work is not None:
             # The one that asked for the connection has had an attempt; the others have not.
             work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
-            work.results = [Result(r, fault.reply, stage) for r in work.recipients]
+            work.results = [Result(r, fault.reply, fault.stage.value) for r in work.recipients]
             self._finish_kept(work)
         self._return_all()
 

@@ -160,9 +160,9 @@ class Lanes:
         return self._turns.take(key, self._ways.limits.interval_s, self._clock.monotonic())
 
     def in_use(self, key: str) -> int:
-        """Connections to a next hop that are open or being opened."""
+        """Connections to a next hop that are open, being opened, or about to be."""
         lane = self._lanes.get(key)
-        return lane.connections if lane is not None else 0
+        return lane.wanted if lane is not None else 0
 
     def feed(self, key: str) -> None:
         """There are slots for it, or turns."""

@@ -67,6 +67,10 @@ class Slots:
         self._denied: dict[str, float] = {}
         # Where the others see us as hungry, and leave room: until we have asked again, or said that we want no more.
         self._hungry: set[str] = set()
+        # What the running request said: until its answer, a lane keeps to that. The store may give the rest to another node.
+        self._in_flight: dict[str, int] = {}
+        # Lanes that were kept to it.
+        self._kept_to: set[str] = set()
         self._timer: Timer | None = None
         self._asking: asyncio.Task[None] | None = None
         self._is_stopped = False
@@ -74,6 +78,10 @@ class Slots:
     def allowed(self, next_hop: str, wanted: int) -> int:
         """How many connections a lane may have; asks for more when it wants more."""
         granted = self._granted.get(next_hop, 0)
+        if (said := self._in_flight.get(next_hop, granted)) < granted:
+            if wanted > said:
+                self._kept_to.add(next_hop)
+            return said
         if wanted > granted and wanted > self._wanted.get(next_hop, 0):
             is_new = next_hop not in self._wanted
             self._wanted[next_hop] = min(wanted, self.limit)
@@ -152,6 +160,7 @@ class Slots:
             slots = store.lease_slots(wants, limit)
             return slots, store.lease_turns(missing, interval_s) if missing and interval_s else {}
 
+        self._in_flight = {hop: want for hop, (want, _) in wants.items()}
         try:
             granted, turns = await self._commit.run(work)  # type: ignore[arg-type]
         except StoreError as error:
@@ -159,7 +168,12 @@ class Slots:
             self._wanted = {**wanted, **self._wanted}
             self._wanted_turns = {**wanted_turns, **self._wanted_turns}
             return
+        finally:
+            self._in_flight = {}
         self._take_slots(wants, wanted, granted)
+        kept_to, self._kept_to = self._kept_to, set()
+        for hop in kept_to:
+            self._on_grant(hop)
         if interval_s == self._interval_s:
             self._take_turns(turns)
 
