@@ -36,7 +36,7 @@ ROWS = (
     ),
     Row("GET", "/api/inbox/{uid}", "inbox_get", "One message: envelope, headers, text, HTML, attachments", "message", {}),
     Row(
-        "DELETE", "/api/inbox", "inbox_clear", "Deletes the messages that match; without a filter all of them", "{deleted: [uid]}",
+        "DELETE", "/api/inbox", "inbox_clear", "Deletes the messages that match; without one all of them", "{deleted: [uid]}",
         {**_FILTERS, "everything": "1: every message, as without a filter"},
     ),
     Row("DELETE", "/api/inbox/{uid}", "inbox_delete", "Takes one message out", "{deleted: [uid]}", {}),
