@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from pillarbox.config.faults import kind_of
+from pillarbox.config.reloadable import RELOADABLE
 from pillarbox.daemon.config import DaemonOptions
 from pillarbox.events.catalogue import CATALOGUE
 from pillarbox.log.fields import FIELDS
@@ -19,7 +20,6 @@ from pillarbox.log.kinds import KINDS, QUEUED
 from pillarbox.log.reasons import REASONS
 from pillarbox.log.record import format_fields, format_json
 from pillarbox.options import Options
-from pillarbox.parts import RELOADABLE
 from pillarbox.smtp.command import COMMANDS
 from pillarbox.smtp.extension import EXTENSIONS
 from pillarbox.smtp.state import TRANSITIONS

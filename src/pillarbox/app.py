@@ -21,6 +21,7 @@ from typing import IO, Any, Self, TypeVar, Unpack, overload
 from .capture.inbox import Inbox
 from .clock import Clock, SystemClock, loop_factory
 from .config.files import check_folder
+from .config.reloadable import RELOADABLE
 from .delivery.handlers import Handler, Handlers, Item, check_match, parse_handlers
 from .errors import DuplicateUidError, ListenError, OptionError, StateError
 from .events import catalogue as e
@@ -33,7 +34,7 @@ from .keywords import EnqueueKeywords, HandlerKeywords, QueryKeywords, ServerKey
 from .mail.content import Content
 from .option_types import MailServerOptions
 from .options import Options, help_text, parse_options
-from .parts import RELOADABLE, Parts
+from .parts import Parts
 from .places import Slot
 from .queue.control import make_query
 from .queue.enqueue import Stamp, build_message, parse_enqueue

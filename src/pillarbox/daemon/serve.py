@@ -16,11 +16,11 @@ from typing import Any, Protocol
 
 from .. import __version__
 from ..app import MailServer
+from ..config.reloadable import RELOADABLE
 from ..config.usual import find_file
 from ..errors import OptionError, PillarboxError, StoreLockedError
 from ..log.kinds import OPERATOR, STOPPED
 from ..options import Options, parse_options
-from ..parts import RELOADABLE
 from ..places import Slot
 from ..queue.whole import is_paused
 from ..server.limits import raise_descriptor_limit
