@@ -1,5 +1,5 @@
 # Each target does all the set-up that it needs.
-.PHONY: help serve test lint format bench bench-quick bench-page bench-shared faults cluster sim mutants fuzz docs coverage clean
+.PHONY: help serve test lint format bench bench-quick bench-page bench-shared faults cluster sim mutants fuzz docs coverage audit clean
 BIN := .venv/bin
 RELAY ?=
 ARGS ?=
@@ -18,6 +18,7 @@ help:
 	@echo "make sim                       2,000 simulated worlds, each from a seed: three minutes"
 	@echo "make mutants                   planted faults, found by the simulation; ARGS=--all: every one, found by the suite"
 	@echo "make fuzz                      a coverage-guided fuzzer (atheris) on every parser, a minute each"
+	@echo "make audit                     known holes in the installed versions; wants the advisory database, no part of CI"
 	@echo "make docs                      generate docs/reference from the code"
 
 .venv/.installed: pyproject.toml
@@ -50,6 +51,9 @@ lint: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest tests/test_architecture.py
+
+audit: .venv/.installed
+	@sh tools/audit.sh
 
 format: .venv/.installed
 	$(BIN)/ruff check --fix .
