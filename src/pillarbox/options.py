@@ -235,7 +235,9 @@ class Options(BaseModel):
         1.0, ge=0, description="pause before the next command of a client not trusted after each refused one beyond 10"
     )
     max_errors: int = Field(20, ge=1, description="refused commands of one session, then 421")
-    max_junk: int = Field(100, ge=1, description="NOOP, RSET, VRFY and the like between two messages, then 421")
+    max_junk: int = Field(
+        100, ge=1, description="NOOP, RSET, VRFY and such between two messages, then 421; EHLO counts a tenth"
+    )
     client_time_out: Seconds = Field(
         300.0, gt=0, description="seconds for a command, and between two pieces of content"
     )

@@ -76,9 +76,21 @@ def test_only_the_culprit_fails(tmp_path: Path) -> None:
         with pytest.raises(ZeroDivisionError):
             await commit.read(lambda r: 1 // 0)
         assert (await accepted(commit, message("A")))[0].__class__ is DuplicateUidError
-        assert commit.last_error is not None
+        assert commit.last_error is None, "a uid that is queued already is no fault of the store"
         await commit.stop()
         store.close()
+
+    run_async(main)
+
+
+def test_fault_of_the_store_is_kept_beside_a_duplicate_and_forgotten_after_one() -> None:
+    async def main() -> None:
+        commit = GroupCommit(MemoryStore())
+        fault, duplicate = StoreError("disk full"), DuplicateUidError("queued already")
+        commit._note([duplicate, None, fault])
+        assert commit.last_error is fault
+        commit._note([duplicate])
+        assert commit.last_error is None
 
     run_async(main)
 

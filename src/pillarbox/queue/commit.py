@@ -433,11 +433,13 @@ class GroupCommit:
             self._idle.clear()
 
     def _note(self, errors: list[BaseException | None]) -> None:
-        failed = next((error for error in errors if isinstance(error, StoreError)), None) if any(errors) else None
-        if isinstance(failed, DuplicateUidError):
-            # What a caller of enqueue(uid=...) asks for: its message is there already.
-            _log.info("queue: %s", failed)
-            return
+        failed = None
+        for error in errors if any(errors) else ():
+            if isinstance(error, DuplicateUidError):
+                # A caller of enqueue(uid=...) asks for this answer; the store is sound.
+                _log.info("queue: %s", error)
+            elif isinstance(error, StoreError):
+                failed = failed or error
         if failed is not None and str(failed) != str(self.last_error):
             _log.error("%s", failed)
         self.last_error = failed

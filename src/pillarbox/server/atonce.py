@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from ..events.catalogue import Response
 from ..events.dispatch import Parked, Verdict
-from ..smtp.command import Command
+from ..smtp.command import JUNK, Command
 from ..smtp.reply import Reply
 from ..smtp.rules import MAX_KNOWN
 from ..smtp.state import MOVES, State
-from .commands import EVENT_NAMES, EVENTS, JUNK
+from .commands import EVENT_NAMES, EVENTS, JUNK_OF
 from .effects import AT_ONCE, EFFECTS
 from .owed import Owed
 from .response import settle
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from .intake import Intake
 
 _CLOSED, _CONTENT = State.CLOSED, State.CONTENT
-Way = tuple[Command, dict[State, State], Any, Any, bool, Any]
+Way = tuple[Command, dict[State, State], Any, Any, int, Any]
 # Stands for the end of content where a reply's command is asked for.
 END = Command(".", "")
 
@@ -52,7 +52,7 @@ class AtOnce(Owed):
     _pumping: bool
     # Parked: nothing is taken from the protocol until whoever parked it goes on.
     _waiting: bool
-    # Dispatcher.ways: by whole lines, the command, what it moves, its answer, effect, whether it is junk, and its event.
+    # Dispatcher.ways: by whole lines, the command, what it moves, its answer, effect, its junk, and its event.
     _ways: dict[bytes, Way]
     content_bytes: int
     facts: Session
@@ -83,19 +83,19 @@ class AtOnce(Owed):
         if self._is_between:
             way = self._ways.get(data)
             if way is not None:
-                command, moves, answer, effect, is_junk, event_of = way
+                command, moves, answer, effect, junk, event_of = way
                 protocol = self.protocol
                 following = moves.get(protocol.state)
                 if following is not None:
                     if answer is None:
                         self._is_between = False
-                        if is_junk and self._is_too_much_junk():
+                        if junk and self._is_too_much_junk(junk):
                             self._receive(data)
                         else:
                             self._offer(command, following, event_of(self.facts, command), effect)
                         return
                     reply = answer if answer.__class__ is Reply else answer(self.facts, command)
-                    if reply.code < 400 and not (is_junk and self._is_too_much_junk()):
+                    if reply.code < 400 and not (junk and self._is_too_much_junk(junk)):
                         self.commands += 1
                         self._connection.write(protocol.pass_to(following, reply))
                         effect(self, command, reply)
@@ -141,11 +141,11 @@ class AtOnce(Owed):
             settle(self, shown, reply, self._send, seen)  # type: ignore[arg-type]
         self._end_pump()
 
-    def _is_too_much_junk(self) -> bool:
-        """Counts one more, if it is not."""
-        if self._junk >= self._context.options.max_junk:
+    def _is_too_much_junk(self, junk: int) -> bool:
+        """Adds a command's junk, if it does not pass the bound."""
+        if self._junk + junk > self._context.options.max_junk * JUNK:
             return True
-        self._junk += 1
+        self._junk += junk
         return False
 
     def _answer_at_once(self, command: Command) -> bool:
@@ -155,13 +155,12 @@ class AtOnce(Owed):
         direct answers.)
         """
         verb = command.verb
-        direct, is_junk = self._dispatcher.direct[EVENT_NAMES[verb]], verb in JUNK
+        direct, junk = self._dispatcher.direct[EVENT_NAMES[verb]], JUNK_OF[verb]
         if direct is None:
             return False
         reply = direct if direct.__class__ is Reply else direct(self.facts, command)  # type: ignore[operator]
-        if reply.code >= 400 or (is_junk and self._junk >= self._context.options.max_junk):
+        if reply.code >= 400 or (junk and self._is_too_much_junk(junk)):
             return False
-        self._junk += is_junk
         self.commands += 1
         self._connection.write(self.protocol.answer(reply))
         effect: Any = EFFECTS.get(verb)
@@ -183,7 +182,7 @@ class AtOnce(Owed):
             if len(ways) >= MAX_KNOWN:
                 ways.clear()
             ways[command.line] = (
-                command, MOVES[verb], dispatcher.direct[EVENT_NAMES[verb]], effect, verb in JUNK, EVENTS[verb]
+                command, MOVES[verb], dispatcher.direct[EVENT_NAMES[verb]], effect, JUNK_OF[verb], EVENTS[verb]
             )  # fmt: skip
 
     def hang_up(self) -> None:

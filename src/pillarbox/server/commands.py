@@ -8,8 +8,8 @@ from typing import Any
 from ..events import catalogue as e
 from ..smtp.command import COMMANDS, Command
 
-# Commands that do no mail: a session may send so many of them between two messages.
-JUNK = frozenset(row.verb for row in COMMANDS.values() if row.is_junk)
+# What a command adds to the junk of its session.
+JUNK_OF = {row.verb: row.junk for row in COMMANDS.values()}
 
 EVENT_NAMES = {row.verb: row.event for row in COMMANDS.values()}
 

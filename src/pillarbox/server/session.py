@@ -20,7 +20,7 @@ from ..smtp.state import State
 from .accounts import Account
 from .atonce import END, AtOnce
 from .authentication import Authentication, log_in
-from .commands import EVENT_NAMES, EVENTS, JUNK
+from .commands import EVENT_NAMES, EVENTS, JUNK_OF
 from .deadlines import Deadlines
 from .effects import EFFECTS
 from .intake import Intake
@@ -237,12 +237,11 @@ class SmtpSession(AtOnce):
                 self.reason = f"closed after {command.error.code} {command.error.text}"
             self._answer(command.error)
             return
-        if command.verb in JUNK:
-            self._junk += 1
-            if self._junk > self._context.options.max_junk:
-                self._event = None
-                self._answer(_TOO_MUCH_JUNK)
-                return
+        junk = JUNK_OF[command.verb]
+        if junk and self._is_too_much_junk(junk):
+            self._event = None
+            self._answer(_TOO_MUCH_JUNK)
+            return
         direct = self._dispatcher.direct[EVENT_NAMES[command.verb]]
         if direct is not None:
             # Nobody but the built-in behaviour listens: no event, no walk.

@@ -204,9 +204,14 @@ def _parse_auth(command: Command, rest: bytes, grammar: Grammar) -> None:
     command.initial = found.group(2)
 
 
+# What a command that brings no mail adds to the junk of a session, which `max_junk` bounds in units of JUNK. A probe that
+# greets again and again in one session is a monitor, so a greeting adds a tenth.
+JUNK, JUNK_OF_A_GREETING = 10, 1
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A verb of the table. `syntax` is for HELP and the documentation; `is_junk` counts towards the junk limit.
+    """A verb of the table. `syntax` is for HELP and the documentation; `junk` counts towards the junk limit.
 
     `rfc` is "" for what no RFC knows: HELP does not tell of it.
     """
@@ -216,7 +221,7 @@ class Row:
     event: str
     syntax: str
     rfc: str
-    is_junk: bool = False
+    junk: int = 0
     takes_utf8: bool = False
     is_free_text: bool = False
 
@@ -224,38 +229,34 @@ class Row:
 COMMANDS: dict[bytes, Row] = {
     row.verb.encode(): row
     for row in (
-        Row("EHLO", _parse_greeting, "cmd_ehlo", "EHLO domain", "5321", is_junk=True, takes_utf8=True),
-        Row("HELO", _parse_greeting, "cmd_helo", "HELO domain", "5321", is_junk=True, takes_utf8=True),
+        Row("EHLO", _parse_greeting, "cmd_ehlo", "EHLO domain", "5321", junk=JUNK_OF_A_GREETING, takes_utf8=True),
+        Row("HELO", _parse_greeting, "cmd_helo", "HELO domain", "5321", junk=JUNK_OF_A_GREETING, takes_utf8=True),
         Row("MAIL", _parse_mail, "cmd_mail", "MAIL FROM:<reverse-path> [parameters]", "5321", takes_utf8=True),
         Row("RCPT", _parse_rcpt, "cmd_rcpt", "RCPT TO:<forward-path> [parameters]", "5321", takes_utf8=True),
         Row("DATA", _parse_nothing, "cmd_data", "DATA", "5321"),
         Row("BDAT", _parse_bdat, "cmd_bdat", "BDAT size [LAST]", "3030"),
-        Row("RSET", _parse_nothing, "cmd_rset", "RSET", "5321", is_junk=True),
+        Row("RSET", _parse_nothing, "cmd_rset", "RSET", "5321", junk=JUNK),
         Row(
             "NOOP",
             _parse_anything,
             "cmd_noop",
             "NOOP [string]",
             "5321",
-            is_junk=True,
+            junk=JUNK,
             takes_utf8=True,
             is_free_text=True,
         ),
-        Row("VRFY", _parse_text, "cmd_vrfy", "VRFY string", "5321", is_junk=True, takes_utf8=True, is_free_text=True),
-        Row("EXPN", _parse_text, "cmd_expn", "EXPN string", "5321", is_junk=True, takes_utf8=True, is_free_text=True),
-        Row(
-            "HELP", _parse_anything, "cmd_help", "HELP [verb]", "5321", is_junk=True, takes_utf8=True, is_free_text=True
-        ),
+        Row("VRFY", _parse_text, "cmd_vrfy", "VRFY string", "5321", junk=JUNK, takes_utf8=True, is_free_text=True),
+        Row("EXPN", _parse_text, "cmd_expn", "EXPN string", "5321", junk=JUNK, takes_utf8=True, is_free_text=True),
+        Row("HELP", _parse_anything, "cmd_help", "HELP [verb]", "5321", junk=JUNK, takes_utf8=True, is_free_text=True),
         Row("QUIT", _parse_nothing, "cmd_quit", "QUIT", "5321"),
-        Row("STARTTLS", _parse_nothing, "cmd_starttls", "STARTTLS", "3207", is_junk=True),
+        Row("STARTTLS", _parse_nothing, "cmd_starttls", "STARTTLS", "3207", junk=JUNK),
         Row("AUTH", _parse_auth, "cmd_auth", "AUTH mechanism [initial-response]", "4954"),
         # LMTP's greeting (RFC 2033 section 4.1): for a program that answers everything itself.
-        Row("LHLO", _parse_greeting, "cmd_lhlo", "LHLO domain", "", is_junk=True),
+        Row("LHLO", _parse_greeting, "cmd_lhlo", "LHLO domain", "", junk=JUNK_OF_A_GREETING),
         # Postfix's way to pass on what a proxy knows. Known, so that it is refused by name, and never offered.
-        Row("XCLIENT", _parse_anything, "cmd_xclient", "XCLIENT attribute=value", "", is_junk=True, is_free_text=True),
-        Row(
-            "XFORWARD", _parse_anything, "cmd_xclient", "XFORWARD attribute=value", "", is_junk=True, is_free_text=True
-        ),
+        Row("XCLIENT", _parse_anything, "cmd_xclient", "XCLIENT attribute=value", "", junk=JUNK, is_free_text=True),
+        Row("XFORWARD", _parse_anything, "cmd_xclient", "XFORWARD attribute=value", "", junk=JUNK, is_free_text=True),
     )
 }
 
