@@ -185,7 +185,7 @@ class MailServerOptions(TypedDict, total=False):
     max_errors: int
     """refused commands of one session, then 421"""
     max_junk: int
-    """NOOP, RSET, VRFY and the like between two messages, then 421"""
+    """NOOP, RSET, VRFY and such between two messages, then 421; EHLO counts a tenth"""
     client_time_out: Seconds
     """seconds for a command, and between two pieces of content"""
     min_rate_bytes_s: Octets
