@@ -386,7 +386,7 @@ def test_f103_what_the_next_hop_lacks(tmp_path: Path) -> None:
             await server.enqueue(reverse_path="a@b.test", recipients=["grüße@d.test"], content=BODY)
             assert str((await soon(failed)).reply).startswith("553 5.6.7")
             await server.enqueue(
-                reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\r\n\r\ngrüße\r\n"
+                reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\r\n\r\ngrüße\r\n".encode()
             )
             assert str((await soon(failed)).reply).startswith("554 5.6.3")
             client = await Client.connect(server)

@@ -22,6 +22,7 @@ import pytest
 
 from pillarbox import Eat, Handler, Reply
 from pillarbox.admin import metrics
+from pillarbox.admin.facts import Facts
 from pillarbox.errors import StoreError
 from pillarbox.queue.sqlite import SqliteStore
 from pillarbox.server import room
@@ -607,7 +608,7 @@ def test_row_132_labels_are_bounded_and_escaped() -> None:
         "sessions": [],
         "lanes": [{"next_hop": hop, **lane, "waiting": 2 if "d" not in hop else 1} for hop in hops],
     }
-    body, _ = metrics.render(live, {"paused": False, "in_hand": 0, "recipients": {"queued": 1}})
+    body, _ = metrics.render(Facts(live, {"paused": False, "in_hand": 0, "recipients": {"queued": 1}}))
     text = body.decode()
     assert len(set(re.findall(r'next_hop="((?:[^"\\]|\\.)*)"', text))) <= 51
     assert not re.search(r"^forged", text, re.M) and len(body) < 100_000

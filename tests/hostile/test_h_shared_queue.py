@@ -616,11 +616,12 @@ def test_days_that_nobody_wants_are_dropped(tmp_path: Path, database: str) -> No
 
 
 def test_what_a_scrape_tells(tmp_path: Path, database: str) -> None:
+    from pillarbox.admin.facts import read_facts
     from pillarbox.admin.metrics import render
 
     async def main() -> bytes:
         async with serving(tmp_path, queue=database) as server:
-            return render(await server.queue.live(), await server.queue.status())[0]
+            return render(await read_facts(server))[0]
 
     text = run_async(main).decode()
     for name in ("nodes 1.0", "database_due_lag_seconds 0.0", "database_dead_rows", "queue_late_settles_total 0.0"):

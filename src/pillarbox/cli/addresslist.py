@@ -56,7 +56,9 @@ def _address(member: list[_Token]) -> str:
         ):
             raise ValueError(f"invalid address {' '.join(t.text for t in member)!r}: expected local-part@domain")
         address += token.text
-    if not address or address[0] == "@" or address[-1] == "@":
+    # RFC 5321 section 4.1.2: a second "@" stands in a quoted string only.
+    ats = sum(token.text.count("@") for token in member if token.text[0] not in _PAIRS)
+    if not address or address[0] == "@" or address[-1] == "@" or ats > 1:
         raise ValueError(f"invalid address {address!r}: expected local-part@domain")
     return address
 

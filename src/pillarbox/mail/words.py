@@ -17,10 +17,11 @@ def _octets_of(encoding: str, text: str) -> bytes:
     octets = text.encode("utf-8", "replace")
     if encoding in "qQ":
         return binascii.a2b_qp(octets.replace(b" ", b"_"), header=True)
+    # A text that carries no octet is shown as it stands.
     found = re.sub(rb"[^A-Za-z0-9+/]", b"", octets)
     # One letter more than a multiple of four carries no octet.
     found = found[: len(found) - (len(found) % 4 == 1)]
-    return base64.b64decode(found + b"=" * (-len(found) % 4))
+    return base64.b64decode(found + b"=" * (-len(found) % 4)) or octets
 
 
 def _runs(text: str) -> Iterator[tuple[str, str, bytes, str]]:
