@@ -118,7 +118,8 @@ def tables_page() -> str:
         + scripts
         + "\n```\n\n"
         "The views stand in each file, and `pillarbox queue sql` has them over all of them, read-only. What waits, by next hop and last\n"
-        "reply; the slowest attempts of the last hour; who sends most:\n\n```sh\n"
+        "reply; the slowest attempts of the last hour; who sends most:\n\n"
+        "<!-- test: hidden\npillarbox serve --no-direct\n-->\n```sh\n"
         "pillarbox queue sql \"SELECT next_hop, last_reply, count(*) FROM queue_recipients WHERE state IN ('queued', 'deferred') GROUP BY 1, 2 ORDER BY 3 DESC\"\n"
         "pillarbox queue sql 'SELECT seconds, address, remote, reply FROM queue_attempts WHERE at > unixepoch() - 3600 ORDER BY 1 DESC LIMIT 10'\n"
         "pillarbox queue sql --json 'SELECT reverse_path, count(*) AS messages, sum(size_bytes) AS octets FROM queue_messages GROUP BY 1 ORDER BY 2 DESC'\n```\n"
