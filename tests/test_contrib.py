@@ -62,22 +62,6 @@ def test_the_units_command_is_one_that_we_have(tmp_path: Path) -> None:
     assert "Type=notify" in text and "UMask=0077" in text and "StateDirectoryMode=0700" in text
 
 
-def test_the_image_has_what_its_command_needs(tmp_path: Path) -> None:
-    """Docker itself does not run here: its steps and its command do."""
-    text = (ROOT / "Dockerfile").read_text()
-    copied = re.findall(r"^COPY (?!--from)(.*) \S+$", text, re.M)
-    allowed = (ROOT / ".dockerignore").read_text()
-    for word in " ".join(copied).split():
-        assert (ROOT / word).exists() and f"!{word}" in allowed
-    command = json.loads(re.search(r"^CMD (\[\"serve.*\])$", text, re.M)[1])  # type: ignore[index]
-    from tests.daemon import pillarbox
-
-    done = pillarbox(
-        *[word.replace("/var/lib/pillarbox", str(tmp_path / "x")) for word in command], "--max-size=1", ok=False
-    )
-    assert done.returncode == 2 and "max_size_bytes" in done.stderr, "the flags are known"
-
-
 def _metrics() -> set[str]:
     """The names of every metric, histograms and labels of a server with everything."""
     counters = asdict(Counters())

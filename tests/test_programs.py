@@ -531,7 +531,7 @@ def test_the_readme_example(tmp_path: Path) -> None:
         with smtplib.SMTP("127.0.0.1", port, local_hostname="x.test") as client:
             client.ehlo()
             client.mail("a@b.test")
-            assert client.rcpt("news@d.test") == (550, b"5.7.1 We do not take newsletters")
+            assert client.rcpt("news@d.test") == (550, b"5.7.1 No newsletters")
             assert client.rcpt("c@d.test")[0] == 250
     finally:
         child.terminate()

@@ -4,7 +4,7 @@
 set -eu
 missing=""
 PATH="$PATH:/usr/sbin:/sbin"
-for program in smtp-source smtp-sink swaks curl pgbouncer msmtp strace chromium systemd-analyze; do
+for program in smtp-source smtp-sink swaks curl pgbouncer msmtp strace chromium systemd-analyze jq ip; do
     command -v "$program" >/dev/null 2>&1 || missing="$missing $program"
 done
 # What Playwright's driver runs on; a program cannot be asked for it.
@@ -19,7 +19,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null 2>&1; then
     # Debian's package would make a cluster and start it; the tests make their own, in a scratch folder.
     mkdir -p /etc/postgresql-common
     [ -e /etc/postgresql-common/createcluster.conf ] || echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
-    apt-get install -q -y --no-install-recommends postfix swaks curl msmtp strace ca-certificates chromium systemd libatomic1 postgresql pgbouncer >/dev/null
+    apt-get install -q -y --no-install-recommends postfix swaks curl msmtp strace ca-certificates chromium systemd libatomic1 postgresql jq iproute2 pgbouncer >/dev/null
 else
     echo "not installed here, so the tests that run them are left out:$missing" >&2
 fi

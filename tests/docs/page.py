@@ -17,7 +17,7 @@ _PIECE = re.compile(
     r"<!-- test: (?P<directive>\w+)\s?(?P<argument>.*?)-->|^```(?P<language>\w*)[^\n]*\n(?P<text>.*?)^```", re.S | re.M
 )
 # Output, and diagrams: nothing to run.
-_SHOWN = ("", "text", "mermaid", "diff", "sql")
+_SHOWN = ("", "text", "mermaid", "diff", "sql", "json")
 
 
 @dataclass(frozen=True, slots=True)

@@ -55,6 +55,8 @@ class ScratchRoot:
         )  # fmt: skip
         self._count = 0
         self.transcript: list[str] = []
+        self.run('stop_one() { [ -z "$1" ] || { kill -- -$1; wait $1; } 2>/dev/null; true; }')
+        self.run("stop() { stop_one $SERVER_PID; stop_one $PROGRAM_PID; SERVER_PID= PROGRAM_PID=; }")
         self.run("set -m; mkdir -p /root/work && cd /root/work && umask 022")
 
     def close(self) -> None:
@@ -84,19 +86,25 @@ class ScratchRoot:
         return self.run(command)
 
     def _serve(self, command: str) -> str:
-        """Starts a server in place of the one before, and returns what it printed until it was ready, or ended."""
+        """Starts a server in place of the one before, and returns what it printed until it was ready, or ended.
+
+        A program of the page takes the place of the program before it; the server beside it goes on. `stop` ends both.
+        """
         self._count += 1
         log = f"/root/server-{self._count}.log"
-        self.run('[ -z "$SERVER_PID" ] || { kill -- -$SERVER_PID; wait $SERVER_PID; } 2>/dev/null || true')
-        self.run(f"{{ {command}\n}} >{log} 2>&1 & SERVER_PID=$!")
+        is_program = re.match(r"\s*python3?\s", command) is not None
+        name = "PROGRAM_PID" if is_program else "SERVER_PID"
+        self.run(f"stop_one ${name}" if is_program else "stop")
+        listeners = self.run("ss -Hltn")
+        self.run(f"{{ {command}\n}} >{log} 2>&1 & {name}=$!")
         end = time.monotonic() + _START_S
         while time.monotonic() < end:
-            text = self.run(f"cat {log}; kill -0 $SERVER_PID 2>/dev/null || echo '[ended]'")
+            text = self.run(f"cat {log}; kill -0 ${name} 2>/dev/null || echo '[ended]'")
             # A program of the page may say nothing: then its listener counts.
-            if "ready on" in text or ("pillarbox " not in command and self.run("ss -Hltn")):
+            if "ready on" in text or (is_program and self.run("ss -Hltn") != listeners):
                 return text
             if "[ended]" in text:
-                self.run(f"wait $SERVER_PID && SERVER_PID= || {{ cat {log}; false; }}")
+                self.run(f"wait ${name} && {name}= || {{ cat {log}; false; }}")
                 return text
             time.sleep(0.1)
         raise PageError(f"{command}\nis not ready after {_START_S:.0f} s: {text}")

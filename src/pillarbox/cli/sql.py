@@ -40,7 +40,6 @@ def sql(
         columns, rows = ask_shared_sql(queue, text)
     else:
         folder = server_folder(data_dir)
-        folder = folder if os.path.isdir(folder) else ""
         catch_up(folder)
         columns, rows = ask_sql(folder, text)
     if as_json:
