@@ -64,6 +64,19 @@ def test_import_reads_as_root_and_writes_as_the_owner(place: Path) -> None:
 
 
 @needs_root
+def test_owner_has_no_group_of_roots(place: Path) -> None:
+    script = (
+        "import os, sys\nos.setgroups([0, 4])\nfrom pillarbox.daemon.privileges import become_owner\n"
+        "become_owner(sys.argv[1])\nprint(*os.getresuid(), *os.getresgid(), *os.getgroups())\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script, str(place / "data")], capture_output=True, text=True, timeout=60
+    )
+    uid, gid = str(NOBODY.pw_uid), str(NOBODY.pw_gid)
+    assert done.stdout.split() == [uid] * 3 + [gid] * 3 + [gid], done.stderr
+
+
+@needs_root
 @pytest.mark.parametrize("kind", ["mbox", "maildir", "jsonl"])
 def test_export_writes_where_root_may(kind: str, place: Path) -> None:
     fill(place)
@@ -112,6 +125,23 @@ def test_links_in_the_folder_lead_root_nowhere(command: tuple[str, ...], place: 
     assert [(victim.read_text(), victim.stat().st_mode, victim.stat().st_uid) for victim in victims] == before
     assert not (place / "new").exists()
     assert {path.lstat().st_uid for path in data.iterdir() if not path.is_symlink()} <= {NOBODY.pw_uid}
+
+
+@needs_root
+def test_config_check_makes_nothing_in_the_owners_folder(place: Path) -> None:
+    fill(place)
+    (place / "pillarbox.toml").write_text(f'data_dir = "{place / "data"}"\n')
+    before = sorted((path, path.stat().st_uid) for path in (place / "data").rglob("*"))
+    assert "no faults" in run("config", "check", str(place / "pillarbox.toml")).stdout
+    assert sorted((path, path.stat().st_uid) for path in (place / "data").rglob("*")) == before
+
+
+@needs_root
+def test_dev_writes_no_certificate_into_another_users_folder(place: Path) -> None:
+    os.symlink(place / "new", place / "data" / "dev-key.pem")
+    done = run("dev", "--tls", "--listen=127.0.0.1:0", "--admin=off", f"--data-dir={place / 'data'}", ok=False)
+    assert done.returncode == 1 and "belongs to nobody" in done.stderr
+    assert not (place / "new").exists()
 
 
 @needs_root

@@ -270,6 +270,23 @@ def test_origin_must_be_the_host_of_the_request(server: Server, host: str, origi
     assert browser.ask("POST", "/api/queue/pause", **sent)[0] == status
 
 
+def test_wrong_token_does_not_pass_the_host_check_where_none_is_asked_for() -> None:
+    """A page whose name was made to point here may send any header but Host: it is no holder of a token."""
+    from pillarbox.admin.access import Access
+
+    access = Access({"localhost:8025"}, "A" * 40, scoped={"metrics": "B" * 40}, is_open=True)
+
+    def refused(host: str, authorization: str) -> bool:
+        headers = [(b"host", host.encode()), (b"authorization", authorization.encode())]
+        scope = {"type": "http", "method": "GET", "path": "/api/inbox", "headers": headers}
+        return access.enter(scope) is not None
+
+    assert not refused("localhost:8025", "Bearer wrong")
+    for given in ("Bearer wrong", "Bearer ", "Basic " + "A" * 40, "Bearer " + "A" * 39):
+        assert refused("evil.test:8025", given)
+    assert not refused("mail:8025", "Bearer " + "A" * 40)
+
+
 def test_restart_ends_every_session(tmp_path: Path) -> None:
     port = free_port()
     with Daemon(tmp_path, f"--admin=127.0.0.1:{port}") as daemon:

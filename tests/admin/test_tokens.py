@@ -95,3 +95,13 @@ def test_token_file_of_other_users_is_not_believed(tmp_path: Path) -> None:
     (tmp_path / SCOPED_FILE).unlink()
     os.symlink("/dev/zero", tmp_path / SCOPED_FILE)
     assert len(scoped_tokens(str(tmp_path))) == 2
+
+
+def test_tokens_are_private_whatever_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0)
+    try:
+        scoped_tokens(str(tmp_path))
+        write_file(str(tmp_path), "", "A" * 40)
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o600}

@@ -13,6 +13,7 @@ from typing import Any
 
 from ..app import MailServer
 from ..capture import Faults
+from ..config.files import check_folder
 from ..errors import OptionError
 from ..queue.model import Action, Query
 from ..server.accounts import AnyAccount
@@ -66,6 +67,8 @@ def dev(given: DevOptions, make_side: MakeSide) -> None:
     folder = given.data_dir or tempfile.mkdtemp(prefix="pillarbox-dev-")
     try:
         os.makedirs(folder, mode=0o700, exist_ok=True)
+        # Before the certificate is written there.
+        check_folder(folder)
         cert, key = (given.tls_cert, given.tls_key) if given.tls_cert or not given.is_tls else make_certificate(folder)
         options = {
             "listen": list(given.listen) or ["127.0.0.1:1025"],

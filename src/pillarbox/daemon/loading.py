@@ -21,7 +21,7 @@ from ..queue.whole import is_paused
 from ..server.accounts import AuthFile
 from ..server.tls import server_context
 from .config import DEFAULTS, Config, ConfigError, Fault, load
-from .privileges import find_identity
+from .privileges import belongs_to_another, find_identity
 
 GROUP = "pillarbox.plugins"
 _PLUGIN_KEYS = ("use", "name", "options")
@@ -114,7 +114,7 @@ def _look_at_files(config: Config, options: dict[str, Any]) -> list[Fault]:
         ("tls_cert", lambda path: server_context(path, given("tls_key"))),
         ("auth_file", AuthFile),
         ("relay_ca", lambda path: _readable("relay_ca", path)),
-        ("data_dir", is_paused),
+        ("data_dir", _readable_queue),
     )
     if config.daemon.user is not None:
         try:
@@ -129,6 +129,11 @@ def _look_at_files(config: Config, options: dict[str, Any]) -> list[Fault]:
         except Exception as error:
             faults.append(Fault(config.place(key), str(error)))
     return faults
+
+
+def _readable_queue(folder: str) -> bool:
+    # Root opens nothing in another user's folder: SQLite would even make files there.
+    return belongs_to_another(folder) or is_paused(folder)
 
 
 def _readable(key: str, path: str) -> bool:

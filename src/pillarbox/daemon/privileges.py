@@ -63,19 +63,22 @@ def become(identity: Identity, data_dir: str) -> None:
         raise OptionError(f"option 'user': {error}") from None
 
 
+def belongs_to_another(folder: str) -> bool:
+    """True for root and a folder of another user."""
+    try:
+        return os.geteuid() == 0 and os.stat(folder).st_uid != 0
+    except OSError:
+        return False
+
+
 def become_owner(folder: str) -> None:
     """Makes root the owner of a data directory of another user, for good. StoreError when that cannot be.
 
     Its owner may put links, other files and other process ids there: root must not open, change or signal what it leads to.
     """
-    if os.geteuid() != 0:
+    if not belongs_to_another(folder):
         return
-    try:
-        found = os.stat(folder)
-    except OSError:
-        return
-    if found.st_uid == 0:
-        return
+    found = os.stat(folder)
     try:
         row = pwd.getpwuid(found.st_uid)
         identity = Identity(row.pw_name, row.pw_uid, row.pw_gid)
