@@ -189,19 +189,19 @@ def test_nothing_is_left_of_a_command(tmp_path: Path) -> None:
 
 
 CALLS = ("read", "write", "pwrite64", "pread64", "fdatasync", "fsync", "fcntl", "epoll_pwait", "futex", "openat")
-# A lone client, one message of 4 KB after the other: the system calls of the whole server for each of them. Four commands
-# and a content are five reads and five writes; a commit is eight pages (a frame's header and itself) and one flush.
+# A lone client, one message of 4 KB after the other: the system calls of the whole server for each of them. The writes are four
+# replies, a line in the log and, while the writer thread commits, a wake-up of the loop. A commit is eight pages (a frame's
+# header and itself) and one flush.
 PER_MESSAGE_OF_A_LONE_CLIENT = {
     "read": 5.5,
-    "write": 5.5,
+    "write": 6.5,
     "pwrite64": 20.0,
     "fdatasync": 1.1,
     "fsync": 0.1,
     "openat": 0.1,
 }
 MOST_SYSTEM_CALLS = 60.0
-# Where two flushes in a row take their time the writer thread commits for ten seconds, and wakes the loop by a write each
-# time: on a busy machine a round may be of such.
+# After two slow flushes in a row the writer thread commits for ten seconds. On a busy machine a round may fall into them.
 MOST_ROUNDS = 15
 
 

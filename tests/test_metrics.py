@@ -56,6 +56,8 @@ def test_metrics_count_refusals_outcomes_and_delays(tmp_path: Path) -> None:
             assert found["pillarbox_accept_delay_seconds_count", ()] == 1
             assert found["pillarbox_messages_accepted_tls_total", ()] == 0
             await until(lambda: server._parts.scheduler.in_hand == 0)
+            # Behind the commit of the last outcome.
+            await server._parts.commit.run(lambda store: None)
             found = await scrape(server)
             assert found["pillarbox_next_hop_recipients", (("next_hop", hop), ("state", "deferred"))] == 1
             assert found["pillarbox_lane_waiting", (("next_hop", hop),)] == 1
