@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import select
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from pillarbox.cli import top
+from pillarbox.cli import tables, top
 from tests.conftest import free_port
 from tests.daemon import PILLARBOX, Daemon, pillarbox, sink, wait_until
 from tests.test_workers import send
@@ -50,6 +52,23 @@ def test_top_shows_the_numbers_of_a_next_hop_whatever_its_name_and_reason(width:
         row = next(line for line in lines if line.startswith(name))
         assert all(text in row.split() for text in ("4711", "17", "3")) and len(row) <= width, row
     assert any("deferred 12" in line and "history: 9 finished" in line for line in lines)
+
+
+def test_event_on_a_terminal_reads_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    out = io.StringIO()
+    monkeypatch.setattr(tables, "_console", lambda: Console(file=out, width=400, highlight=False, force_terminal=True))
+    event = {
+        "event": "send_failed", "uid": "U1", "recipients": ["a@b.test", "c@d.test"], "is_permanent": True,
+        "next_attempt": 1796073706.918762, "seconds": 0.123456, "reply": "550 no", "remote": None, "eaten": False,
+    }  # fmt: skip
+    tables.print_event(event)
+    tables.print_event({**event, "is_permanent": False})
+    bounced, deferred = out.getvalue().splitlines()
+    at = time.strftime("%H:%M:%S", time.localtime(event["next_attempt"]))  # type: ignore[arg-type]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", bounced)
+    assert "recipients a@b.test, c@d.test" in plain and f"next_attempt {at}" in plain and "seconds 0.123" in plain
+    assert "[" not in plain and "True" not in plain and "eaten" not in plain
+    assert "\x1b[31m" in bounced and "\x1b[33m" in deferred and "\x1b[31m" not in deferred
 
 
 def test_events_come_as_they_happen(tmp_path: Path) -> None:

@@ -208,15 +208,28 @@ _COLOURS = {"send_success": "green", "send_failed": "yellow", "message_queued": 
 
 
 def print_event(event: dict[str, Any]) -> None:
-    """One line: time, name, what."""
+    """Prints one line: time, name, fields. What failed for good is red, what is tried again yellow."""
     name = str(event.get("event"))
     what = "  ".join(
-        f"[dim]{_safe(key)}[/dim] {_safe(value)}"
+        f"[dim]{_safe(key)}[/dim] {_safe(_field(key, value))}"
         for key, value in event.items()
-        if key != "event" and value not in (None, "", [])
+        if key != "event" and value not in (None, "", [], {}, False)
     )
-    colour = _COLOURS.get(name, "bold")
+    colour = "red" if event.get("is_permanent") else _COLOURS.get(name, "bold")
     _console().print(f"{time.strftime('%H:%M:%S')} [{colour}]{_safe(name):16}[/{colour}] {what}", soft_wrap=True)
+
+
+def _field(key: str, value: Any) -> str:
+    """A field for people: lists with commas, the null reverse-path as <>, unix times as time of day, True as yes."""
+    if isinstance(value, list):
+        return ", ".join(_field(key, one) for one in value)
+    if isinstance(value, dict):
+        return " ".join(f"{name}={_field(name, one)}" for name, one in value.items() if one not in (None, "", []))
+    if value is True:
+        return "yes"
+    if isinstance(value, float):
+        return time.strftime("%H:%M:%S", time.localtime(value)) if value > 1e9 else f"{value:.3g}"
+    return str(value)
 
 
 def print_rows(columns: list[str], rows: Any) -> None:
