@@ -12,7 +12,7 @@ from pathlib import Path
 import apsw
 import pytest
 
-from pillarbox.admin.access import FILE, read_token, write_file
+from pillarbox.admin.tokens import FILE, read_token, write_file
 from pillarbox.cli.mailbox import _new_file
 from pillarbox.config.files import check_folder, exposed_text, open_folder_text
 from pillarbox.daemon import pid
@@ -266,19 +266,28 @@ def test_second_server_on_a_folder_is_refused(tmp_path: Path) -> None:
 OTHER = Identity("other", 4242, 4343)
 
 
-def _calls(monkeypatch: pytest.MonkeyPatch, *, uid: int = 0) -> list[tuple[object, ...]]:
+def _calls(monkeypatch: pytest.MonkeyPatch, *, uid: int = 0, saved: int = 0) -> list[tuple[object, ...]]:
     """Root on paper: what `become` asks the system for, in order."""
     calls: list[tuple[object, ...]] = []
     monkeypatch.setattr(os, "geteuid", lambda: 0)
-    monkeypatch.setattr(os, "getuid", lambda: uid)
+    monkeypatch.setattr(os, "getresuid", lambda: (uid, uid, saved))
     for name in ("initgroups", "setgid", "setuid", "chown"):
         monkeypatch.setattr(os, name, lambda *given, name=name: calls.append((name, *given)))
     return calls
 
 
+def _owned_by(uid: int, real: Callable[..., os.stat_result]) -> Callable[..., os.stat_result]:
+    def stat_of(path: str, **more: bool) -> os.stat_result:
+        found = list(real(path, **more))
+        found[stat.ST_UID] = uid
+        return os.stat_result(found)
+
+    return stat_of
+
+
 def test_root_gives_up_groups_and_group_before_the_user(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(tmp_path / "data")
-    calls = _calls(monkeypatch, uid=OTHER.uid)
+    calls = _calls(monkeypatch, uid=OTHER.uid, saved=OTHER.uid)
     monkeypatch.setenv("HOME", "/root")
     become(OTHER, folder)
     assert calls == [
@@ -288,9 +297,12 @@ def test_root_gives_up_groups_and_group_before_the_user(tmp_path: Path, monkeypa
 
 
 def test_process_that_is_still_root_does_not_serve(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _calls(monkeypatch, uid=0)
-    with pytest.raises(OptionError, match="still root"):
-        become(OTHER, str(tmp_path / "data"))
+    monkeypatch.setattr(os, "stat", _owned_by(OTHER.uid, os.stat))
+    for uid in (0, OTHER.uid):
+        # A saved user id of root would lead back.
+        _calls(monkeypatch, uid=uid, saved=0)
+        with pytest.raises(OptionError, match="still root"):
+            become(OTHER, str(tmp_path))
 
 
 def test_root_takes_no_data_directory_of_somebody_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
