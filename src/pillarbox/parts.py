@@ -122,7 +122,7 @@ class Parts:
         self.explain: Explain = _explains_nothing
         self.enqueue: Callable[[dict[str, Any]], Awaitable[str]]
         self._steering = LiveSteering(
-            self.scheduler, self.commit, self.lanes.why_waiting, self._live, lambda request: self.explain(request)
+            self.scheduler, self.commit, self.lanes, self._live, lambda request: self.explain(request)
         )
         place = Place(
             options.data_dir, slot.number, slot.count if options.keeps_mail else 1, is_shared=bool(options.queue)

@@ -25,7 +25,7 @@ from .mx import MxLookup
 from .pool import Pool
 from .relayhosts import resolve_targets
 from .route import HANDLER, MX, NOWHERE, UNMATCHED, WHY_UNMATCHED, Router, Target
-from .terms import LaneSettings
+from .terms import REACHING_STAGES, LaneSettings
 from .turns import Turns
 
 _log = logging.getLogger("pillarbox.delivery")
@@ -304,6 +304,14 @@ class Lanes:
         """See queue.work.Deliverer."""
         lane = self._lanes.get(next_hop)
         return None if lane is None else lane.retry_at_wall()
+
+    def next_try(self, next_hop: str, due_at: float | None, last_stage: str | None = None) -> float | None:
+        """See queue.work.Deliverer."""
+        probe_at = self.retry_at(next_hop)
+        if probe_at is None or due_at is None:
+            return due_at
+        # What could not reach the next hop is due as soon as a probe does.
+        return probe_at if last_stage in REACHING_STAGES else max(due_at, probe_at)
 
     def room_at(self) -> float | None:
         """See queue.work.Deliverer."""

@@ -44,7 +44,7 @@ def log_outcomes(work: Work, state: str, group: list[Judged], now: float) -> Non
                 "from": sender,
                 "to": recipient.address,
                 "orig_to": _original(recipient.orcpt, recipient.address),
-                "reply": f"{reply.code} {reply.text[:300]}",
+                "reply": f"{reply.code} {reply.text[:200]}",
             }
         )
 

@@ -11,15 +11,18 @@ from enum import Enum
 from ..smtp.address import ascii_mailbox, comparable_domain, is_domain
 from ..smtp.extension import format_utf8_xtext
 from ..smtp.framing import is_clean, normalise_lines
-from ..smtp.reply import Reply
+from ..smtp.reply import Reply, cut_reply
 from .headers import section_end
 from .trace import format_date
 
 # RET=FULL gives the content back up to here; beyond, the header section has to do.
 MAX_RETURNED_BYTES = 256 * 1024
-# Of a remote reply: characters of a line or of the whole, and lines for people.
+# Characters of one remote reply in each part of the report, and its lines in the text for people.
 MAX_REPLY = 900
 MAX_REPLY_LINES = 20
+# Characters of all replies together in each part. A report on many recipients cuts each reply shorter, but keeps this much.
+MAX_REPLIES = 100_000
+MIN_REPLY = 80
 
 
 class Action(Enum):
@@ -140,11 +143,16 @@ def _ascii(text: str) -> str:
     return re.sub(r"[^\x20-\x7e]", "?", text)
 
 
-def _cut(text: str) -> str:
-    """At most MAX_REPLY characters, cut between two words."""
-    if len(text) <= MAX_REPLY:
+def _reply_room(report: Report) -> int:
+    """Characters that each recipient's reply may have."""
+    return max(MIN_REPLY, min(MAX_REPLY, MAX_REPLIES // max(1, len(report.recipients))))
+
+
+def _cut(text: str, most: int) -> str:
+    """At most so many characters, cut between two words."""
+    if len(text) <= most:
         return text
-    return (text[:MAX_REPLY].rpartition(" ")[0] or text[:MAX_REPLY]) + " ..."
+    return (text[:most].rpartition(" ")[0] or text[:most]) + " ..."
 
 
 def _folded(field: str, width: int = 76) -> list[str]:
@@ -168,13 +176,14 @@ def _wrap(text: str, width: int = 72) -> list[str]:
 
 def _text_part(report: Report) -> list[str]:
     lines = [f"This is the mail system at {report.hostname}.", "", *_LEAD[report.action], ""]
+    room = _reply_room(report)
     for one in report.recipients:
         lines.append(f"<{_one_line(one.address)}>:" + (f" (server {_one_line(one.remote)})" if one.remote else ""))
         if one.is_expired:
             lines.append("    gave up: the time for retries is over; the last reply was")
         code = f"{one.reply.code} {one.reply.enhanced or ''}".strip()
-        for text in one.reply.lines[:MAX_REPLY_LINES]:
-            lines += [f"    {piece}" for piece in _wrap(_one_line(_cut(f"{code} {text}")))]
+        for text in cut_reply(one.reply, room).lines[:MAX_REPLY_LINES]:
+            lines += [f"    {piece}" for piece in _wrap(_one_line(f"{code} {text}"))]
         if one.will_retry_until is not None:
             lines.append(f"    will be retried until {format_date(one.will_retry_until)}")
         lines.append("")
@@ -185,6 +194,7 @@ def _status_part(report: Report, *, is_global: bool) -> list[str]:
     lines = [f"Reporting-MTA: dns; {_ascii(report.hostname)}"]
     if report.envid:
         lines.insert(0, f"Original-Envelope-Id: {_ascii(report.envid)}")
+    room = _reply_room(report)
     lines += [f"X-Pillarbox-Queue-Id: {report.uid}", f"Arrival-Date: {format_date(report.arrived_at)}"]
     for one in report.recipients:
         lines.append("")
@@ -201,7 +211,7 @@ def _status_part(report: Report, *, is_global: bool) -> list[str]:
         kind = "smtp" if one.remote else "x-pillarbox"
         # RFC 6533 section 4: in UTF-8 where the report is.
         said = _one_line(str(one.reply)) if is_global else _ascii(str(one.reply))
-        lines += _folded(f"Diagnostic-Code: {kind}; {_cut(said)}")
+        lines += _folded(f"Diagnostic-Code: {kind}; {_cut(said, room)}")
         if one.last_attempt_at is not None:
             lines.append(f"Last-Attempt-Date: {format_date(one.last_attempt_at)}")
         if one.will_retry_until is not None:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 import tempfile
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
 import orjson
@@ -109,12 +109,14 @@ def _position(value: list[Any]) -> tuple[float, int]:
     raise ValueError(f"invalid filter 'after' {value!r}: expected [unix time, number] from the previous page")
 
 
-def make_page(views: Sequence[View], query: Query) -> dict[str, Any]:
+def make_page(
+    views: Sequence[View], query: Query, as_json: Callable[[View], dict[str, Any]] = view_as_json
+) -> dict[str, Any]:
     """Returns {"rows": [...], "after": position}; `after` is None behind the last page."""
     recipients = sum(len(view.recipients) for view in views)
     is_full = len(views) == query.limit or (query.most_recipients is not None and recipients >= query.most_recipients)
     return {
-        "rows": [view_as_json(view) for view in views],
+        "rows": [as_json(view) for view in views],
         "after": list(views[-1].position) if views and is_full else None,
     }
 
@@ -179,6 +181,19 @@ def _check_next_hop(verb: str, next_hop: Any) -> None:
 # ---------------------------------------------------------------------- a running queue
 
 
+class Reasons(Protocol):
+    """When and why mail waits for its next hop; see queue.work.Deliverer."""
+
+    def why_waiting(self, next_hops: Collection[str] | None = None) -> str | None:
+        """Why mail for these next hops is not sent now."""
+
+    def retry_at(self, next_hop: str) -> float | None:
+        """Unix time of the next probe."""
+
+    def next_try(self, next_hop: str, due_at: float | None, last_stage: str | None = None) -> float | None:
+        """Unix time of the next attempt."""
+
+
 class LiveSteering:
     """Through the scheduler and the group commit of this process."""
 
@@ -186,23 +201,31 @@ class LiveSteering:
         self,
         scheduler: Scheduler,
         commit: GroupCommit,
-        why_waiting: Callable[..., str | None],
+        lanes: Reasons,
         live: Callable[[], dict[str, Any]] = dict,
         explain: Callable[[dict[str, Any]], Awaitable[Any]] | None = None,
     ) -> None:
         self._explain = explain
         self._scheduler = scheduler
         self._commit = commit
-        self.why_waiting = self._why_waiting = why_waiting
+        self.lanes = lanes
         self._live = live
 
     async def list(self, query: Query) -> Rows:
         """Oldest first."""
-        return await self._commit.read(lambda reader: [view_as_json(view) for view in reader.search(query)])
+        return await self._commit.read(lambda reader: [self._row(view) for view in reader.search(query)])
+
+    def _row(self, view: View) -> dict[str, Any]:
+        """The message as JSON. `due_at` is when a recipient is tried next, as far as its next hop's state says."""
+        row = view_as_json(view)
+        for r in row["recipients"]:
+            if r["state"] in ACTIVE and not r["in_flight"]:
+                r["due_at"] = self.lanes.next_try(r["next_hop"] or "", r["due_at"], r["last_stage"])
+        return row
 
     async def page(self, query: Query) -> dict[str, Any]:
         """A bounded part of the list, and where the next one begins."""
-        return await self._commit.read(lambda reader: make_page(reader.search(query), query))
+        return await self._commit.read(lambda reader: make_page(reader.search(query), query, self._row))
 
     async def count(self, query: Query) -> int:
         """The number of messages that the query selects."""
@@ -214,14 +237,14 @@ class LiveSteering:
         if found is None:
             return None
         hops = {r.next_hop or "" for r in found.recipients if r.state in ACTIVE}
-        return view_as_json(found) | {"waiting_for": self._waits_for(found.state, hops)}
+        return self._row(found) | {"waiting_for": self._waits_for(found.state, hops)}
 
     def _waits_for(self, state: str, next_hops: set[str]) -> str | None:
         if state not in ("queued", "deferred"):
             return "somebody to release it: pillarbox queue release" if state == "held" else None
         if self._scheduler.is_paused:
             return "the queue is paused: pillarbox queue resume"
-        return self._why_waiting(next_hops) or ("its next attempt" if state == "deferred" else "a free connection")
+        return self.lanes.why_waiting(next_hops) or ("its next attempt" if state == "deferred" else "a free connection")
 
     async def change(self, action: Action, query: Query) -> Uids:
         """The uids that were changed."""
@@ -250,7 +273,7 @@ class LiveSteering:
             "paused_next_hops": self._scheduler.paused_next_hops,
             "in_hand": self._scheduler.in_hand,
             "recipients": counts,
-            "waiting_for": self._why_waiting(),
+            "waiting_for": self.lanes.why_waiting(),
             "nodes": await self._commit.read(lambda reader: reader.nodes()),
             "database": await self._commit.read(lambda reader: reader.health()),
         }

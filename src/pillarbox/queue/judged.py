@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Protocol
 
-from ..smtp.reply import Reply
+from ..smtp.reply import MAX_REPLY_TEXT, Reply, cut_reply
 from .model import Message, Settled
 from .retry import RetryPolicy, pause_s
 from .work import Result, Work
@@ -26,6 +26,10 @@ def judge(work: Work, result: Result, policy: RetryPolicy, rng: random.Random, n
     message, recipient = work.message, result.recipient
     # By place: one is made for each recipient, and names cost as much again.
     reply, hop = str(result.reply), work.next_hop or None
+    if len(reply) > MAX_REPLY_TEXT:
+        # The one bound for whatever text became a result: of a next hop, a handler, a webhook, a resolver.
+        result.reply = cut_reply(result.reply)
+        reply = str(result.reply)
     settled = Settled(
         recipient.number, "delivered", "delivered", None, reply, result.stage, hop, result.remote, work.started_at, seconds,
         result.is_attempt,

@@ -297,7 +297,10 @@ class WholeQueue:
                 times = [at for at in (row["due_at"], due_at) if at is not None]
                 row["due_at"] = min(times) if times else None
         for hop, row in hops.items():
-            row["reason"] = self._own.why_waiting({hop}) if row["queued"] or row["deferred"] else None
+            is_active = bool(row["queued"] or row["deferred"])
+            row["reason"] = self._own.lanes.why_waiting({hop}) if is_active else None
+            # While the next hop is in back-off the next attempt is its probe.
+            row["due_at"] = self._own.lanes.retry_at(hop) or row["due_at"]
         found = sorted(hops.values(), key=lambda row: (-row["queued"] - row["deferred"] - row["held"], row["next_hop"]))
         return found[:limit]
 

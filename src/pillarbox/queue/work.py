@@ -88,6 +88,9 @@ class Deliverer(Protocol):
     def retry_at(self, next_hop: str) -> float | None:
         """Unix time when a next hop that is down is tried again; None when it is not down."""
 
+    def next_try(self, next_hop: str, due_at: float | None, last_stage: str | None = None) -> float | None:
+        """Unix time of the next attempt for a recipient that is due then: the next probe's while its next hop is down."""
+
     def room(self) -> int:
         """How many messages it would take now; 0 when there is no route, or the only next hop is down."""
 
