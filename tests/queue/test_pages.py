@@ -11,6 +11,7 @@ import pytest
 
 from pillarbox.errors import StoreError
 from pillarbox.queue import control, pages
+from pillarbox.queue.adopt import Batch
 from pillarbox.queue.control import PAGE_RECIPIENTS, parse_query, perform
 from pillarbox.queue.model import Query
 from pillarbox.queue.pages import list_queue, list_store
@@ -102,3 +103,35 @@ def test_list_of_a_stopped_queue_merges_its_shards_and_leaves_their_locks_free(t
 def test_list_of_a_queue_that_does_not_exist_names_its_folder(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=str(tmp_path)):
         list(list_queue(str(tmp_path), {}))
+
+
+def move(folder: Path, most: int) -> None:
+    """Moves the oldest messages of shard 1 to shard 0, as a server that starts does."""
+    orphan, own = SqliteStore(str(folder), 1), SqliteStore(str(folder), 0)
+    orphan.open()
+    own.open()
+    batch = Batch(orphan, orphan.rows("export_messages", (most,)))
+    with own.transaction():
+        batch.take_over(own)
+    batch.forget()
+    own.close()
+    if orphan.rows("export_messages", (1,)):
+        orphan.close()
+    else:
+        orphan.destroy()
+
+
+@pytest.mark.parametrize("most", [1, 3, 6])
+@pytest.mark.parametrize("read", range(1, 12))
+def test_list_while_a_shard_is_taken_over_yields_each_message_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: int, most: int
+) -> None:
+    monkeypatch.setattr(pages, "PAGE_ROWS", 2)
+    monkeypatch.setattr(control, "PAGE_ROWS", 2)
+    uids = [f"U{n:02}" for n in range(12)]
+    shard(tmp_path, 0, *uids[:6], at=NOW).close()
+    shard(tmp_path, 1, *uids[6:], at=NOW + 0.5).close()
+    rows = list_queue(str(tmp_path), {})
+    found = [next(rows)["uid"] for _ in range(read)]
+    move(tmp_path, most)
+    assert sorted(found + [row["uid"] for row in rows]) == uids
