@@ -99,6 +99,7 @@ fuzz: .venv/.installed
 
 docs: .venv/.installed
 	$(BIN)/python tools/make_reference.py
+	$(BIN)/python tools/make_api.py
 	$(BIN)/python tools/make_man.py
 	$(BIN)/python tools/make_grafana.py
 

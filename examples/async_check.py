@@ -29,4 +29,4 @@ async def slow_directory(address: str) -> bool:
 
 
 if __name__ == "__main__":
-    MailServer.run(port=2525, plugins={"ask": AskFirst(slow_directory)})
+    MailServer.run(port=2525, data_dir="./mail", direct=False, plugins={"ask": AskFirst(slow_directory)})

@@ -21,4 +21,4 @@ class TagSubject:
 
 
 if __name__ == "__main__":
-    MailServer.run(port=2525, plugins={"tag": TagSubject("[example]")})
+    MailServer.run(port=2525, data_dir="./mail", direct=False, plugins={"tag": TagSubject("[example]")})

@@ -39,4 +39,4 @@ class Template:
 
 
 if __name__ == "__main__":
-    MailServer.run(port=2525, plugins={"template": Template()})
+    MailServer.run(port=2525, data_dir="./mail", direct=False, plugins={"template": Template()})

@@ -22,4 +22,4 @@ class RefuseNo:
 
 
 if __name__ == "__main__":
-    MailServer.run(port=2525, plugins={"refuse": RefuseNo()})
+    MailServer.run(port=2525, data_dir="./mail", direct=False, plugins={"refuse": RefuseNo()})

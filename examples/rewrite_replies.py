@@ -18,4 +18,4 @@ class Courteous:
 
 
 if __name__ == "__main__":
-    MailServer.run(port=2525, plugins={"courteous": Courteous()})
+    MailServer.run(port=2525, data_dir="./mail", direct=False, plugins={"courteous": Courteous()})
