@@ -98,7 +98,8 @@ def check(hosts: str, expected: Any, **policy: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    ("hosts", "text"), [("1 gone", "has an address"), ("1 localhost", "private address"), ("1 private", "private address")]
+    ("hosts", "text"),
+    [("1 gone", "has an address"), ("1 localhost", "private address"), ("1 private", "private address")],
 )
 def test_refusal_of_an_mx_says_what_is_wrong_with_it(hosts: str, text: str) -> None:
     records = [(1, host if host == "localhost" else f"{host}.test") for host in [hosts.split()[1]]]

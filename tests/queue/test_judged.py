@@ -27,7 +27,11 @@ def judged(policy: RetryPolicy = POLICY, now: float = NOW, state: str = "queued"
     envelope = Envelope("a@b.test", [EnvelopeRecipient("c@d.test")])
     message = Message("Q", envelope, Content(b"x"), received_at, received_at + LIFE)
     recipient = message.recipients[0]
-    recipient.state, recipient.attempts, recipient.is_delay_reported = state, about["attempts"], about["is_delay_reported"]
+    recipient.state, recipient.attempts, recipient.is_delay_reported = (
+        state,
+        about["attempts"],
+        about["is_delay_reported"],
+    )
     result = Result(recipient, given.pop("reply", LATER), given.pop("stage", "rcpt"), **given)
     return judge(Work(message, "relay", started_at=now - 2), result, policy, random.Random(1), now, 2.0)
 
@@ -60,7 +64,9 @@ def test_message_expires_at_its_time_and_not_before(now: float, state: str) -> N
     assert judged(now=now).settled.state == state
 
 
-@pytest.mark.parametrize(("attempts", "pause"), [(0, 300.0), (1, 600.0), (2, 1200.0), (5, 9600.0), (6, 14400.0), (60, 14400.0)])
+@pytest.mark.parametrize(
+    ("attempts", "pause"), [(0, 300.0), (1, 600.0), (2, 1200.0), (5, 9600.0), (6, 14400.0), (60, 14400.0)]
+)
 def test_pause_doubles_with_each_attempt_up_to_the_longest(attempts: int, pause: float) -> None:
     assert judged(recipient={"attempts": attempts}).settled.due_at == NOW + pause
 
@@ -111,7 +117,9 @@ def test_final_outcome_is_no_delay(result: dict[str, Any]) -> None:
         ({}, EXPIRES_AT, (), True),
     ],
 )
-def test_outcome_calls_for_a_report(result: dict[str, Any], now: float, notify: tuple[str, ...], expected: bool) -> None:
+def test_outcome_calls_for_a_report(
+    result: dict[str, Any], now: float, notify: tuple[str, ...], expected: bool
+) -> None:
     quiet, one = judged(is_delivered=True), judged(now=now, **result)
     one.result.recipient.notify = notify
     assert calls_for_report([one]) is calls_for_report([quiet, one]) is expected

@@ -165,7 +165,12 @@ class Lives:
         assert store.counts() == memory.counts()
         assert sorted(store.next_hops(100)) == sorted(memory.next_hops(100))
         skip = rng.sample(HOPS, rng.choice([0, 1]))
-        due = [r.due_at for view in memory.search(Query()) for r in view.recipients if is_open(r) and r.next_hop not in skip]
+        due = [
+            r.due_at
+            for view in memory.search(Query())
+            for r in view.recipients
+            if is_open(r) and r.next_hop not in skip
+        ]
         if isinstance(store, PostgresStore) or due:
             # A lease's end is a due time in SQLite, and no due time of PostgreSQL.
             expected = min(due, default=None)
@@ -183,7 +188,17 @@ class Lives:
     @staticmethod
     def told(store: Any, view: Any) -> Any:
         recipients = [
-            (r.number, r.address, r.state, r.attempts, is_open(r) and r.due_at, r.next_hop, r.last_reply, r.last_stage, r.is_leased)
+            (
+                r.number,
+                r.address,
+                r.state,
+                r.attempts,
+                is_open(r) and r.due_at,
+                r.next_hop,
+                r.last_reply,
+                r.last_stage,
+                r.is_leased,
+            )
             for r in view.recipients
         ]
         return (view.uid, view.reverse_path, view.state, view.received_at, view.finished_at, recipients)
