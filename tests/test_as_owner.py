@@ -183,7 +183,14 @@ def test_log_file_of_another_users_folder_is_no_link(place: Path) -> None:
 def test_shards_that_come_and_go_end_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
     now = iter(range(0, 10_000, 20))
     monkeypatch.setattr(whole, "find_shards", lambda folder: [0])
-    monkeypatch.setattr(whole, "ask_shard", lambda *arguments: whole.GONE)
+    asked: list[object] = []
+
+    def ask_shard(*arguments: object) -> object:
+        asked.append(arguments)
+        assert len(asked) < 1000
+        return whole.GONE
+
+    monkeypatch.setattr(whole, "ask_shard", ask_shard)
     monkeypatch.setattr(whole.time, "monotonic", lambda: float(next(now)))
     monkeypatch.setattr(whole.time, "sleep", lambda seconds: None)
     with pytest.raises(StoreError, match="appear and disappear"):

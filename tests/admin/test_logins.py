@@ -235,6 +235,16 @@ def test_cookie_is_secure_behind_a_tls_proxy_alone(server: Server) -> None:
     assert "Secure" in Browser(client, X_Forwarded_Proto="https").set_cookie
 
 
+def test_log_in_link_is_told_by_way_of_the_tls_proxy_too(server: Server) -> None:
+    daemon, client = server
+    own, by_proxy = pillarbox("admin", f"--data-dir={daemon.data}").stdout.split()
+    assert own.startswith(f"{client.url}/login?code=")
+    assert by_proxy == own.replace(client.url, "https://box.test")
+    path = by_proxy.removeprefix("https://box.test")
+    assert client.ask("GET", path, token=False, Host="box.test")[0] == 303
+    assert client.ask("GET", path, token=False)[0] == 403
+
+
 @pytest.mark.parametrize(
     ("host", "origin", "status"),
     [

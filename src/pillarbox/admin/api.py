@@ -21,8 +21,9 @@ from ..options import Options
 from ..queue.control import parse_query
 from ..queue.model import Action, Query
 from . import metrics, reading, stream
+from .access import Access
 from .facts import read_facts
-from .logins import COOKIE, Logins
+from .logins import COOKIE
 from .parsed import MOST_PARSED_BYTES
 from .rows import Row, openapi
 
@@ -87,7 +88,10 @@ ROWS = (
             "rate": f"at most so many a second, 0 for no bound; {stream.RATE} by default",
         },
     ),
-    Row("POST", "/api/logins", "new_login", "A link that logs a browser in, once, within ten minutes", "{url}", {}),
+    Row(
+        "POST", "/api/logins", "new_login", "A link that logs a browser in, once, within ten minutes; the same by way of each "
+        "TLS proxy in admin_hosts", "{url, proxy_urls}", {},
+    ),
     Row(
         "GET", "/api/logins", "logins", "Browsers that are logged in", "[{session, client, began_at, ends_in_s}]", {},
     ),
@@ -106,15 +110,20 @@ ROWS = (
 class Api:
     """The handlers of the rows, by name."""
 
-    def __init__(self, server: MailServer, logins: Logins, login_url: Callable[[], str], rows: Sequence[Row]) -> None:
+    def __init__(self, server: MailServer, access: Access, login_url: Callable[[], str], rows: Sequence[Row]) -> None:
         self._server = server
-        self._logins = logins
+        self._access = access
+        self._logins = access.logins
         self._rows = rows
         self._login_url = login_url
 
     async def new_login(self, request: Request) -> Response:
         """For `pillarbox admin`."""
-        return JSONResponse({"url": self._login_url()}, 201)
+        url = self._login_url()
+        # The same link by way of each TLS proxy; it works once, wherever it is opened.
+        path = "/".join(url.split("/")[3:])
+        proxies = [f"https://{name}/{path}" for name in sorted(self._access.proxies)]
+        return JSONResponse({"url": url, "proxy_urls": proxies}, 201)
 
     async def logins(self, request: Request) -> Response:
         """Browser sessions."""

@@ -158,7 +158,7 @@ class Admin:
     def _app(self) -> Starlette:
         has_inbox = self._server.options.capture
         rows = (*inbox.ROWS, *ROWS) if has_inbox else ROWS
-        api, inbox_api = Api(self._server, self.access.logins, self.login_url, rows), InboxApi(self._server)
+        api, inbox_api = Api(self._server, self.access, self.login_url, rows), InboxApi(self._server)
         routes: list[Route | Mount] = [
             Route(
                 row.path,

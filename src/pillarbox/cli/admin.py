@@ -49,7 +49,9 @@ def admin(
         ended = _answer(api.ask(*place, "DELETE", "/api/logins"))["ended"]
         say(f"{len(ended)} browser{'' if len(ended) == 1 else 's'} logged out")
     else:
-        say(_answer(api.ask(*place, "POST", "/api/logins"))["url"])
+        answer = _answer(api.ask(*place, "POST", "/api/logins"))
+        for url in (answer["url"], *answer["proxy_urls"]):
+            say(url)
 
 
 def _answer(answer: Any) -> Any:
