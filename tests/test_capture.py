@@ -59,6 +59,33 @@ def test_the_inbox_keeps_everything_and_sends_nothing(tmp_path: Path, store: str
     run_async(main)
 
 
+@pytest.mark.parametrize("store", ["memory", "sqlite"])
+@pytest.mark.parametrize("size", [10, 400_000], ids=["in memory", "spooled"])
+def test_release_from_the_inbox_sends_no_bcc_and_the_queue_keeps_it(tmp_path: Path, store: str, size: int) -> None:
+    async def main() -> None:
+        async with ScriptedServer() as relay:
+            options: dict[str, Any] = {"relay": f"127.0.0.1:{relay.port}", "data_dir": str(tmp_path), "store": store}
+            async with serving(tmp_path, capture=True, **options) as server:
+                head = (
+                    b"To: a@d.test\r\nBCC: secret@d.test,\r\n more@d.test\r\nResent-Bcc: s@d.test\r\nSubject: x\r\n\r\n"
+                )
+                body = b"Bcc: in the body\r\n" + b"line\r\n" * (size // 6)
+                client = await Client.connect(server)
+                await client.ask(b"EHLO x.test")
+                await client.transaction(head + body, to=b"secret@d.test")
+                client.close()
+                uid = (await server.inbox.messages())[0].uid
+                kept = await server.inbox.get(uid)
+                assert kept is not None and b"secret@d.test" in kept.octets
+                assert await server.inbox.release(uid)
+                await relay.wait_for(1)
+                sent = relay.messages[0][2]
+                assert b"bcc" not in sent.partition(b"\r\n\r\n")[0].lower() and b"more@d.test" not in sent
+                assert sent.endswith(body) and b"\r\nSubject: x\r\n\r\n" in sent
+
+    run_async(main)
+
+
 def test_waiting_for_a_message(tmp_path: Path) -> None:
     async def main() -> None:
         async with serving(tmp_path, capture=True, store="memory") as server:

@@ -232,7 +232,10 @@ def test_silent_handshakes_never_take_more_than_half_of_the_places(tmp_path: Pat
     run_async(main)
 
 
-def test_silent_proxy_headers_give_way_to_newer_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_silent_proxy_headers_give_way_to_newer_ones_and_leave_a_line_a_second(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
     monkeypatch.setattr("pillarbox.server.listener.MAX_HEADERS_PER_BALANCER", 10)
 
     async def main() -> None:
@@ -246,6 +249,9 @@ def test_silent_proxy_headers_give_way_to_newer_ones(tmp_path: Path, monkeypatch
                 for sock in silent[:40]:
                     assert await said(sock) == b""
                 client.close()
+                lines = [record for record in caplog.records if "without a PROXY" in getattr(record, "reply", "")]
+                assert 1 <= len(lines) < 10 and {record.peer for record in lines} == {"127.0.0.1"}  # type: ignore[attr-defined]
+                assert server._parts.context.counters.refusals["proxy-failed"] >= 40
 
     run_async(main)
 

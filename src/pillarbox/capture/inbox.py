@@ -15,10 +15,7 @@ from ..mail.content import Content
 from ..mail.emailmessage import read_email
 from ..mail.readable import read
 from ..queue.casefold import contains
-from ..queue.model import Action, Message, Query, View
-
-# Stands in `received.held_for` of what is in the inbox, and not held for another reason.
-CAPTURED = "the capture inbox"
+from ..queue.model import CAPTURED, Action, Message, Query, View
 
 
 class Queue(Protocol):
@@ -211,7 +208,7 @@ class Inbox:
         return await self._queue.change(Action.CANCEL, Query(uids=gone, state="held")) if gone else []
 
     async def release(self, uid: str) -> bool:
-        """Sends it on its way, to the relay that the server has; False when it is not in the inbox."""
+        """Sends the message to the server's relay, without its Bcc fields; False when it is not in the inbox."""
         if uid not in [view.uid for view in await self.views()]:
             return False
         return bool(await self._queue.change(Action.RELEASE, Query(uids=[uid], state="held")))

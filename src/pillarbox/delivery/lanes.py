@@ -14,6 +14,7 @@ from typing import Any
 
 from ..clock import Clock, Timer
 from ..places import is_fully_qualified
+from ..queue.model import CAPTURED
 from ..queue.slots import Slots
 from ..queue.work import Result, Work
 from ..smtp.reply import Reply
@@ -25,6 +26,7 @@ from .mx import MxLookup
 from .pool import Pool
 from .relayhosts import resolve_targets
 from .route import HANDLER, MX, NOWHERE, UNMATCHED, WHY_UNMATCHED, Router, Target
+from .released import without_bcc
 from .terms import REACHING_STAGES, LaneSettings
 from .turns import Turns
 
@@ -191,6 +193,8 @@ class Lanes:
     def deliver(self, work: Work) -> None:
         """See queue.work.Deliverer."""
         key = work.next_hop
+        if work.message.facts.get("held_for") == CAPTURED:
+            work.message = without_bcc(work.message)
         if key in self.paused:
             self._return(work, Reply(451, "4.3.2", "The operator has paused this next hop"))
         elif key == UNMATCHED:

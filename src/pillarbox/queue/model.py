@@ -13,6 +13,8 @@ from .casefold import contains
 
 FINAL = frozenset(("delivered", "bounced", "expired", "cancelled"))
 ACTIVE = frozenset(("queued", "deferred"))
+# Why the capture inbox holds a message: `received.held_for`, which stays after a release.
+CAPTURED = "the capture inbox"
 STATES = ("queued", "deferred", "held", "delivered", "bounced", "expired", "cancelled")
 
 

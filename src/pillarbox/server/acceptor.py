@@ -52,21 +52,23 @@ class Arrivals:
         self._tasks: dict[str, dict[asyncio.Task[None], None]] = {}
         self._count = 0
 
-    def add(self, address: str, task: asyncio.Task[None]) -> None:
-        """Adds a connection; may cancel an older one."""
+    def add(self, address: str, task: asyncio.Task[None]) -> str | None:
+        """Adds a connection. Returns the address of an older one that was cancelled for it, or None."""
         tasks = self._tasks.setdefault(address, {})
         tasks[task] = None
         self._count += 1
         task.add_done_callback(lambda task: self._discard(address, task))
         if len(tasks) > self.most_per_address:
-            self._shed(address)
-        elif self._count > self.most:
-            self._shed(max(self._tasks, key=lambda address: len(self._tasks[address])))
+            return self._shed(address)
+        if self._count > self.most:
+            return self._shed(max(self._tasks, key=lambda address: len(self._tasks[address])))
+        return None
 
-    def _shed(self, address: str) -> None:
+    def _shed(self, address: str) -> str:
         task = next(iter(self._tasks[address]))
         self._discard(address, task)
         task.cancel()
+        return address
 
     def _discard(self, address: str, task: asyncio.Task[None]) -> None:
         tasks = self._tasks.get(address, {})
@@ -140,7 +142,9 @@ class Acceptor:
             peer = endpoint(name)
             is_balancer = self._profile.is_balancer
             if is_balancer is not None and is_balancer(peer.host):
-                self._headers.add(peer.host, self._start(self._receive_header(connection, peer)))
+                shed = self._headers.add(peer.host, self._start(self._receive_header(connection, peer)))
+                if shed is not None:
+                    self._count_shed(shed)
             else:
                 self._admit(connection, peer, None)
 
@@ -221,6 +225,13 @@ class Acceptor:
                 sock.close()
 
     # ------------------------------------------------------------- PROXY header
+
+    def _count_shed(self, balancer: str) -> None:
+        """A connection without its header gave way to a newer one. One line for each balancer and second."""
+        self._context.counters.count_refusal("proxy-failed")
+        if self._context.admission.count_refusal(balancer) == 1:
+            fields = {"reason": "proxy-failed", "stage": "connect", "peer": balancer}
+            REFUSED.write({**fields, "reply": "balancer: too many connections without a PROXY header"})
 
     async def _receive_header(self, sock: socket.socket, balancer: Endpoint) -> None:
         """Waits for the header of a balancer's connection (hostile row 64: the deadline is for the whole of it)."""
