@@ -25,8 +25,8 @@ from .lane import Lane
 from .mx import MxLookup
 from .pool import Pool
 from .relayhosts import resolve_targets
-from .route import HANDLER, MX, NOWHERE, UNMATCHED, WHY_UNMATCHED, Router, Target
 from .released import without_bcc
+from .route import HANDLER, MX, NOWHERE, UNMATCHED, WHY_UNMATCHED, Router, Target
 from .terms import REACHING_STAGES, LaneSettings
 from .turns import Turns
 
