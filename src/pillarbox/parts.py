@@ -13,7 +13,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Any
 
-from .capture.inbox import CAPTURED, Inbox
+from .capture.inbox import Inbox
 from .checks import CheckPlugins
 from .clock import Clock, UidSource
 from .config.units import interval_s
@@ -39,6 +39,7 @@ from .queue.enqueue import spooled_content
 from .queue.follow import Follower, Pulse
 from .queue.kept import parse as parse_kept
 from .queue.memory import MemoryStore
+from .queue.model import CAPTURED
 from .queue.null import NullStore
 from .queue.retry import RetryPolicy
 from .queue.scheduler import Scheduler

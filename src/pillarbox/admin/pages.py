@@ -16,8 +16,9 @@ from starlette.routing import Route
 
 from .. import __version__
 from ..app import MailServer
-from ..capture.inbox import CAPTURED, Wanted
+from ..capture.inbox import Wanted
 from ..queue.control import parse_query
+from ..queue.model import CAPTURED
 from . import reading
 from .htmlview import HTML_POLICY, SANDBOX
 from .rows import answering_errors
