@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
+from .delivery.answers import NoSubscriberError
 from .errors import OptionError, StateError
 from .events.dispatch import Dispatcher, Verdict
 from .events.face import EventFace, OwnEvent
@@ -124,7 +125,7 @@ class EventSide(EventFace):
         async def call_all(item: Any) -> Any:
             callbacks = self.dispatcher.subscribers.callbacks(name)
             if not callbacks:
-                raise StateError(f"nobody is registered for the event {name!r} of a handler")
+                raise NoSubscriberError(f"handler: no callback is registered for its event {name!r}")
             for callback in callbacks:
                 answer = callback(item)
                 if answer is not None and hasattr(answer, "__await__"):

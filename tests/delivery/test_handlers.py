@@ -216,12 +216,22 @@ async def test_handlers_that_went(server: MailServer) -> None:
     await until(lambda: got)
 
 
-def test_a_handler_that_nobody_is_registered_for(tmp_path: Path) -> None:
+def test_mail_for_a_handler_event_without_subscriber_waits_without_attempts(tmp_path: Path) -> None:
     async def main() -> None:
-        async with serving(tmp_path, store="memory", handlers=[{"match": ".", "event": "orders"}]) as server:
-            failed = heard(server, "send_failed")
+        clock, got = ManualClock(), list[Any]()
+        handlers = [{"match": ".", "event": "orders"}]
+        async with serving(tmp_path, store="memory", handlers=handlers, clock=clock) as server:
             await server.enqueue(reverse_path=None, recipients=["c@d.test"], content=BODY)
-            assert (await soon(failed)).reply.code == 451
+            for _ in range(3):
+                await until(lambda: server._parts.scheduler.in_hand == 0 and queued(server)[0].recipients[0].last_reply)
+                clock.advance(61)
+            recipient = queued(server)[0].recipients[0]
+            assert (recipient.state, recipient.attempts) == ("queued", 0)
+            assert "No callback is registered" in (recipient.last_reply or "")
+            server.register(got.append, "orders")
+            clock.advance(61)
+            await until(lambda: got)
+            assert got[0].attempt == 1
 
     run_async(main)
 

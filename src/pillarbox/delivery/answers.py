@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, overload
 
-from ..errors import PillarboxError
+from ..errors import PillarboxError, StateError
 from ..smtp.reply import Reply, read_status
 
 _FORM = '(550, "5.1.1", "text") as Reply has it, or ("text", 550, "5.1.1")'
@@ -43,6 +43,10 @@ class Defer(PillarboxError):
     def __init__(self, *given: Any, **named: Any) -> None:
         self.reply = _reply("Defer", given, named, Reply(451, "4.3.0", "The handler wants it later"))
         super().__init__(self.reply.text)
+
+
+class NoSubscriberError(StateError):
+    """No callback is registered for the event of a handler: the message waits for one, and has had no attempt."""
 
 
 def _reply(where: str, given: tuple[Any, ...], named: dict[str, Any], default: Reply) -> Reply:

@@ -14,13 +14,16 @@ from ..clock import Clock
 from ..errors import ExitError, contained
 from ..queue.work import Result, Work, give_back
 from ..smtp.reply import Reply
-from .answers import Defer, Reject
+from .answers import Defer, NoSubscriberError, Reject
 from .handlers import Handler, Item
 from .waiting import WaitingLine
 
 _log = logging.getLogger("pillarbox.handlers")
 WAITING = 200
 WAITING_BYTES = 8 << 20
+# Seconds until mail is offered again to a handler whose event has no subscriber: a quarter of its age within these bounds.
+UNSUBSCRIBED_S = (10.0, 60.0)
+_NO_SUBSCRIBER = Reply(451, "4.3.5", "No callback is registered for the handler's event: waits for one")
 _DONE = Reply(250, "2.0.0", "Taken by the handler")
 
 
@@ -153,11 +156,23 @@ class HandlerLane:
     async def _run(self, handler: Handler, work: Work) -> None:
         work.started_at, work.started_clock = self._clock.time(), self._clock.monotonic()
         reply, is_delivered = await self._call(handler, work)
+        if reply is _NO_SUBSCRIBER:
+            self._return(work)
+            return
         work.results = [
             Result(
                 r, reply, "handler", is_delivered=is_delivered, is_permanent=reply.is_permanent, remote=work.next_hop
             )
             for r in work.recipients
+        ]
+        self._finished(work)
+
+    def _return(self, work: Work) -> None:
+        """No subscriber: the queue keeps it, and counts no attempt."""
+        now, (least, most) = self._clock.time(), UNSUBSCRIBED_S
+        retry_at = now + min(max((now - work.message.received_at) / 4, least), most)
+        work.results = [
+            Result(r, _NO_SUBSCRIBER, "lookup", is_attempt=False, retry_at=retry_at) for r in work.recipients
         ]
         self._finished(work)
 
@@ -207,6 +222,8 @@ class HandlerLane:
             return _verdict(answer)
         except (Reject, Defer) as answered:
             return answered.reply, False
+        except NoSubscriberError:
+            return _NO_SUBSCRIBER, False
         except asyncio.CancelledError:
             task = asyncio.current_task()
             if task is not None and task.cancelling():
