@@ -18,7 +18,7 @@ from pillarbox.delivery.tlspolicy import TlsPolicy, client_context
 from pillarbox.errors import OptionError
 from pillarbox.smtp.client import Stage
 from pillarbox.smtp.sasl import Credentials
-from pillarbox.testing import ScriptedServer
+from pillarbox.testing import DictResolver, ScriptedServer
 from tests.conftest import queued, run_async, serving, until
 
 OFFER = "250-tls.test\r\n250-AUTH PLAIN\r\n250 STARTTLS"
@@ -384,5 +384,90 @@ def test_password_does_not_follow_a_broken_handshake_into_clear(tmp_path: Path) 
         async with ScriptedServer(EHLO=OFFER, STARTTLS="220 go", AUTH="235 2.7.0 ok") as peer:
             assert (await relayed(tmp_path, peer, **account))[0] == "deferred"
             assert peer.connections == 1 and not said(peer, "AUTH", "MAIL")
+
+    run_async(main)
+
+
+# --------------------------------------------------------- MX, and policies by default
+
+
+@pytest.mark.parametrize(
+    ("options", "policy", "credentials"),
+    [
+        ({}, "may", False),
+        ({"relay_user": "u", "relay_pass": "p"}, "verify", True),
+        ({"relay_user": "u", "relay_pass": "p", "relay_auth_in_clear": True}, "may", True),
+        ({"relay_user": "u", "relay_pass": "p", "relay_tls": "encrypt", "relay_auth_unverified": True}, "encrypt", True),
+        ({"relay_tls": "none"}, "none", False),
+    ],
+)  # fmt: skip
+def test_policy_towards_the_smart_host_is_verify_where_a_password_goes(
+    tmp_path: Path, options: dict[str, Any], policy: str, credentials: bool
+) -> None:
+    async def main() -> None:
+        async with serving(tmp_path, store="memory", relay="127.0.0.1:1", **options) as server:
+            client = server._parts.lanes._ways.relay_client
+            assert client.policy is TlsPolicy(policy) and (client.credentials is not None) is credentials
+            assert client.may_auth_in_clear is bool(options.get("relay_auth_in_clear"))
+            assert client.context is not None
+            assert (client.context.verify_mode is ssl.CERT_REQUIRED) is (policy == "verify")
+
+    run_async(main)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"relay_tls": "none"},
+        {"relay_tls": "may"},
+        # A password for a server with whatever certificate.
+        {"relay_tls": "encrypt"},
+    ],
+)
+def test_password_without_verification_needs_an_option_that_allows_it(tmp_path: Path, options: dict[str, Any]) -> None:
+    async def main() -> None:
+        with pytest.raises(OptionError, match="relay_tls"):
+            async with serving(
+                tmp_path, relay="127.0.0.1:1", relay_user="u", relay_pass="p", store="memory", **options
+            ):
+                pass
+
+    run_async(main)
+
+
+@pytest.mark.parametrize(
+    ("policy", "has_tls", "expected", "handshakes"),
+    [
+        ("none", True, "delivered", 0),
+        ("may", True, "delivered", 1),
+        ("may", False, "delivered", 0),
+        ("encrypt", True, "delivered", 1),
+        ("encrypt", False, "deferred", 0),
+        # The system's authorities do not know the test's.
+        ("verify", True, "deferred", 0),
+    ],
+)
+def test_mx_tls_decides_about_mail_to_an_mx(
+    tmp_path: Path, localhost: Files, policy: str, has_tls: bool, expected: str, handshakes: int
+) -> None:
+    async def main() -> None:
+        peer = TlsServer(localhost)
+        if not has_tls:
+            peer.replies["EHLO"] = "250-x\r\n250 SIZE 1000000"
+        async with peer:
+            zones = {"d.test": {"MX": [(1, "localhost.test")]}, "localhost.test": {"A": ["127.0.0.1"]}}
+            options: dict[str, Any] = {
+                "direct": True,
+                "mx_tls": policy,
+                "mx_port": peer.port,
+                "mx_networks": "127.0.0.0/8",
+            }
+            async with serving(tmp_path, store="memory", resolver=DictResolver(zones), **options) as server:
+                await server.enqueue(
+                    reverse_path="a@b.test", recipients=["c@d.test"], content="Subject: x\r\n\r\ny\r\n"
+                )
+                await until(lambda: queued(server)[0].recipients[0].attempts)
+                assert queued(server)[0].recipients[0].state == expected
+                assert peer.handshakes == handshakes and bool(said(peer, "MAIL")) is (expected == "delivered")
 
     run_async(main)

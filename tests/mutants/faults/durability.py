@@ -117,9 +117,9 @@ FAULTS = (
     ),
     fault(
         "a message without its content is lost",
-        "queue/sqlite.py",
-        "                self._quarantine(key, recipients)\n",
-        "",
+        "queue/sqlite_claim.py",
+        "        self._quarantine(key, why)\n        return None\n",
+        "        return None\n",
         f"{_TESTS}::test_message_without_its_content_is_held_and_the_rest_goes_on",
     ),
     fault(

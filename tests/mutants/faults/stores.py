@@ -7,7 +7,6 @@ from tests.mutants.model import fault
 _SQLITE = "queue/sql/sqlite/queries.sql"
 _POSTGRES = "queue/sql/postgres/queries.sql"
 _MEMORY = "tests/queue/test_store_against_memory.py::test_store_answers_as_the_store_in_memory"
-_CONTRACT = "tests/queue/test_store_contract.py"
 
 FAULTS = (
     fault(
@@ -69,9 +68,8 @@ FAULTS = (
     fault(
         "expired mail of a next hop that works is given up",
         _SQLITE,
-        "  AND (?3 OR coalesce(next_hop, '') IN (SELECT value FROM json_each(?4)))\nGROUP BY",
-        "  AND (?3 OR ?4 IS NOT NULL)\nGROUP BY",
-        _CONTRACT,
+        "  AND (? OR coalesce(next_hop, '') IN (SELECT value FROM json_each(?)))\nRETURNING",
+        "  AND (? OR ? IS NOT NULL)\nRETURNING",
         _MEMORY,
     ),
     fault(
@@ -108,5 +106,41 @@ FAULTS = (
         "WHERE finished_at < ? ORDER BY finished_at LIMIT ?",
         "WHERE finished_at < ? + 100 ORDER BY finished_at LIMIT ?",
         _MEMORY,
+    ),
+    fault(
+        "PostgreSQL: what is leased by another node is claimed",
+        _POSTGRES,
+        "  WHERE owner IS NULL AND due_at <= c.now AND next_hop <> ALL (%(skip)s::text[])\n",
+        "  WHERE due_at <= c.now AND next_hop <> ALL (%(skip)s::text[])\n",
+        _MEMORY,
+    ),
+    fault(
+        "PostgreSQL: outcomes of a lease that is lost are settled",
+        _POSTGRES,
+        "d.number = s.number AND d.owner = %(me)s AND d.epoch = s.epoch\n  JOIN recipient",
+        "d.number = s.number AND d.owner = %(me)s\n  JOIN recipient",
+        "tests/hostile/test_h_shared_queue.py::test_an_outcome_that_is_repeated_does_not_end_a_later_lease",
+        "tests/hostile/test_h_shared_queue.py",
+    ),
+    fault(
+        "PostgreSQL: a message is finished before its last recipient",
+        _POSTGRES,
+        "r.state IN ('queued', 'deferred', 'held'))\n    AND NOT EXISTS",
+        "r.state IN ('queued', 'held'))\n    AND NOT EXISTS",
+        _MEMORY,
+    ),
+    fault(
+        "PostgreSQL: held mail is finished",
+        _POSTGRES,
+        "r.state IN ('queued', 'deferred', 'held'))\n    AND NOT EXISTS",
+        "r.state IN ('queued', 'deferred'))\n    AND NOT EXISTS",
+        _MEMORY,
+    ),
+    fault(
+        "PostgreSQL: leases of every node are renewed",
+        _POSTGRES,
+        "WHERE owner = %(me)s AND message_id = ANY(%(ids)s);\n\n-- name: dead_nodes",
+        "WHERE message_id = ANY(%(ids)s);\n\n-- name: dead_nodes",
+        "tests/queue/test_postgres_leases.py",
     ),
 )

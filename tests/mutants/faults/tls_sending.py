@@ -83,7 +83,7 @@ FAULTS = (
     ),
     fault(
         "AUTH in clear after a broken handshake",
-        "delivery/opener.py",
+        _CLIENT,
         "        is_optional = settings.policy is TlsPolicy.MAY and settings.credentials is None\n",
         "        is_optional = settings.policy is TlsPolicy.MAY\n",
         f"{_TESTS}::test_password_does_not_follow_a_broken_handshake_into_clear",
@@ -108,5 +108,19 @@ FAULTS = (
         "        self.is_tls = True\n        self.extensions = {}\n        if greeted:\n",
         "        self.is_tls = True\n        if not greeted:\n",
         f"{_TESTS}::test_extensions_offered_in_clear_are_forgotten_within_tls",
+    ),
+    fault(
+        "a password without verification by default",
+        "parts.py",
+        '(options.relay_tls or ("verify" if options.relay_user else "may"))',
+        '(options.relay_tls or ("encrypt" if options.relay_user else "may"))',
+        f"{_TESTS}::test_policy_towards_the_smart_host_is_verify_where_a_password_goes",
+    ),
+    fault(
+        "mx_tls is not heard",
+        "parts.py",
+        "        policy = TlsPolicy(options.mx_tls)\n",
+        "        policy = TlsPolicy.MAY\n",
+        f"{_TESTS}::test_mx_tls_decides_about_mail_to_an_mx",
     ),
 )
