@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -60,3 +61,13 @@ def test_finder_that_does_not_exist_proves_nothing(tmp_path: Path) -> None:
     wrong = Fault("wrong", (Edit("cli/__init__.py", text, f"{text}# no effect\n"),), ("tests/test_nothing.py",))
     with pytest.raises(RuntimeError, match="pytest ended with 4"):
         find(wrong, tmp_path)
+
+
+def test_planted_faults_are_spread_over_every_room() -> None:
+    rooms = Counter(room for room, _ in FAULTS.values())
+    assert len(FAULTS) >= 60 and len(rooms) >= 10, rooms
+    wanted = {
+        "admission", "client", "control", "delivery", "dsn", "durability", "framing", "headers", "leases", "mx", "permissions", "plugins", "relay_rules",
+        "retry", "simulated", "stores", "tls_receiving", "tls_sending", "tokens",
+    }  # fmt: skip
+    assert wanted <= set(rooms), wanted - set(rooms)
