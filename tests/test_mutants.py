@@ -25,6 +25,11 @@ def test_planted_fault_names_text_that_occurs_once_and_stays_python(name: str) -
             compile(text.replace(edit.old, edit.new), edit.file, "exec")
 
 
+def test_every_room_of_the_server_has_planted_faults() -> None:
+    rooms = {room for room, _ in FAULTS.values()}
+    assert len(FAULTS) >= 60 and len(rooms) >= 10, sorted(rooms)
+
+
 def test_finders_of_planted_faults_exist() -> None:
     files = {
         finder.partition("::")[0]

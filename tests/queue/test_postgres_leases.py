@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 
-from pillarbox.queue.pgnode import free
+from pillarbox.queue.pgnode import SILENCE, free
 from pillarbox.queue.postgres import PostgresStore
 from tests.queue.test_store_contract import NOW, accept, claim, done, message, settle
 
@@ -89,3 +90,13 @@ def test_operator_holds_what_another_node_has_leased_and_its_outcome_stands(node
     settle(one, mine[1].key, done(0, "deferred", NOW + 5))
     assert [two.get(uid).recipients[0].state for uid in ("A", "B")] == ["delivered", "held"]
     assert claim(two, now=NOW + 10**6) == []
+
+
+def test_node_that_has_not_beaten_in_time_takes_itself_for_dead(nodes: Any) -> None:
+    """Before the others do: they wait for the whole lease, it begins nothing after three quarters of it."""
+    heart = nodes[0].heart
+    left = heart._alive_until - time.monotonic()
+    assert heart.is_alive and 0 < left <= heart.lease_s * SILENCE < heart.lease_s
+    for seconds, expected in ((5.0, True), (-0.001, False), (-60.0, False)):
+        heart._alive_until = time.monotonic() + seconds
+        assert heart.is_alive is expected

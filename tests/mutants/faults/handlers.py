@@ -64,10 +64,7 @@ FAULTS = (
         "delivery/route.py",
         "        if queued is not None and queued.startswith(HANDLER):\n            return UNMATCHED\n",
         "",
-        f"{_WAITING}::test_unmatched_mail_counts_no_attempt_and_expires_on_time",
-        _WAITING,
-        "-m",
-        "not alone",
+        f"{_WAITING}::test_workers_without_the_handler_keep_its_mail_until_a_reload",
     ),
     fault(
         "mail of an own domain is relayed",

@@ -100,7 +100,7 @@ FAULTS = (
         "queue/pgnode.py",
         "        return time.monotonic() < self._alive_until\n",
         "        return self._alive_until > 0\n",
-        f"{_SHARED}::test_row_119_a_paused_server_begins_nothing_when_it_goes_on",
+        "tests/queue/test_postgres_leases.py::test_node_that_has_not_beaten_in_time_takes_itself_for_dead",
     ),
     fault(
         "leases of a dead node stay",
