@@ -236,6 +236,7 @@ def test_system_calls_per_message(tmp_path: Path) -> None:
 LOG_US_PER_MESSAGE = 20.0
 
 
+@pytest.mark.alone
 @pytest.mark.parametrize("as_json", [False, True], ids=["text", "json"])
 def test_log_lines_of_a_message_cost_little(as_json: bool, tmp_path: Path) -> None:
     """Accepted and delivered, by processor time, the least of many rounds: a busy machine makes none of them cheaper."""
