@@ -70,7 +70,7 @@ class Lives:
             envelope = Envelope(sender, [], "8BITMIME", False, "HDRS", "id")
             for number, _ in enumerate(hops):
                 envelope.add(f"r{number}@{'Far' if number else 'near'}.test", ("FAILURE",), "rfc822;o@d.test")
-            message = Message(uid, envelope, Content(uid.encode()), self.now, self.now + 300, uid, {})
+            message = Message(uid, envelope, Content(uid.encode()), self.now, self.now + 60, uid, {})
             for recipient, hop in zip(message.recipients, hops, strict=True):
                 recipient.next_hop = hop
             if is_held:
@@ -88,7 +88,7 @@ class Lives:
 
     def claim(self) -> None:
         skip = self.rng.sample(HOPS, self.rng.choice([0, 0, 1, 2]))
-        is_expired, only = self.rng.random() < 0.25, self.rng.choice([None, list(HOPS[:1]), [*HOPS]])
+        is_expired, only = self.rng.random() < 0.4, self.rng.choice([None, list(HOPS[:1]), [*HOPS]])
 
         def act(store: Any, keys: dict[str, int]) -> list[Any]:
             until = self.now + 1000

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tests.mutants.model import fault
+from tests.mutants.model import Edit, Fault, fault
 
 _SCHEDULER = "queue/scheduler.py"
 _TESTS = "tests/queue/test_scheduler_leases.py"
@@ -58,13 +58,22 @@ FAULTS = (
         "",
         f"{_TESTS}::test_pause_outlives_a_restart",
     ),
-    fault(
+    # Either place alone would hold it.
+    Fault(
         "new mail is delivered while the queue is paused",
-        _SCHEDULER,
-        "        if not self._is_running or self.is_paused or message.is_held:\n            return message\n",
-        "        if not self._is_running or message.is_held:\n            return message\n",
-        f"{_TESTS}::test_pause_begins_nothing_until_resume",
-        f"{_TESTS}::test_pause_outlives_a_restart",
+        (
+            Edit(
+                _SCHEDULER,
+                "        if not self._is_running or self.is_paused or message.is_held:\n            return message\n",
+                "        if not self._is_running or message.is_held:\n            return message\n",
+            ),
+            Edit(
+                _SCHEDULER,
+                "        if message.leased_until is not None:\n            if self._is_running and not self.is_paused:\n",
+                "        if message.leased_until is not None:\n            if self._is_running:\n",
+            ),
+        ),
+        (f"{_TESTS}::test_pause_begins_nothing_until_resume",),
     ),
     fault(
         "cancelled work is reported",

@@ -108,13 +108,6 @@ FAULTS = (
         _MEMORY,
     ),
     fault(
-        "PostgreSQL: what is leased by another node is claimed",
-        _POSTGRES,
-        "  WHERE owner IS NULL AND due_at <= c.now AND next_hop <> ALL (%(skip)s::text[])\n",
-        "  WHERE due_at <= c.now AND next_hop <> ALL (%(skip)s::text[])\n",
-        _MEMORY,
-    ),
-    fault(
         "PostgreSQL: outcomes of a lease that is lost are settled",
         _POSTGRES,
         "d.number = s.number AND d.owner = %(me)s AND d.epoch = s.epoch\n  JOIN recipient",
