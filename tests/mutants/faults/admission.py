@@ -257,11 +257,4 @@ FAULTS = (
         "            keys",
         "tests/server/test_admission.py::test_admission_keeps_a_reserve_for_trusted_networks",
     ),
-    fault(
-        "workers each have the whole bound",
-        "server/limits.py",
-        "self._wanted = -(-options.max_sessions // self._workers)",
-        "self._wanted = options.max_sessions",
-        "tests/test_workers.py::test_the_queue_is_one_whichever_worker_has_the_mail",
-    ),
 )
