@@ -136,4 +136,11 @@ FAULTS = (
         "WHERE message_id = ANY(%(ids)s);\n\n-- name: dead_nodes",
         "tests/queue/test_postgres_leases.py",
     ),
+    fault(
+        "PostgreSQL: what is leased by another node is claimed",
+        _POSTGRES,
+        "    AND d.owner IS NULL AND d.due_at <= c.now AND d.next_hop <> ALL (%(skip)s::text[])\n  FOR UPDATE",
+        "    AND d.due_at <= c.now + 1000 AND d.next_hop <> ALL (%(skip)s::text[])\n  FOR UPDATE",
+        _MEMORY,
+    ),
 )
