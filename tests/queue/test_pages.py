@@ -13,7 +13,7 @@ from pillarbox.errors import StoreError
 from pillarbox.queue import control, pages
 from pillarbox.queue.adopt import Batch
 from pillarbox.queue.control import PAGE_RECIPIENTS, parse_query, perform
-from pillarbox.queue.model import Query
+from pillarbox.queue.model import Message, Query
 from pillarbox.queue.pages import list_queue, list_store
 from pillarbox.queue.sqlite import SqliteStore
 from pillarbox.queue.stopped import StoppedSteering
@@ -135,3 +135,9 @@ def test_list_while_a_shard_is_taken_over_yields_each_message_once(
     found = [next(rows)["uid"] for _ in range(read)]
     move(tmp_path, most)
     assert sorted(found + [row["uid"] for row in rows]) == uids
+
+
+def test_facts_that_are_no_object_are_taken_as_none() -> None:
+    """A row that another program wrote (hostile row 133)."""
+    made = message("A")
+    assert Message("B", made.envelope, made.content, NOW, NOW, facts=["x"]).facts == {}  # type: ignore[arg-type]

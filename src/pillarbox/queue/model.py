@@ -69,6 +69,9 @@ class Message:
         return bool(self.recipients) and self.recipients[0].state == "held"
 
     def __post_init__(self) -> None:
+        if not isinstance(self.facts, dict):
+            # A row that another program wrote.
+            self.facts = {}
         if not self.recipients:
             self.recipients = [
                 Recipient(n, r.address, "queued", r.notify, r.orcpt) for n, r in enumerate(self.envelope.recipients)
@@ -188,6 +191,10 @@ class View:
     attempts: list[Attempt] = field(default_factory=list)
     finished_at: float | None = None
     position: tuple[float, int] = (0.0, 0)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.facts, dict):
+            self.facts = {}
 
     @property
     def state(self) -> str:

@@ -304,7 +304,11 @@ class Scheduler:
     def _take_all(self, messages: list[Message]) -> None:
         for message in self._not_in_hand(messages):
             if self._is_running and not self.is_paused:
-                self._take(message)
+                try:
+                    self._take(message)
+                except Exception:
+                    # One row that makes no sense must not end the claims of all others (hostile row 133).
+                    _log.exception("queue: message %s: delivery failed to start; its lease ends first", message.uid)
             else:
                 self._give_back([Work(message)])
 
