@@ -40,10 +40,11 @@ else
 	$(BIN)/python -m pytest $(ARGS)
 endif
 
+# Tests that measure time or memory run without the tracer, which would be measured as well.
 coverage: .venv/.installed
 	@sh tools/install-test-programs.sh
 	$(BIN)/python -m pytest -n 4 --dist worksteal -m "not alone" --cov=pillarbox --cov-branch --cov-report=
-	$(BIN)/python -m pytest -m alone --cov=pillarbox --cov-branch --cov-report= --cov-append
+	$(BIN)/python -m pytest -m alone
 	$(BIN)/python -m coverage report --include='src/pillarbox/smtp/*,src/pillarbox/queue/*' --fail-under=95
 
 lint: .venv/.installed
